@@ -1,0 +1,162 @@
+"""`dspark eval`: acceptance, speed and exactness on prompts, with prompt lookup as the free baseline."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dspark.cli.options import (
+    BUNDLED,
+    DeviceOption,
+    DrafterOption,
+    DtypeOption,
+    JsonOption,
+    MaxTokensOption,
+    SeedOption,
+    TargetOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+)
+from dspark.foundation.errors import UserError
+
+if TYPE_CHECKING:
+    from dspark.cli.pair import Pair
+    from dspark.evaluation.evaluate import Mode, Task, Trial
+    from dspark.evaluation.identity import Comparison
+    from dspark.speculation.loop import Round
+    from dspark.speculation.sampling import Sampling
+
+
+def evaluate(
+    prompts: Annotated[
+        list[Path] | None,
+        typer.Option("--prompts", metavar="FILE...", help="Prompts, JSONL; each file is a domain of its own."),
+    ] = None,
+    domain: Annotated[
+        list[str] | None,
+        typer.Option("--domain", metavar="NAME=FILE...", help="Prompts of a domain with a name of your own."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="The first N prompts a domain.")] = None,
+    max_tokens: MaxTokensOption = 128,
+    temperature: TemperatureOption = 0.0,
+    top_k: TopKOption = 0,
+    top_p: TopPOption = 1.0,
+    seed: SeedOption = 0,
+    target: TargetOption = BUNDLED,
+    drafter: DrafterOption = BUNDLED,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    json: JsonOption = None,
+) -> None:
+    """Measure acceptance, speed and exactness.
+
+    Decodes every prompt's first turn plainly, with the drafter and by prompt lookup, interleaved.
+    """
+    from dspark.cli.eval_table import print_table
+    from dspark.cli.machine import load_now, machine_facts
+    from dspark.cli.pair import load_pair
+    from dspark.evaluation.summary import summarise
+    from dspark.foundation.artifacts import write_json
+    from dspark.speculation.sampling import Sampling
+
+    load = load_now()
+    sampling = Sampling(temperature, top_k, top_p)
+    files = domains_of(prompts or [], domain or [])
+    messages = _messages(files, limit)
+    pair = load_pair(target, drafter, dtype, device)
+    tasks = _tasks(pair, messages, seed)
+    figures = summarise(_trials(pair, tasks, sampling, max_tokens))
+    print_table(figures)
+    if json is not None:
+        settings = {"sampling": vars(sampling), "max_tokens": max_tokens, "seed": seed, "limit": limit}
+        sources = {name: [str(path) for path in paths] for name, paths in files.items()}
+        write_json(
+            json,
+            figures | pair.asdict() | settings | {"files": sources, "machine": machine_facts(pair.target.device, load)},
+        )
+
+
+def domains_of(prompts: list[Path], named: list[str]) -> dict[str, list[Path]]:
+    """Files by domain, in the order given: a file's own name, or the one before the equals sign."""
+    files: dict[str, list[Path]] = {}
+    for path in prompts:
+        files.setdefault(path.stem, []).append(path)
+    for text in named:
+        name, equals, path_text = text.partition("=")
+        if not equals or not name or not path_text:
+            raise UserError(f"--domain {text!r} is not understood; expected NAME=FILE")
+        files.setdefault(name, []).append(Path(path_text))
+    if not files:
+        raise UserError("no prompts were given; name files with --prompts FILE or --domain NAME=FILE")
+    return files
+
+
+def _messages(files: dict[str, list[Path]], limit: int | None) -> list[tuple[str, str, list[dict[str, str]]]]:
+    """(domain, id, messages of the first turn) of all prompts."""
+    from dspark.data.prompts import read_prompts
+
+    return [
+        (name, prompt.id, prompt.first_messages())
+        for name, paths in files.items()
+        for prompt in read_prompts(paths)[:limit]
+    ]
+
+
+def _tasks(pair: Pair, messages: list[tuple[str, str, list[dict[str, str]]]], seed: int) -> list[Task]:
+    from dspark.evaluation.evaluate import Task
+
+    tasks = []
+    limit = pair.target.max_positions
+    for name, identifier, turn in messages:
+        ids = pair.target.chat.prompt_ids(turn)
+        if len(ids) >= limit:
+            raise UserError(
+                f"the prompt {identifier!r} of {name} has {len(ids)} tokens, the context of"
+                f" {pair.target.name} holds {limit}; take it out"
+            )
+        own_seed = hashlib.sha256(f"{seed}/{name}/{identifier}".encode()).digest()[:7]
+        tasks.append(Task(name, identifier, ids, int.from_bytes(own_seed, "big")))
+    return tasks
+
+
+def _trials(pair: Pair, tasks: list[Task], sampling: Sampling, max_tokens: int) -> list[Trial]:
+    from dspark.evaluation.evaluate import measure
+    from dspark.evaluation.summary import tally_of
+    from dspark.foundation.progress import progress
+
+    def decode(task: Task, mode: Mode) -> list[Round]:
+        rounds = list(
+            pair.decoder.rounds(task.prompt_ids, mode=mode, sampling=sampling, seed=task.seed, max_tokens=max_tokens)
+        )
+        pair.target.chat.decode([token for each in rounds for token in each.tokens])
+        return rounds
+
+    judge = _judge(pair) if sampling.greedy else None
+    trials: list[Trial] = []
+    with progress(len(tasks), "eval", "prompts") as bar:
+        for trial in measure(tasks, decode, time.perf_counter, judge):
+            trials.append(trial)
+            bar.advance(1, tau=tally_of(trials, "dspark").tau)
+    return trials
+
+
+def _judge(pair: Pair) -> Callable[[Task, list[int], list[int]], Comparison]:
+    """Compares greedy texts; at a first difference plain's logits are computed anew, as plain did."""
+    from dspark.evaluation.identity import judge, replay
+    from dspark.targets.session import TargetSession
+
+    def compare(task: Task, plain_ids: list[int], other_ids: list[int]) -> Comparison:
+        capacity = len(task.prompt_ids) + len(plain_ids) + 1
+
+        def fresh() -> TargetSession:
+            return TargetSession(pair.target, capacity)
+
+        return judge(plain_ids, other_ids, replay(fresh, task.prompt_ids, plain_ids), pair.target.dtype)
+
+    return compare

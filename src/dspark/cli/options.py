@@ -1,0 +1,48 @@
+"""Options that several verbs share, so that they are spelt, checked and explained once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dspark.foundation.errors import UserError
+
+BUNDLED = "smollm2-135m"
+
+
+def check_json(path: Path | None) -> Path | None:
+    """Refuse a place for ``--json`` that can't be written, before hours of work and not after."""
+    if path is None:
+        return None
+    parent = path.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"--json {path} can't be written there; give the path of a file in a writable folder")
+    return path
+
+
+TargetOption = Annotated[
+    str, typer.Option("--target", help="Target: a folder, a hub id, a .gguf file or a bundled name.")
+]
+DrafterOption = Annotated[
+    str, typer.Option("--drafter", help="Drafter: a folder, a hub id or a bundled name.")
+]
+DtypeOption = Annotated[
+    str, typer.Option("--dtype", help="auto (bfloat16 where the machine is fast at it), bfloat16 or float32.")
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Fixes every random draw.")]
+TemperatureOption = Annotated[float, typer.Option("--temperature", help="0 is greedy.")]
+TopKOption = Annotated[int, typer.Option("--top-k", min=0, help="Keep the k likeliest tokens; 0 is off.")]
+TopPOption = Annotated[
+    float, typer.Option("--top-p", help="Keep the likeliest tokens of this mass; 1 is off.")
+]
+MaxTokensOption = Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer in tokens.")]
+JsonOption = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", callback=check_json, help="Write the figures to FILE."),
+]

@@ -1,0 +1,119 @@
+"""A target and the drafter that goes with it, from what people write after --target and --drafter."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dspark.cli.options import BUNDLED
+from dspark.cli.quiet import quieten
+from dspark.foundation.errors import UserError
+
+if TYPE_CHECKING:
+    from dspark.decoding.single import Decoder
+    from dspark.targets.model import Target
+
+CONFIG = "config.json"
+BUNDLED_DRAFTERS = (BUNDLED,)
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A decoder ready for use, and what its drafter was called (None: there is none)."""
+
+    decoder: Decoder
+    drafter: str | None
+
+    @property
+    def target(self) -> Target:
+        """The decoder's target."""
+        return self.decoder.target
+
+    def asdict(self) -> dict[str, Any]:
+        """What a --json says about the pair that was measured."""
+        return {
+            "target": self.target.name,
+            "drafter": self.drafter,
+            "dtype": str(self.target.dtype).removeprefix("torch."),
+            "device": str(self.target.device),
+        }
+
+
+def load_pair(
+    target: str = BUNDLED, drafter: str | None = BUNDLED, dtype: str = "auto", device: str = "auto"
+) -> Pair:
+    """Load both for inference; ``drafter`` None loads the target alone.
+
+    Raises UserError where either is missing or damaged, or where they don't fit each other.
+    """
+    folder = None if drafter is None else resolve_drafter(drafter)
+    loaded = load_quietly(target, dtype, device)
+
+    from dspark.decoding.single import Decoder
+    from dspark.drafters.checkpoint import load_drafter
+
+    if folder is None:
+        return Pair(Decoder(loaded), None)
+    model = load_drafter(folder, loaded.identity, loaded.ends, loaded.dtype, loaded.device)
+    model.pack()
+    return Pair(Decoder(loaded, model), drafter)
+
+
+def load_quietly(target: str, dtype: str = "auto", device: str = "auto") -> Target:
+    """Load a target for inference without the bars and advice of the library below."""
+    from dspark.targets.model import load_target
+
+    quieten()
+    return load_target(target, dtype, device)
+
+
+def resolve_drafter(drafter: str) -> Path:
+    """The checkpoint folder of a bundled name, a folder or a hub id; UserError where there is none."""
+    if drafter in BUNDLED_DRAFTERS:
+        return _bundled(drafter)
+    path = Path(drafter).expanduser()
+    if path.is_dir():
+        return _checked(path)
+    if path.exists():
+        raise UserError(f"--drafter {drafter} is a file; expected the folder of a checkpoint, with {CONFIG}")
+    if _HUB_ID.fullmatch(drafter) and not drafter.startswith("."):
+        return _from_hub(drafter)
+    raise UserError(
+        f"no drafter at {drafter!r}: expected a checkpoint folder, a hub id (owner/name) or a bundled name"
+        f" ({', '.join(BUNDLED_DRAFTERS)})"
+    )
+
+
+def _bundled(name: str) -> Path:
+    folder = Path(str(files("dspark"))) / "assets" / "drafters" / name
+    if not (folder / CONFIG).is_file():
+        raise UserError(
+            f"the bundled drafter {name!r} is not part of this installation; name one with --drafter"
+            " (`dspark train` leaves one in its run folder, as drafter/)"
+        )
+    return folder
+
+
+def _checked(path: Path) -> Path:
+    if (path / CONFIG).is_file():
+        return path
+    inner = path / "drafter"
+    hint = f"; did you mean {inner}?" if (inner / CONFIG).is_file() else ""
+    raise UserError(f"--drafter {path} has no {CONFIG}, so it is no checkpoint of a drafter{hint}")
+
+
+def _from_hub(repo: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, allow_patterns=["*.json", "*.safetensors"]))
+    except Exception as error:  # the hub client raises many kinds: offline, gated, missing
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(
+            f"no folder {repo!r} here, and the hub gave no drafter of that id ({reason});"
+            " check the name and the network"
+        ) from error

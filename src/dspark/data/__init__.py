@@ -1,0 +1,1 @@
+"""Prompts, answers of the target, and the features a drafter is trained on."""

@@ -1,0 +1,174 @@
+"""What a drafter is trained on: token ids with the target's hidden states, behind one type.
+
+The trainer asks a FeatureSource for batches and can't tell whether they are computed on the spot or were kept.
+Positions carry the target's tapped layers (the drafter's context) and its last hidden state (the target's
+distribution, through the frozen head); the logarithm of the softmax's full mass is stored per position, so that
+training never needs V-wide rows.
+
+Legend: B sequences, S positions, F = taps * d, d hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dspark.data.responses import Response
+from dspark.targets.model import Target
+from dspark.targets.ragged import RaggedBatch
+
+# Rows of one V-wide block while the softmax's mass is computed: 256 x 49,152 fp32 are 50 MB.
+_MASS_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Example:
+    """One supervised conversation turn: the answer's tokens are ``ids[start:]``."""
+
+    id: str
+    ids: list[int]
+    start: int
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """Padded features of B examples; rows from ``lengths[b]`` on are padding and never read.
+
+    ids, supervised ``[B, S]`` (answer tokens); taps ``[B, S, F]``; hidden ``[B, S, d]`` fp32 after the final norm and
+    log_mass ``[B, S]`` fp32, both valid from the position before the answer on; lengths ``[B]``.
+    """
+
+    ids: Tensor
+    supervised: Tensor
+    taps: Tensor
+    hidden: Tensor
+    log_mass: Tensor
+    lengths: Tensor
+
+
+class FeatureSource(Protocol):
+    """Random access to examples with their features."""
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        ...
+
+    def length(self, index: int) -> int:
+        """Tokens of one example."""
+        ...
+
+    def batch(self, indices: Sequence[int]) -> FeatureBatch:
+        """Features of the examples named."""
+        ...
+
+
+def examples_of(responses: Sequence[Response], max_tokens: int) -> list[Example]:
+    """Supervised examples, cut at ``max_tokens``; those with fewer than two answer tokens left teach nothing and are
+    dropped.
+
+    A stop id is in ``output_ids`` only where the answer really stopped, so it is a label exactly then.
+    """
+    examples = []
+    for response in responses:
+        ids = (response.prompt_ids + response.output_ids)[:max_tokens]
+        if len(ids) - len(response.prompt_ids) >= 2:
+            examples.append(Example(f"{response.id}/{response.turn}", ids, len(response.prompt_ids)))
+    return examples
+
+
+@dataclass(frozen=True)
+class _Kept:
+    taps_SF: Tensor
+    hidden_AD: Tensor
+    log_mass_A: Tensor
+
+
+class OnlineFeatures:
+    """Features by running the target when they are first asked for, kept in memory while they fit.
+
+    ``memory_bytes`` bounds what is kept (first come, first kept: an epoch in random order would flush any smaller
+    store of recent ones). ``keep_dtype`` is the dtype of kept taps; hidden states of answers stay fp32.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        examples: Sequence[Example],
+        taps: Sequence[int],
+        *,
+        memory_bytes: int = 0,
+        keep_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self._target = target
+        self._examples = examples
+        self._taps = tuple(taps)
+        self._memory_left = memory_bytes
+        self._keep_dtype = keep_dtype
+        self._kept: dict[int, _Kept] = {}
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def length(self, index: int) -> int:
+        """Tokens of one example."""
+        return len(self._examples[index].ids)
+
+    def batch(self, indices: Sequence[int]) -> FeatureBatch:
+        """Features of ``indices``; those not kept are computed in one ragged pass."""
+        missing = [index for index in indices if index not in self._kept]
+        computed = dict(zip(missing, self._compute(missing), strict=True)) if missing else {}
+        for index, features in computed.items():
+            self._keep(index, features)
+        return self._pad(indices, [computed.get(index) or self._kept[index] for index in indices])
+
+    def _compute(self, indices: list[int]) -> list[_Kept]:
+        examples = [self._examples[index] for index in indices]
+        counts = [len(example.ids) for example in examples]
+        # no_grad, not inference_mode: tensors made there can't be saved for a backward pass
+        with torch.no_grad():
+            cache = self._target.new_cache(len(examples), max(counts))
+            ids = torch.tensor([i for example in examples for i in example.ids], device=self._target.device)
+            step = self._target.forward(ids, RaggedBatch(cache, list(range(len(examples))), counts), self._taps)
+            assert step.features_TF is not None
+            kept = []
+            rows = zip(examples, step.features_TF.split(counts), step.hidden_TD.split(counts), strict=True)
+            for example, taps_SF, hidden_SD in rows:
+                answer_AD = hidden_SD[example.start - 1 :].float().clone()
+                kept.append(_Kept(taps_SF, answer_AD, self._log_mass(answer_AD)))
+        return kept
+
+    def _log_mass(self, hidden_AD: Tensor) -> Tensor:
+        """log of the softmax's denominator over the whole vocabulary, fp32 ``[A]``."""
+        blocks = hidden_AD.to(self._target.dtype).split(_MASS_ROWS)
+        return torch.cat([self._target.head(block).float().logsumexp(dim=-1) for block in blocks])
+
+    def _keep(self, index: int, features: _Kept) -> None:
+        taps_SF = features.taps_SF.to(self._keep_dtype, copy=True)
+        kept = _Kept(taps_SF, features.hidden_AD, features.log_mass_A)
+        size = sum(t.numel() * t.element_size() for t in (kept.taps_SF, kept.hidden_AD, kept.log_mass_A))
+        if size <= self._memory_left:
+            self._memory_left -= size
+            self._kept[index] = kept
+
+    def _pad(self, indices: Sequence[int], features: list[_Kept]) -> FeatureBatch:
+        examples = [self._examples[index] for index in indices]
+        longest = max(len(example.ids) for example in examples)
+        rows, device = len(examples), self._target.device
+        ids = torch.zeros(rows, longest, dtype=torch.long, device=device)
+        supervised = torch.zeros(rows, longest, dtype=torch.bool, device=device)
+        taps = torch.zeros(rows, longest, features[0].taps_SF.shape[-1], device=device)
+        hidden = torch.zeros(rows, longest, features[0].hidden_AD.shape[-1], device=device)
+        log_mass = torch.zeros(rows, longest, device=device)
+        for row, (example, kept) in enumerate(zip(examples, features, strict=True)):
+            end = len(example.ids)
+            ids[row, :end] = torch.tensor(example.ids, device=device)
+            supervised[row, example.start : end] = True
+            taps[row, :end] = kept.taps_SF
+            hidden[row, example.start - 1 : end] = kept.hidden_AD
+            log_mass[row, example.start - 1 : end] = kept.log_mass_A
+        lengths = torch.tensor([len(example.ids) for example in examples], device=device)
+        return FeatureBatch(ids, supervised, taps, hidden, log_mass, lengths)

@@ -1,0 +1,1 @@
+"""The core that turns prompts into answers, one request or many."""

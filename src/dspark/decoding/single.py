@@ -1,0 +1,67 @@
+"""One request at a time: the reference loop on a real target, plain, with a trained drafter, or with prompt lookup."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from dspark.drafters.dspark import DSparkDrafter
+from dspark.drafters.ngram import PromptLookup
+from dspark.drafters.state import DSparkState
+from dspark.foundation.errors import UserError
+from dspark.speculation.acceptance import Round
+from dspark.speculation.draws import SeededDraws
+from dspark.speculation.loop import DrafterState, generate
+from dspark.speculation.sampling import Sampling
+from dspark.targets.model import Target
+from dspark.targets.session import TargetSession
+
+Mode = Literal["plain", "dspark", "ngram"]
+
+# As many tokens as a drafter of the usual block size proposes.
+LOOKUP_BLOCK = 7
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A target with the drafter that was loaded for it (None: only plain decoding and prompt lookup)."""
+
+    target: Target
+    drafter: DSparkDrafter | None = None
+
+    def rounds(
+        self, prompt_ids: list[int], *, mode: Mode, sampling: Sampling, seed: int, max_tokens: int
+    ) -> Iterator[Round]:
+        """Decode ``prompt_ids`` round by round; plain decoding taps no layers and asks for no spare logits.
+
+        Raises UserError for a prompt that leaves no room in the target's context, or mode "dspark" without a drafter.
+        """
+        block = 0
+        taps: tuple[int, ...] = ()
+        state: DrafterState | None = None
+        if mode == "dspark":
+            if self.drafter is None:
+                raise UserError("speculative decoding was asked for without a drafter; give one with --drafter")
+            taps, block = self.drafter.config.target_layer_ids, self.drafter.config.block_size
+            state = DSparkState(self.drafter)
+        elif mode == "ngram":
+            state, block = PromptLookup(LOOKUP_BLOCK), LOOKUP_BLOCK
+        limit = self.target.max_positions
+        if len(prompt_ids) >= limit:
+            raise UserError(
+                f"the prompt has {len(prompt_ids)} tokens, the context of {self.target.name} holds {limit}; shorten it"
+            )
+        # A round may run up to a block beyond the last token that is kept.
+        capacity = min(limit, len(prompt_ids) + max_tokens) + block + 1
+        session = TargetSession(self.target, capacity, taps)
+        return generate(
+            session,
+            state,
+            prompt_ids,
+            sampling=sampling,
+            draws=SeededDraws(seed),
+            max_tokens=max_tokens,
+            stop_ids=self.target.stop_ids,
+            context_limit=limit,
+        )

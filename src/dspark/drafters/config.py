@@ -1,0 +1,142 @@
+"""What a DSpark drafter is: every size and choice, checked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from dspark.drafters.heads import MARKOV_HEADS
+from dspark.drafters.vocabulary import check_draft_ids
+from dspark.foundation.errors import UserError
+from dspark.nn.layer import LayerShape
+
+_POSITIVE = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "block_size",
+    "num_target_layers",
+    "max_position_embeddings",
+    "num_anchors",
+    "rope_theta",
+    "rms_norm_eps",
+)
+# By the annotation of a field; a bool is no number here.
+_KINDS: dict[str, tuple[Any, str]] = {
+    "int": (int, "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": (bool, "true or false"),
+    "str": (str, "a name"),
+}
+
+
+@dataclass(frozen=True)
+class DSparkConfig:
+    """DeepSpec's names, plus ``draft_ids``: the target ids that can be drafted (None: all).
+
+    ``target_layer_ids``: id i is the output of the target's layer i, -1 its embedding's output; the last
+    layer is not allowed, because its output is only known after the final norm. Raises UserError for anything
+    that does not fit together.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    num_target_layers: int
+    target_layer_ids: tuple[int, ...]
+    mask_token_id: int
+    block_size: int = 7
+    markov_rank: int = 256
+    markov_head_type: str = "vanilla"
+    enable_confidence_head: bool = True
+    confidence_head_with_markov: bool = True
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-6
+    max_position_embeddings: int = 32768
+    num_anchors: int = 512
+    draft_ids: tuple[int, ...] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self._check_kinds()
+        self._check_heads()
+        self._check_taps()
+        if not 0 <= self.mask_token_id < self.vocab_size:
+            raise UserError(
+                f"mask_token_id is {self.mask_token_id}; expected an id of the target's vocabulary, "
+                f"0 to {self.vocab_size - 1}"
+            )
+        if self.draft_ids is not None:
+            check_draft_ids(self.draft_ids, self.vocab_size)
+
+    @property
+    def draft_vocab_size(self) -> int:
+        """Width V_d of the drafter's logits."""
+        return self.vocab_size if self.draft_ids is None else len(self.draft_ids)
+
+    @property
+    def taps_width(self) -> int:
+        """Width L*d of the concatenated hidden states of the tapped layers."""
+        return len(self.target_layer_ids) * self.hidden_size
+
+    @property
+    def layer_shape(self) -> LayerShape:
+        """Sizes of one layer."""
+        return LayerShape(
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
+            heads=self.num_attention_heads,
+            kv_heads=self.num_key_value_heads,
+            head_dim=self.head_dim,
+            eps=self.rms_norm_eps,
+        )
+
+    def _check_kinds(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            kind, words = _KINDS.get(str(each.type), (object, ""))
+            if not isinstance(value, kind) or (isinstance(value, bool) and each.type != "bool"):
+                raise UserError(f"{each.name} is {value!r}; expected {words}")
+        for name in _POSITIVE:
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} is {getattr(self, name)!r}; expected more than 0")
+
+    def _check_heads(self) -> None:
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise UserError(
+                f"num_attention_heads is {self.num_attention_heads}; "
+                f"expected a multiple of num_key_value_heads, {self.num_key_value_heads}"
+            )
+        if self.head_dim % 2:
+            raise UserError(f"head_dim is {self.head_dim}; rotary embedding needs an even one")
+        if self.markov_rank == 0:
+            raise UserError(
+                "markov_rank is 0: a DFlash drafter without a sequential head, which is not supported; "
+                "use a DSpark drafter (markov_rank above 0)"
+            )
+        if self.markov_rank < 0:
+            raise UserError(f"markov_rank is {self.markov_rank}; expected more than 0")
+        if self.markov_head_type not in MARKOV_HEADS:
+            raise UserError(
+                f"markov_head_type is {self.markov_head_type!r}, which is not supported; "
+                f"expected one of: {', '.join(MARKOV_HEADS)}"
+            )
+
+    def _check_taps(self) -> None:
+        ids, last = self.target_layer_ids, self.num_target_layers - 1
+        if not ids or any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
+            raise UserError(f"target_layer_ids is {list(ids)}; expected at least one layer number")
+        if list(ids) != sorted(set(ids)):
+            raise UserError(f"target_layer_ids is {list(ids)}; expected ascending layers without repeats")
+        if ids[0] < -1 or ids[-1] >= last:
+            raise UserError(
+                f"target_layer_ids is {list(ids)}; expected -1 (the embedding) to {last - 1}: the target "
+                f"has {last + 1} layers, and the last one's output is only known after the final norm"
+            )

@@ -1,0 +1,135 @@
+"""A drafter's `config.json` in DeepSpec's layout: a flat Qwen3 configuration plus the drafter's own keys.
+
+What would change the computation and is not supported is refused here, never ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dspark.drafters.config import DSparkConfig
+from dspark.foundation.errors import UserError
+
+ARCHITECTURE = "Qwen3DSparkModel"
+_MODEL_TYPE = "qwen3"
+
+_SAME_NAME = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "num_target_layers",
+    "mask_token_id",
+    "block_size",
+    "markov_rank",
+    "rms_norm_eps",
+    "max_position_embeddings",
+)
+# Constants of the family: written as they are, and a checkpoint with another value is another model.
+_FIXED: dict[str, Any] = {
+    "attention_bias": False,
+    "hidden_act": "silu",
+    "use_sliding_window": False,
+    "rope_scaling": None,
+}
+# What readers of the format expect to find and what has no meaning for a drafter.
+_FILLER: dict[str, Any] = {
+    "attention_dropout": 0.0,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "initializer_range": 0.02,
+    "max_window_layers": 28,
+    "pad_token_id": None,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "use_cache": True,
+}
+
+
+def config_from_deepspec(values: Mapping[str, Any], draft_ids: tuple[int, ...] | None = None) -> DSparkConfig:
+    """Read a DSpark `config.json`. ``draft_ids``: the draft vocabulary that the checkpoint's tensors carry.
+
+    Raises UserError that names the key: another architecture or family, a missing key, a feature that is not
+    supported.
+    """
+    _check_family(values)
+    missing = [name for name in (*_SAME_NAME, "target_layer_ids") if values.get(name) is None]
+    if missing:
+        raise UserError(
+            f"config.json lacks {', '.join(missing)}; expected the keys of a {ARCHITECTURE} checkpoint"
+        )
+    taps = values["target_layer_ids"]
+    if not isinstance(taps, list):
+        raise UserError(f"target_layer_ids is {taps!r}; expected a list of layer numbers")
+    return DSparkConfig(
+        **{name: values[name] for name in _SAME_NAME},
+        target_layer_ids=tuple(taps),
+        markov_head_type=values.get("markov_head_type", "vanilla"),
+        # Absent means false to every reader of the format.
+        enable_confidence_head=values.get("enable_confidence_head", False),
+        confidence_head_with_markov=values.get("confidence_head_with_markov", False),
+        rope_theta=_rope_theta(values),
+        num_anchors=values.get("num_anchors", 512),
+        draft_ids=draft_ids,
+    )
+
+
+def config_to_deepspec(config: DSparkConfig, dtype: str) -> dict[str, Any]:
+    """`config.json` with ``dtype`` such as "bfloat16". The draft vocabulary has no place in this format."""
+    values: dict[str, Any] = {"architectures": [ARCHITECTURE], "model_type": _MODEL_TYPE, "dtype": dtype}
+    values |= {name: getattr(config, name) for name in _SAME_NAME}
+    values |= {name: fixed for name, fixed in _FIXED.items() if fixed is not None}
+    values |= _FILLER
+    values |= {
+        "layer_types": ["full_attention"] * config.num_hidden_layers,
+        "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
+        "target_layer_ids": list(config.target_layer_ids),
+        "num_anchors": config.num_anchors,
+        "markov_head_type": config.markov_head_type,
+        "enable_confidence_head": config.enable_confidence_head,
+        "confidence_head_with_markov": config.confidence_head_with_markov,
+    }
+    return dict(sorted(values.items()))
+
+
+def _check_family(values: Mapping[str, Any]) -> None:
+    architectures, family = values.get("architectures"), values.get("model_type")
+    if architectures != [ARCHITECTURE]:
+        raise UserError(
+            f"config.json: architectures is {architectures!r}, which is not supported; "
+            f"expected [{ARCHITECTURE!r}]"
+        )
+    if family != _MODEL_TYPE:
+        raise UserError(
+            f"config.json: model_type is {family!r}, which is not supported; expected {_MODEL_TYPE!r}"
+        )
+    for name, fixed in _FIXED.items():
+        if values.get(name, fixed) != fixed:
+            raise UserError(
+                f"config.json: {name} is {values[name]!r}, which is not supported; expected {fixed!r}"
+            )
+    kinds = values.get("layer_types")
+    if kinds is not None and (not isinstance(kinds, list) or set(kinds) != {"full_attention"}):
+        raise UserError(
+            f"config.json: layer_types is {kinds!r}, which is not supported; "
+            "expected full_attention throughout"
+        )
+
+
+def _rope_theta(values: Mapping[str, Any]) -> float:
+    rope = values.get("rope_parameters") or {}
+    plain = isinstance(rope, Mapping) and rope.get("rope_type", "default") == "default"
+    if not plain or rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise UserError(
+            f"config.json: rope_parameters is {rope!r}, which is not supported; expected rope_type 'default'"
+        )
+    theta = rope.get("rope_theta", values.get("rope_theta"))
+    if isinstance(theta, bool) or not isinstance(theta, int | float):
+        raise UserError(
+            f"config.json: rope_theta is {theta!r}; expected a number, in rope_parameters or by itself"
+        )
+    return float(theta)

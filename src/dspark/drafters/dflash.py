@@ -1,0 +1,146 @@
+"""The parallel stage: a small backbone that reads a whole block in one pass (DFlash).
+
+Legend: B sequences, S context rows, L tapped layers, d hidden size, A anchors of a sequence, K slots of a
+block, V_d draft vocabulary, H key/value heads, D head size. Context row i is position i of the sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding, linear
+
+from dspark.drafters.config import DSparkConfig
+from dspark.foundation.errors import UserError
+from dspark.nn.context import Context, ContextRows
+from dspark.nn.ends import Ends
+from dspark.nn.layer import DraftLayer
+from dspark.nn.norm import RMSNorm
+from dspark.nn.packed import PackedLinear, can_pack, pack_linears
+from dspark.nn.rope import rotary
+from dspark.nn.visibility import WHOLE_CONTEXT, BlockGroup, rows_before_anchors
+
+
+class DFlashBackbone(nn.Module):
+    """Context projection, draft layers and final norm; embedding and head are the target's.
+
+    ``embedding [V, d]`` and ``head [V_d, d]`` are plain frozen tensors: not parameters, not in the state
+    dict, and left where they are by ``.to()``. The head's rows of a pruned vocabulary are gathered once into
+    a tensor of their own.
+    """
+
+    def __init__(self, config: DSparkConfig, ends: Ends) -> None:
+        super().__init__()
+        _check_ends(config, ends)
+        self.config = config
+        self.embedding = ends.embedding.detach()
+        self.head, self.support = _head_rows(config, ends)
+        self.packed_head: PackedLinear | None = None
+        self.fc = nn.Linear(config.taps_width, config.hidden_size, bias=False)
+        self.hidden_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.layers = nn.ModuleList(DraftLayer(config.layer_shape) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the trained parameters (the norms are never packed, so they always tell)."""
+        return self.norm.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the trained parameters."""
+        return self.norm.weight.device
+
+    def forward(self, taps_BSLd: Tensor, anchor_ids_BA: Tensor, anchor_positions_BA: Tensor) -> Tensor:
+        """The whole parallel stage of training: ``h [B, A, K, d]`` of the tapped hidden states ``[B, S,
+        L*d]``.
+
+        Sequences are padded at the end: rows from an anchor on are never seen, whatever they hold.
+        """
+        positions_S = torch.arange(taps_BSLd.shape[1], device=taps_BSLd.device)
+        context = self.context_kv(self.project(taps_BSLd), positions_S[None])
+        return self.block_hidden(anchor_ids_BA, anchor_positions_BA, context)
+
+    def project(self, taps_BSLd: Tensor) -> Tensor:
+        """``H_ctx [B, S, d]`` of the tapped hidden states ``[B, S, L*d]`` (Eq. 2)."""
+        context: Tensor = self.hidden_norm(self.fc(taps_BSLd))
+        return context
+
+    def context_kv(self, context_BSd: Tensor, positions_BS: Tensor) -> list[ContextRows]:
+        """For every layer the keys (normed, rotated) and values ``[B, H, S, D]`` of ``H_ctx`` (Eq. 3)."""
+        at = rotary(positions_BS, self.config.head_dim, self.config.rope_theta)
+        return [layer.self_attn.context(context_BSd, at) for layer in self._draft_layers()]
+
+    def block_hidden(
+        self,
+        anchor_ids_BA: Tensor,
+        anchor_positions_BA: Tensor,
+        context: Sequence[Context],
+        *,
+        whole_context: bool = False,
+    ) -> Tensor:
+        """``h [B, A, K, d]`` after the final norm, for A blocks of each sequence at once.
+
+        Slot j of a block sits at position anchor + j and predicts the token at anchor + j + 1. A block sees
+        the context rows strictly before its anchor and, in both directions, itself; never another block.
+        ``whole_context``: there is one block a sequence and every context row is before its anchor
+        (decoding), so that nothing needs a mask.
+        """
+        config = self.config
+        x_BAKd = self._block_inputs(anchor_ids_BA)
+        slots_K = torch.arange(config.block_size, device=anchor_positions_BA.device)
+        at = rotary(anchor_positions_BA[..., None] + slots_K, config.head_dim, config.rope_theta)
+        if whole_context:
+            assert anchor_ids_BA.shape[1] == 1, "several blocks of one sequence can't do without a mask"
+            groups: Sequence[BlockGroup] = WHOLE_CONTEXT
+        else:
+            query_groups = config.num_attention_heads // config.num_key_value_heads
+            rows = context[0].length
+            groups = rows_before_anchors(anchor_positions_BA, rows, config.block_size, query_groups)
+        for layer, rows_of_layer in zip(self._draft_layers(), context, strict=True):
+            x_BAKd = layer(x_BAKd, at, rows_of_layer, groups)
+        hidden: Tensor = self.norm(x_BAKd)
+        return hidden
+
+    def base_logits(self, hidden: Tensor) -> Tensor:
+        """``U [..., V_d]`` of ``h [..., d]`` through the frozen head, in the head's dtype."""
+        hidden = hidden.to(self.head.dtype)
+        return linear(hidden, self.head) if self.packed_head is None else self.packed_head(hidden)
+
+    def pack(self) -> None:
+        """Repack the linear layers and the head for few rows (fp32 on a CPU); no training or saving after."""
+        pack_linears(self)
+        if can_pack(self.head):
+            self.packed_head = PackedLinear(self.head, None)
+
+    def _draft_layers(self) -> list[DraftLayer]:
+        return cast("list[DraftLayer]", list(self.layers))
+
+    def _block_inputs(self, anchor_ids_BA: Tensor) -> Tensor:
+        """The anchor's embedding, then K - 1 times the mask's: ``[B, A, K, d]``."""
+        masks = anchor_ids_BA.new_full(
+            (*anchor_ids_BA.shape, self.config.block_size - 1), self.config.mask_token_id
+        )
+        tokens_BAK = torch.cat((anchor_ids_BA[..., None], masks), dim=-1)
+        return embedding(tokens_BAK, self.embedding).to(self.dtype)
+
+
+def _check_ends(config: DSparkConfig, ends: Ends) -> None:
+    expected = (config.vocab_size, config.hidden_size)
+    for name, matrix in (("embedding", ends.embedding), ("head", ends.head)):
+        if tuple(matrix.shape) != expected:
+            raise UserError(
+                f"the target's {name} is {list(matrix.shape)}, the drafter was made for {list(expected)} "
+                "(vocabulary, hidden size); use it with the target it was trained for"
+            )
+
+
+def _head_rows(config: DSparkConfig, ends: Ends) -> tuple[Tensor, Tensor | None]:
+    head = ends.head.detach()
+    if config.draft_ids is None:
+        return head, None
+    support = torch.tensor(config.draft_ids, dtype=torch.int64, device=head.device)
+    return head[support], support

@@ -1,0 +1,89 @@
+"""Where tensors live and in which precision: "auto" is decided here and nowhere else.
+
+PyTorch is imported inside the functions, so that naming a device costs nothing.
+The CUDA branches follow PyTorch's documentation and have not been run on a GPU yet.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dspark.foundation.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("auto", "bfloat16", "float32")
+_BF16_FLAGS = (
+    "avx512_bf16",
+    "amx_bf16",
+)  # instructions that multiply bf16; without them PyTorch emulates it, slower than fp32
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """The device called ``name``: "auto" (CUDA where there is one, else the CPU), "cpu", "cuda" or "cuda:N".
+
+    Raises UserError for a name that PyTorch doesn't know, another kind of device, or a GPU that isn't there.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device {name!r} is not known; expected auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise UserError(
+                f"device {name!r} asked for, but PyTorch sees {count} CUDA devices here; use --device cpu"
+            )
+    elif device.type != "cpu":
+        raise UserError(f"device {name!r} is not supported; expected auto, cpu, cuda or cuda:N")
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype called ``name`` ("auto", "bfloat16" or "float32") on ``device``.
+
+    "auto" is bfloat16 where the hardware computes in it (a CPU with avx512_bf16 or AMX, a GPU from Ampere
+    on), else float32. Raises UserError for another name.
+    """
+    import torch
+
+    if name == "auto":
+        fast = cuda_is_fast_at_bf16(device) if device.type == "cuda" else cpu_is_fast_at_bf16()
+        return torch.bfloat16 if fast else torch.float32
+    if name not in DTYPES:
+        raise UserError(f"dtype {name!r} is not supported; expected one of {', '.join(DTYPES)}")
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def cpu_is_fast_at_bf16() -> bool:
+    """Whether this CPU multiplies bf16 in hardware (avx512_bf16 or AMX)."""
+    import torch
+
+    report = getattr(torch.cpu, "get_capabilities", None)  # not in every version we accept
+    if report is not None:
+        capabilities = report()
+        return any(bool(capabilities.get(flag, False)) for flag in _BF16_FLAGS)
+    return cpuinfo_has_bf16(Path("/proc/cpuinfo"))
+
+
+def cpuinfo_has_bf16(path: Path) -> bool:
+    """Whether the first processor in a Linux cpuinfo file has the instructions; False without such a file."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    return any(flag in flags for flag in _BF16_FLAGS)
+
+
+def cuda_is_fast_at_bf16(device: torch.device) -> bool:
+    """Whether this GPU computes in bf16 itself: compute capability 8.0 (Ampere) or later."""
+    import torch
+
+    return torch.cuda.get_device_capability(device) >= (8, 0)

@@ -1,0 +1,28 @@
+"""The two frozen matrices that a drafter borrows from its target.
+
+Legend: V vocabulary, d hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Embedding and language-model head of the target, both ``[V, d]``; the same tensor where they are tied."""
+
+    embedding: Tensor
+    head: Tensor
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of rows V."""
+        return self.embedding.shape[0]
+
+    @property
+    def hidden_size(self) -> int:
+        """Width d."""
+        return self.embedding.shape[1]

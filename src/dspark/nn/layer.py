@@ -1,0 +1,101 @@
+"""One pre-norm layer of a block drafter: attention over context and own block, then the feed-forward network.
+
+Legend: B sequences, A blocks of a sequence, K slots of a block, d hidden size, S context rows, Q query heads,
+H key/value heads, G = Q / H, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from dspark.nn.context import Context, ContextRows
+from dspark.nn.mlp import SwiGLU
+from dspark.nn.norm import RMSNorm
+from dspark.nn.rope import Rotary, rotate
+from dspark.nn.visibility import BlockGroup
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """Sizes of a layer; the family is Qwen3's (no biases, head norms on q and k, SwiGLU)."""
+
+    hidden_size: int
+    intermediate_size: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    eps: float
+
+
+class BlockAttention(nn.Module):
+    """Attention of a block to the context before its anchor and, in both directions, to itself (Eq. 3)."""
+
+    def __init__(self, shape: LayerShape) -> None:
+        super().__init__()
+        self.kv_heads, self.head_dim = shape.kv_heads, shape.head_dim
+        self.q_proj = nn.Linear(shape.hidden_size, shape.heads * shape.head_dim, bias=False)
+        self.k_proj = nn.Linear(shape.hidden_size, shape.kv_heads * shape.head_dim, bias=False)
+        self.v_proj = nn.Linear(shape.hidden_size, shape.kv_heads * shape.head_dim, bias=False)
+        self.o_proj = nn.Linear(shape.heads * shape.head_dim, shape.hidden_size, bias=False)
+        self.q_norm = RMSNorm(shape.head_dim, shape.eps)
+        self.k_norm = RMSNorm(shape.head_dim, shape.eps)
+
+    def context(self, context_BSd: Tensor, at: Rotary) -> ContextRows:
+        """Keys (normed, rotated) and values of ``H_ctx``, which does not pass the layer's input norm."""
+        k_BSHD, v_BSHD = self._keys_values(context_BSd, at)
+        return ContextRows(k_BSHD.transpose(1, 2), v_BSHD.transpose(1, 2))
+
+    def forward(self, x_BAKd: Tensor, at: Rotary, context: Context, groups: Sequence[BlockGroup]) -> Tensor:
+        """``[B, A, K, d]`` to ``[B, A, K, d]``; ``groups`` say which blocks go together and what they see."""
+        q_BAKQD = rotate(self.q_norm(self._split(self.q_proj(x_BAKd))), at)
+        q_BHGAKD = q_BAKQD.view(*q_BAKQD.shape[:3], self.kv_heads, -1, self.head_dim).permute(0, 3, 4, 1, 2, 5)
+        k_BHAKD, v_BHAKD = (t.permute(0, 3, 1, 2, 4) for t in self._keys_values(x_BAKd, at))
+        attended = [
+            _attend(
+                q_BHGAKD[:, :, :, group.blocks],
+                *context.join(
+                    k_BHAKD[:, :, group.blocks].flatten(2, 3),
+                    v_BHAKD[:, :, group.blocks].flatten(2, 3),
+                    group.rows,
+                ),
+                group.mask,
+            )
+            for group in groups
+        ]
+        out_BHGAKD = attended[0] if len(attended) == 1 else torch.cat(attended, dim=3)
+        out: Tensor = self.o_proj(out_BHGAKD.permute(0, 3, 4, 1, 2, 5).flatten(3))
+        return out
+
+    def _keys_values(self, x: Tensor, at: Rotary) -> tuple[Tensor, Tensor]:
+        return rotate(self.k_norm(self._split(self.k_proj(x))), at), self._split(self.v_proj(x))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:-1], -1, self.head_dim)
+
+
+class DraftLayer(nn.Module):
+    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``."""
+
+    def __init__(self, shape: LayerShape) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(shape.hidden_size, shape.eps)
+        self.self_attn = BlockAttention(shape)
+        self.post_attention_layernorm = RMSNorm(shape.hidden_size, shape.eps)
+        self.mlp = SwiGLU(shape.hidden_size, shape.intermediate_size)
+
+    def forward(self, x_BAKd: Tensor, at: Rotary, context: Context, groups: Sequence[BlockGroup]) -> Tensor:
+        """``[B, A, K, d]`` to ``[B, A, K, d]``."""
+        x_BAKd = x_BAKd + self.self_attn(self.input_layernorm(x_BAKd), at, context, groups)
+        out: Tensor = x_BAKd + self.mlp(self.post_attention_layernorm(x_BAKd))
+        return out
+
+
+def _attend(q_BHGAKD: Tensor, k_BHND: Tensor, v_BHND: Tensor, mask: Tensor | None) -> Tensor:
+    # The query heads that share a key/value head become one longer query: keys and values are never repeated.
+    folded = scaled_dot_product_attention(q_BHGAKD.flatten(2, 4), k_BHND, v_BHND, attn_mask=mask)
+    return folded.view(q_BHGAKD.shape)

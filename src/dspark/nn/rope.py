@@ -1,0 +1,34 @@
+"""Rotary position embedding, half-split form: element i of a head is rotated together with element i + D/2.
+
+Legend: D head size, N heads; leading axes are free.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Rotary(NamedTuple):
+    """Cosines and sines of the angles at some positions, fp32, both ``[..., 1, D/2]`` (the 1 stands for the
+    heads).
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+
+def rotary(positions: Tensor, head_dim: int, theta: float) -> Rotary:
+    """Angles ``position * theta^(-2i/D)`` for ``positions [...]`` (integers)."""
+    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+    angles = positions[..., None, None].float() * (1.0 / theta**exponents)
+    return Rotary(angles.cos(), angles.sin())
+
+
+def rotate(x: Tensor, at: Rotary) -> Tensor:
+    """Rotate ``x [..., N, D]`` to the positions of ``at``; in fp32, returned in the dtype of ``x``."""
+    first, second = x.float().chunk(2, dim=-1)
+    turned = (first * at.cos - second * at.sin, second * at.cos + first * at.sin)
+    return torch.cat(turned, dim=-1).to(x.dtype)

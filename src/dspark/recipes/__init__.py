@@ -1,0 +1,1 @@
+"""Shipped training recipes, one YAML file each."""

@@ -1,0 +1,182 @@
+"""A demo as one HTML page that stands alone: no script, no network, nothing beside it.
+
+Whatever comes from a model, a file or a command line passes through ``_text``.
+"""
+
+from __future__ import annotations
+
+import re
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+
+from dspark.foundation.artifacts import write_atomic
+from dspark.report.bars import bar, strip
+from dspark.report.demo import DemoRecord, PairFigures, Showing, Spread
+from dspark.report.spans import Span
+from dspark.report.story import cautions, explanation, method
+
+# Bytes that no HTML document may hold.
+_FORBIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+# The page asks for nothing and runs nothing, whatever a text on it says.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def write_page(path: Path, record: DemoRecord) -> None:
+    """Write the page whole or not at all."""
+    text = page(record)
+    write_atomic(path, lambda temporary: _write(temporary, text))
+
+
+def page(record: DemoRecord) -> str:
+    """The HTML document."""
+    style = (files("dspark") / "assets" / "demo" / "page.css").read_text(encoding="utf-8")
+    body = "\n".join(
+        [
+            _header(record),
+            _warnings(record),
+            _speeds(record),
+            _section("What happened", "".join(f"<p>{_text(p)}</p>" for p in explanation(record))),
+            _texts(record),
+            _setting(record),
+        ]
+    )
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta name="color-scheme" content="light dark">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        f"<title>DSpark demo: {_text(record.target)}</title>\n<style>\n{style}</style>\n</head>\n"
+        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _header(record: DemoRecord) -> str:
+    pair = record.overall
+    same = f"{pair.equal}/{pair.total}"
+    facts = [
+        (f"{pair.speedup:.2f}×", "the tokens a second of plain decoding"),
+        (f"{pair.tau:.2f}", "tokens gained a round (tau)"),
+        (same, "texts identical to plain decoding"),
+    ]
+    tiles = "".join(f"<div><dt>{_text(label)}</dt><dd>{_text(figure)}</dd></div>" for figure, label in facts)
+    return (
+        f'<header>\n<p class="kicker">DSpark demo</p>\n'
+        f"<h1>The same text, in fewer passes</h1>\n"
+        f"<p>{_text(record.target)} answering {len(record.showings)} prompts, plain and with the drafter"
+        f' {_text(record.drafter)}.</p>\n<dl class="tiles">{tiles}</dl>\n</header>'
+    )
+
+
+def _warnings(record: DemoRecord) -> str:
+    kind = "warning failure" if record.overall.unexplained else "warning"
+    notes = "".join(f"<p>{_text(caution)}</p>" for caution in cautions(record))
+    return f'<aside class="{kind}">{notes}</aside>' if notes else ""
+
+
+def _speeds(record: DemoRecord) -> str:
+    rows = [*record.pairs, record.overall] if len(record.pairs) > 1 else list(record.pairs)
+    largest = max(spread.high for pair in rows for spread in (pair.plain, pair.spec))
+    groups = "".join(_bars(pair, largest) for pair in record.pairs)
+    head = "".join(
+        f'<th scope="col">{name}</th>'
+        for name in (
+            "",
+            "plain tok/s",
+            "speculative tok/s",
+            "speed-up",
+            "tau",
+            "drafts accepted",
+            "identical",
+        )
+    )
+    body = "".join(_row(pair) for pair in rows)
+    return _section(
+        "Tokens a second",
+        f'<div class="bars">{groups}</div>\n<div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        f'<tbody>{body}</tbody></table></div>\n<p class="note">{_text(method(record))}</p>',
+    )
+
+
+def _bars(pair: PairFigures, largest: float) -> str:
+    lines = ""
+    for kind, name, spread in (("plain", "plain", pair.plain), ("spec", "speculative", pair.spec)):
+        drawn = bar(spread, largest, kind, f"{pair.domain}, {name}: {spread.median:.1f} tokens a second")
+        lines += f'<span class="name">{name}</span>{drawn}<span class="value">{spread.median:.1f}</span>'
+    head = f'<h3>{_text(pair.domain)} <span class="gain">{pair.speedup:.2f}×</span></h3>'
+    return f'<div class="group">{head}<div class="pair">{lines}</div></div>'
+
+
+def _row(pair: PairFigures) -> str:
+    share = f"{100 * pair.accepted / pair.drafted:.0f} %" if pair.drafted else "-"
+    same = f"{pair.equal}/{pair.total}" + (f" ({pair.unexplained} unexplained)" if pair.unexplained else "")
+    cells = [_spread(pair.plain), _spread(pair.spec)]
+    cells += [_text(text) for text in (f"{pair.speedup:.2f}×", f"{pair.tau:.2f}", share, same)]
+    return (
+        f'<tr><th scope="row">{_text(pair.domain)}</th>' + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
+    )
+
+
+def _spread(spread: Spread) -> str:
+    return f"{spread.median:.1f} <small>{spread.low:.1f}–{spread.high:.1f}</small>"
+
+
+def _texts(record: DemoRecord) -> str:
+    legend = (
+        '<p class="legend"><mark>Marked</mark>: drafted and accepted. Unmarked: the target’s own token, one a round.'
+        " In the strips each column is a round, read from the foot:"
+        ' <span class="key"><i class="own"></i>the target’s own token</span>'
+        ' <span class="key"><i class="accepted"></i>accepted drafts</span>'
+        ' <span class="key"><i class="rejected"></i>rejected drafts</span></p>'
+    )
+    return _section("The texts", legend + "".join(_showing(one) for one in record.showings))
+
+
+def _showing(one: Showing) -> str:
+    code = " code" if one.domain == "code" else ""
+    marked = "".join(_span(span, one) for span in one.spec_spans)
+    bad = ' class="bad"' if one.verdict.unexplained else ""
+    rate = f"tau {one.tau:.2f}, {one.accepted} of {one.drafted} drafted tokens accepted in {len(one.rounds)} rounds"
+    return (
+        f'<article>\n<p class="kicker">{_text(one.domain)}</p>\n<h3>{_text(one.prompt)}</h3>\n'
+        f'<div class="sides"><div><h4>plain <span>{one.plain_tok_s:.1f} tok/s</span></h4>'
+        f'<div class="text{code}">{_text(one.plain_text)}</div></div>'
+        f"<div><h4>speculative <span>{one.spec_tok_s:.1f} tok/s</span></h4>"
+        f'<div class="text{code}">{marked}</div></div></div>\n{strip(one.rounds)}\n'
+        f'<p class="note">{_text(rate)}. Texts: <span{bad}>{_text(one.verdict.sentence())}</span>.</p>\n</article>\n'
+    )
+
+
+def _span(span: Span, one: Showing) -> str:
+    if not span.accepted:
+        return _text(span.text)
+    # Round 0 reads the prompt and drafts nothing: the strip begins with round 1.
+    fate = one.rounds[span.round - 1]
+    title = f"round {span.round}: {fate.accepted} of {fate.drafted} drafted tokens accepted"
+    return f'<mark title="{_text(title)}">{_text(span.text)}</mark>'
+
+
+def _setting(record: DemoRecord) -> str:
+    facts = {
+        "target": record.target,
+        "drafter": f"{record.drafter} (blocks of {record.block})",
+        "dtype": record.dtype,
+        **record.machine,
+        "date": record.date,
+        "took": f"{record.seconds:.0f} s, without loading",
+        "command": record.command,
+    }
+    rows = "".join(f"<div><dt>{_text(key)}</dt><dd>{_text(value)}</dd></div>" for key, value in facts.items())
+    return _section("Setting", f'<dl class="facts">{rows}</dl>')
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section>\n<h2>{_text(title)}</h2>\n{body}\n</section>"
+
+
+def _text(text: str) -> str:
+    return escape(_FORBIDDEN.sub("\N{REPLACEMENT CHARACTER}", text), quote=True)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,1 @@
+"""The law of lossless speculative sampling: pure functions on small tensors, no modules, no device code."""

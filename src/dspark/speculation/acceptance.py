@@ -1,0 +1,114 @@
+"""What a round gained, counted exactly as the specification pools it.
+
+Shapes: `_K` drafted slots, `_V` vocabulary; leading dimensions are free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of one request. Round 0 is prefill: one token, nothing drafted.
+
+    `tokens` are the output ids of the round, cut at the stop id or the limit. The first `accepted` of them
+    are accepted drafts, what follows is the target's own token; accepted drafts behind the cut are not
+    counted. `drafted` were proposed, `verified` of them were run through the target. `finish` is None while
+    it goes on.
+    """
+
+    index: int
+    tokens: tuple[int, ...]
+    drafted: int
+    verified: int
+    accepted: int
+    finish: Finish | None
+
+    @property
+    def observed(self) -> int:
+        """Slots with a known fate: slot k counts where it was verified and all before it stand uncut."""
+        return min(self.verified, len(self.tokens))
+
+
+@dataclass
+class RoundTally:
+    """Pooled counts of the rounds of any number of prompts.
+
+    tau = (output tokens minus one a prompt) / rounds: prefill's token and round are not counted.
+    """
+
+    prompts: int = 0
+    rounds: int = 0
+    tokens: int = 0
+    drafted: int = 0
+    verified: int = 0
+    accepted: int = 0
+    observed_at: list[int] = field(default_factory=list)
+    accepted_at: list[int] = field(default_factory=list)
+
+    def add(self, round: Round) -> None:
+        """Count one round."""
+        if round.index == 0:
+            self.prompts += 1
+            return
+        self.rounds += 1
+        self.tokens += len(round.tokens)
+        self.drafted += round.drafted
+        self.verified += round.verified
+        self.accepted += round.accepted
+        self._widen(round.drafted)
+        for k in range(round.observed):
+            self.observed_at[k] += 1
+            self.accepted_at[k] += k < round.accepted
+
+    def extend(self, rounds: Iterable[Round]) -> None:
+        """Count many rounds."""
+        for round in rounds:
+            self.add(round)
+
+    def merge(self, other: RoundTally) -> None:
+        """Add another tally's counts to this one."""
+        for name in ("prompts", "rounds", "tokens", "drafted", "verified", "accepted"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self._widen(len(other.observed_at))
+        for k, (observed, accepted) in enumerate(zip(other.observed_at, other.accepted_at, strict=True)):
+            self.observed_at[k] += observed
+            self.accepted_at[k] += accepted
+
+    @property
+    def tau(self) -> float:
+        """Tokens gained a round, the target's own included; NaN without rounds."""
+        return self.tokens / self.rounds if self.rounds else float("nan")
+
+    @property
+    def conditional_acceptance(self) -> list[float]:
+        """[K]: accepted at k over rounds where k was verified and k-1 accepted; NaN where there were none."""
+        return [a / n if n else float("nan") for a, n in zip(self.accepted_at, self.observed_at, strict=True)]
+
+    @property
+    def survival(self) -> list[float]:
+        """[K]: running product of the conditional acceptance."""
+        return [float(a) for a in survival(torch.tensor(self.conditional_acceptance, dtype=torch.float64))]
+
+    def _widen(self, slots: int) -> None:
+        missing = slots - len(self.observed_at)
+        self.observed_at += [0] * missing
+        self.accepted_at += [0] * missing
+
+
+def acceptance_probability(p_d: Tensor, p_t: Tensor) -> Tensor:
+    """Eq. 8: probability that a draft from p_d is accepted, 1 - TV: [..., V], [..., V] -> [...]."""
+    return 1 - 0.5 * (p_d - p_t).abs().sum(dim=-1)
+
+
+def survival(c: Tensor) -> Tensor:
+    """a_k = prod_{i<=k} c_i of conditional probabilities: [..., K] -> [..., K], never increasing in k."""
+    return c.cumprod(dim=-1)

@@ -1,0 +1,211 @@
+"""The reference draft-verify loop for one request: the oracle that every faster engine is held against.
+
+A round: the drafter proposes x_1..x_K after the anchor x_0, a hook keeps a prefix of l, the target runs
+x_0..x_l in one pass, rejection sampling accepts n of them and adds one token, both caches roll back to the
+committed tokens.
+
+Shapes: `_KV` drafted tokens times the draft's support, `_NV` rows of target logits, `_TF` positions times L*d
+tapped features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dspark.foundation.errors import UserError
+from dspark.speculation.acceptance import Finish, Round, survival
+from dspark.speculation.draws import Draws, Purpose
+from dspark.speculation.rejection import Verdict, verify
+from dspark.speculation.sampling import Sampling, distribution
+
+__all__ = [
+    "Draft",
+    "DrafterState",
+    "Round",
+    "Sample",
+    "Step",
+    "TargetState",
+    "VerifyLength",
+    "generate",
+    "verify_all",
+]
+
+# (slot, logits over the draft's support) -> (index into the support, the probabilities it was drawn from).
+Sample = Callable[[int, Tensor], tuple[int, Tensor]]
+
+# (number of drafts, at least 1; their survival a[K], None without a confidence head) -> how many to verify.
+#
+# To stay lossless the decision about x_k may depend on the past and on what was known before x_k was drawn,
+# so a hook that reads the present survival must walk it from the left and stop early (Algorithm 1). A search
+# over the whole array lets a_k, which knows x_1..x_{k-1}, decide whether x_1 is verified: App. A's bias.
+VerifyLength = Callable[[int, Tensor | None], int]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One target pass: logits of the last rows, and the tapped features of all rows where the target taps."""
+
+    logits_NV: Tensor
+    features_TF: Tensor | None
+
+
+class TargetState(Protocol):
+    """One request on the frozen model."""
+
+    @property
+    def length(self) -> int:
+        """Positions in the cache."""
+        ...
+
+    def extend(self, ids: list[int], logits: int) -> Step:
+        """Run ids at positions length.. and return the logits of the last `logits` rows."""
+        ...
+
+    def truncate(self, length: int) -> None:
+        """Forget the positions from `length` on."""
+        ...
+
+
+@dataclass(frozen=True)
+class Draft:
+    """K drafted tokens and what they were drawn from.
+
+    probs[K, V_d] are the tensors that were sampled from, over `support` (int64[V_d] target ids, ascending) or
+    over the whole vocabulary where that is None. confidence[K] are logits of c_k (Eq. 7), which never see
+    x_k.
+    """
+
+    tokens: list[int]
+    probs: Tensor
+    support: Tensor | None = None
+    confidence: Tensor | None = None
+
+    def dense(self, vocab_size: int) -> Tensor:
+        """p_d[K, V] over the target's vocabulary: zero outside the support."""
+        if self.support is None:
+            return self.probs
+        p_KV = self.probs.new_zeros(len(self.tokens), vocab_size)
+        p_KV[:, self.support] = self.probs
+        return p_KV
+
+    def survival(self) -> Tensor | None:
+        """a[K], the running product of c_k; None without confidence."""
+        return None if self.confidence is None else survival(torch.sigmoid(self.confidence))
+
+
+class DrafterState(Protocol):
+    """One request on the drafter."""
+
+    def draft(self, ids: list[int], features: Tensor | None, sample: Sample) -> Draft:
+        """Propose tokens after ids[-1], the anchor; ids are all committed ids and stay the loop's own.
+
+        features[n, L*d] are the rows of the positions committed since the last call, never the anchor's: at
+        every call the rows received so far are those of ids[:-1]. Each token comes from `sample`, slots from
+        0.
+        """
+        ...
+
+
+def verify_all(drafted: int, survival: Tensor | None) -> int:
+    """The default hook: every draft is verified."""
+    return drafted
+
+
+def generate(
+    target: TargetState,
+    drafter: DrafterState | None,
+    prompt_ids: list[int],
+    *,
+    sampling: Sampling,
+    draws: Draws,
+    max_tokens: int,
+    stop_ids: Collection[int] = (),
+    verify_length: VerifyLength = verify_all,
+    context_limit: int | None = None,
+) -> Iterator[Round]:
+    """Yield the rounds of one completion; without a drafter this is plain decoding, one token a round.
+
+    The joined tokens of the rounds have exactly the law of plain decoding. Output ends behind the first stop
+    id (which is kept), after max_tokens, or where prompt and output together fill context_limit positions.
+    Never more is verified than the remaining room can hold: the room depends on the past only, so this is
+    lossless. Raises UserError for an empty prompt, max_tokens < 1, or a prompt that leaves no room.
+    """
+    limit = _output_limit(len(prompt_ids), max_tokens, context_limit)
+    ids = list(prompt_ids)
+    stops = frozenset(stop_ids)
+    step = target.extend(ids, logits=1)
+    p_V = distribution(step.logits_NV[-1], sampling)
+    token = draws.categorical(p_V, round=0, slot=0, purpose=Purpose.RESIDUAL)
+    tokens, finish = _cut([token], limit, stops)
+    features_TF = step.features_TF
+    yield Round(0, tuple(tokens), drafted=0, verified=0, accepted=0, finish=finish)
+    index = 0
+    while finish is None:
+        index += 1
+        ids += tokens
+        room = limit - (len(ids) - len(prompt_ids))
+        draft = Draft([], p_V.new_zeros(0, len(p_V)))
+        if drafter is not None and room > 1:  # the last token of the room is always the target's own
+            draft = drafter.draft(ids, features_TF, _sampler(sampling, draws, index))
+        asked = verify_length(len(draft.tokens), draft.survival()) if draft.tokens else 0
+        length = max(0, min(asked, len(draft.tokens), room - 1))
+        verdict, features_TF = _settle(target, ids[-1], draft, length, sampling, draws, index)
+        tokens, finish = _cut([*draft.tokens[: verdict.accepted], verdict.next_token], room, stops)
+        accepted = min(verdict.accepted, len(tokens))
+        yield Round(index, tuple(tokens), len(draft.tokens), length, accepted, finish)
+
+
+def _settle(
+    target: TargetState,
+    anchor: int,
+    draft: Draft,
+    length: int,
+    sampling: Sampling,
+    draws: Draws,
+    round: int,
+) -> tuple[Verdict, Tensor | None]:
+    """Verify the first `length` drafts and roll the target back; the features are those of x_0..x_n."""
+    start = target.length
+    kept = draft.tokens[:length]
+    step = target.extend([anchor, *kept], logits=length + 1)
+    p_t_NV = distribution(step.logits_NV, sampling)
+    verdict = verify(kept, draft.dense(p_t_NV.shape[-1])[:length], p_t_NV, draws, round)
+    committed = verdict.accepted + 1  # anchor and accepted drafts; the token after them has not run yet
+    target.truncate(start + committed)
+    return verdict, None if step.features_TF is None else step.features_TF[:committed]
+
+
+def _output_limit(prompt: int, max_tokens: int, context_limit: int | None) -> int:
+    if prompt == 0:
+        raise UserError("the prompt is empty; expected at least one token id")
+    if max_tokens < 1:
+        raise UserError(f"max_tokens is {max_tokens}; expected at least 1")
+    if context_limit is None:
+        return max_tokens
+    if prompt >= context_limit:
+        raise UserError(
+            f"the prompt has {prompt} tokens, the context holds {context_limit}; shorten the prompt"
+        )
+    return min(max_tokens, context_limit - prompt)
+
+
+def _sampler(sampling: Sampling, draws: Draws, round: int) -> Sample:
+    def sample(slot: int, logits_V: Tensor) -> tuple[int, Tensor]:
+        p_V = distribution(logits_V, sampling)
+        return draws.categorical(p_V, round=round, slot=slot, purpose=Purpose.DRAFT), p_V
+
+    return sample
+
+
+def _cut(tokens: list[int], room: int, stops: frozenset[int]) -> tuple[list[int], Finish | None]:
+    """Cut behind the first stop id or at the end of the room, and say which it was (a stop id wins)."""
+    tokens = tokens[:room]
+    for i, token in enumerate(tokens):
+        if token in stops:
+            return tokens[: i + 1], "stop"
+    return tokens, "length" if len(tokens) == room else None

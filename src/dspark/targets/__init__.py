@@ -1,0 +1,1 @@
+"""Frozen Hugging Face models behind one attention seam."""

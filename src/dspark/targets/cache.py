@@ -1,0 +1,64 @@
+"""Keys and values of the target for a fixed number of slots, one request a slot.
+
+Legend: N slots, S positions a slot, H key/value heads, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dspark.foundation.errors import UserError
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """Key/value heads and head size of one decoder layer."""
+
+    heads: int
+    head_dim: int
+
+
+class KVCache:
+    """Preallocated ``[N, S, H, D]`` tensors per layer; a slot's length moves up with tokens and back with
+    rejections.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[LayerShape],
+        slots: int,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        if slots < 1 or capacity < 1:
+            raise UserError(f"a cache of {slots} slots and {capacity} positions was asked for; both must be at least 1")
+        self.slots = slots
+        self.capacity = capacity
+        shapes = [(slots, capacity, layer.heads, layer.head_dim) for layer in layers]
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+        self.lengths = [0] * slots
+
+    @property
+    def bytes(self) -> int:
+        """Memory held, in bytes."""
+        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget positions from ``length`` on (rejected drafts); the rows are overwritten by the next tokens."""
+        assert 0 <= length <= self.lengths[slot], (length, self.lengths[slot])
+        self.lengths[slot] = length
+
+    def release(self, slot: int) -> None:
+        """Empty a slot for the next request."""
+        self.lengths[slot] = 0
+
+    def store(self, layer: int, rows_T: Tensor, key_HTD: Tensor, value_HTD: Tensor) -> None:
+        """Write one step's keys and values at flat rows ``slot * S + position``."""
+        for cache, new in ((self.keys[layer], key_HTD), (self.values[layer], value_HTD)):
+            cache.view(-1, *cache.shape[2:]).index_copy_(0, rows_T, new.transpose(0, 1))

@@ -1,0 +1,44 @@
+"""Text to token ids and back, through the target's own tokenizer and chat template."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from dspark.foundation.errors import UserError
+
+Message = Mapping[str, str]
+
+
+class Chat:
+    """The target's tokenizer; ``prompt_ids`` is the one place where messages become ids."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    @cached_property
+    def tokenizer_hash(self) -> str:
+        """Hash of the id of every token: with the same hash, ids mean the same to a drafter."""
+        vocabulary = sorted(self._tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
+        return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of ``messages`` as the template renders them, ready for the assistant's answer."""
+        if not getattr(self._tokenizer, "chat_template", None):
+            raise UserError("the target has no chat template; use a chat model, or raw prompts (--raw)")
+        rendered = self._tokenizer.apply_chat_template(
+            [dict(m) for m in messages], add_generation_prompt=True, tokenize=True
+        )
+        return list(rendered["input_ids"])
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of raw text, with whatever the tokenizer itself puts in front."""
+        return list(self._tokenizer(text)["input_ids"])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ``ids`` without special tokens."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text

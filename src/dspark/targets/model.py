@@ -1,0 +1,219 @@
+"""A frozen Hugging Face causal language model behind the attention seam.
+
+Legend: T tokens of a ragged batch, d hidden size, F = taps * d, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+
+from dspark.foundation.devices import resolve_device, resolve_dtype
+from dspark.foundation.errors import UserError
+from dspark.foundation.identity import ModelIdentity
+from dspark.nn.ends import Ends
+from dspark.nn.packed import pack_linears
+from dspark.speculation.sampling import Sampling
+from dspark.targets.attention import SEAM
+from dspark.targets.cache import KVCache, LayerShape
+from dspark.targets.chat import Chat
+from dspark.targets.probe import probe, probe_ids
+from dspark.targets.ragged import RaggedBatch
+from dspark.targets.sources import Source, resolve_source
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What one step leaves: last hidden states ``[T, d]`` (after the final norm) and tapped features ``[T, F]`` or
+    None.
+    """
+
+    hidden_TD: Tensor
+    features_TF: Tensor | None
+
+
+class Target:
+    """Public face of a target: ``embed``, ``head``, ``forward`` over a ragged batch, ``new_cache``; nothing is
+    trained.
+    """
+
+    def __init__(self, model: PreTrainedModel, chat: Chat, source: Source, *, pack: bool = True) -> None:
+        """Put ``model`` behind the seam and probe it; raises UserError where it can't be served exactly."""
+        self.name = source.name
+        _refuse_unservable(model, self.name)
+        config = model.config
+        self.config = config
+        self.architecture = type(model).__name__
+        self.chat = chat
+        self.device = model.device
+        self.dtype = model.dtype
+        self.hidden_size: int = config.hidden_size
+        self.vocab_size: int = config.vocab_size
+        self.num_layers: int = config.num_hidden_layers
+        self.max_positions: int = config.max_position_embeddings
+        self.stop_ids = _stop_ids(model.generation_config, config)
+        self.recommended = source.sampling or _recommended(model.generation_config)
+        self._model = model.eval().requires_grad_(False)
+        self._base: Any = model.base_model
+        embedding: Any = model.get_input_embeddings()
+        head: Any = model.get_output_embeddings()
+        self.ends = Ends(embedding.weight, head.weight)
+        self.weights_hash  # noqa: B018  # hashed before packing replaces the head
+        with torch.inference_mode():
+            model.set_attn_implementation("eager")
+            ids = probe_ids(self.vocab_size).to(self.device)
+            eager_logits_TV = model(input_ids=ids[None], use_cache=False).logits[0]
+            model.set_attn_implementation(SEAM)
+            if pack:
+                self.pack()
+            probe(self, eager_logits_TV)
+
+    def pack(self) -> None:
+        """Drop the readable linear weights for faster frozen ones (fp32 on a CPU; elsewhere nothing changes)."""
+        pack_linears(self._model)
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """Hash of the bf16-rounded embedding and head: what a drafter was trained against."""
+        digest = hashlib.sha256()
+        for matrix in {id(m): m for m in (self.ends.embedding, self.ends.head)}.values():
+            digest.update(matrix.detach().to(torch.bfloat16).cpu().contiguous().view(torch.int16).numpy().tobytes())
+        return digest.hexdigest()
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Who this target is, as checkpoints of drafters record it."""
+        fields = (
+            "model_type",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "vocab_size",
+        )
+        shape = {name: getattr(self.config, name, None) for name in fields}
+        return ModelIdentity(
+            name=self.name,
+            architecture=self.architecture,
+            hidden_size=self.hidden_size,
+            vocab_size=self.vocab_size,
+            num_layers=self.num_layers,
+            config_hash=hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest(),
+            weights_hash=self.weights_hash,
+            tokenizer_hash=self.chat.tokenizer_hash,
+        )
+
+    def new_cache(self, slots: int, capacity: int) -> KVCache:
+        """An empty K/V cache for ``slots`` requests of at most ``capacity`` positions each."""
+        head_dim = getattr(self.config, "head_dim", None) or self.hidden_size // self.config.num_attention_heads
+        layers = [LayerShape(self.config.num_key_value_heads, head_dim)] * self.num_layers
+        return KVCache(layers, slots, capacity, self.dtype, self.device)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings ``[..., d]`` as the first layer receives them."""
+        return torch.nn.functional.embedding(ids, self.ends.embedding)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits ``[..., V]`` of last hidden states ``[..., d]``."""
+        logits: Tensor = self._model.get_output_embeddings()(hidden)
+        return logits
+
+    def forward(self, ids_T: Tensor, batch: RaggedBatch, taps: Sequence[int] = ()) -> Forward:
+        """Run one ragged step and append its keys and values to the cache.
+
+        ``taps``: 0-based layer ids whose OUTPUT is returned, concatenated in that order; -1 is the embedding output.
+        """
+        output = self._base(
+            input_ids=ids_T[None],
+            position_ids=batch.positions_T[None],
+            use_cache=False,
+            ragged_batch=batch,
+            output_hidden_states=[tap + 1 for tap in taps] or False,
+        )
+        batch.commit()
+        features = None
+        if taps:
+            # Entry i + 1 is the output of layer i; those not asked for are None.
+            features = torch.cat([output.hidden_states[tap + 1][0] for tap in taps], dim=-1)
+        return Forward(output.last_hidden_state[0], features)
+
+    def layer_weights(self, index: int) -> dict[str, Tensor]:
+        """Weights of decoder layer ``index`` by their Hugging Face names; before ``pack`` only."""
+        layers: Any = self._base.layers
+        return dict(layers[index].state_dict())
+
+    def final_norm_weight(self) -> Tensor:
+        """Weight ``[d]`` of the norm before the head."""
+        weight: Tensor = self._base.norm.weight
+        return weight
+
+
+def load_target(target: str, dtype: str = "auto", device: str = "auto", pack: bool = True) -> Target:
+    """Load the target named ``target`` (see ``resolve_source``); ``pack=False`` keeps its weights readable."""
+    source = resolve_source(target)
+    where = resolve_device(device)
+    try:
+        config = AutoConfig.from_pretrained(source.folder)
+        model = AutoModelForCausalLM.from_pretrained(
+            source.folder, config=config, dtype=resolve_dtype(dtype, where), attn_implementation="eager"
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source.folder)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{source.folder} does not load as a Hugging Face causal language model: {reason}") from error
+    model.to(device=where)
+    return Target(model, Chat(tokenizer), source, pack=pack)
+
+
+def _stop_ids(generation: GenerationConfig | None, config: Any) -> frozenset[int]:
+    found = getattr(generation, "eos_token_id", None)
+    if found is None:
+        found = getattr(config, "eos_token_id", None)
+    if found is None:
+        return frozenset()
+    return frozenset(found if isinstance(found, list) else [found])
+
+
+def _recommended(generation: GenerationConfig | None) -> Sampling:
+    """The model's own recommended sampling, from its generation config; temperature 1 where it says nothing."""
+    temperature = getattr(generation, "temperature", None)
+    if getattr(generation, "do_sample", None) is False:
+        return Sampling(temperature=0.0)
+    return Sampling(
+        temperature=1.0 if temperature is None else float(temperature),
+        top_k=int(getattr(generation, "top_k", None) or 0),
+        top_p=float(getattr(generation, "top_p", None) or 1.0),
+    )
+
+
+# What a decoder-only transformer's configuration says; a model without them is of another kind.
+_NEEDED = ("hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+
+
+def _refuse_unservable(model: PreTrainedModel, name: str) -> None:
+    """Raise UserError for what the configuration alone rules out; the self-probe finds the rest.
+
+    Recurrent state can't be rolled back after a rejection, and length-switched RoPE changes with a neighbour's length.
+    """
+    config = model.config
+    if getattr(model, "_is_stateful", False):
+        raise UserError(
+            f"{name} keeps recurrent state, which can't be rolled back after a rejected draft; use another target"
+        )
+    missing = [field for field in (*_NEEDED, "max_position_embeddings") if getattr(config, field, None) is None]
+    if missing:
+        raise UserError(f"{name} ({type(model).__name__}) has no {', '.join(missing)} in its config; use another target")
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if kinds - {"full_attention", "sliding_attention"}:
+        raise UserError(f"{name} has layers of type {', '.join(sorted(kinds))}; only attention layers can be served")
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope in {"dynamic", "longrope"}:
+        raise UserError(f"{name} uses RoPE of type {rope!r}, which changes logits with the length; use another target")

@@ -1,0 +1,1 @@
+"""Training a drafter: anchors, losses, schedule, validation, runs on disk."""

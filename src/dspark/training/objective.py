@@ -1,0 +1,80 @@
+"""From a batch of features to one loss: blocks, their slots, and the weighted terms (Eq. 12).
+
+Legend: B sequences, A anchors, K slots of a block, N supervised slots, d hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dspark.data.features import FeatureBatch
+from dspark.drafters.dspark import DSparkDrafter
+from dspark.training.anchors import Blocks
+from dspark.training.losses import Mix, Slots, confidence_loss, distribution_loss
+from dspark.training.recipe import LossSettings
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Weighted means over the supervised slots; ``loss`` is differentiable, ``slots`` their number."""
+
+    loss: Tensor
+    hard_ce: float
+    soft_ce: float
+    l1: float
+    confidence: float
+    slots: int
+
+
+def supervised_slots(
+    drafter: DSparkDrafter, batch: FeatureBatch, blocks: Blocks, decay: float
+) -> tuple[Slots, Tensor, Tensor]:
+    """Slots with weights exp(-(k-1)/decay) normalised to sum one; and their previous ids ``[N]`` and slot numbers
+    ``[N]``.
+    """
+    hidden_BAKd = drafter(batch.taps, blocks.anchor_ids, blocks.anchor_positions)
+    row_N, anchor_N, slot_N = blocks.supervised.nonzero(as_tuple=True)
+    at_N = blocks.anchor_positions[row_N, anchor_N] + slot_N
+    previous_N = blocks.previous[row_N, anchor_N, slot_N]
+    weights_N = torch.exp(-slot_N / decay)
+    slots = Slots(
+        hidden=hidden_BAKd[row_N, anchor_N, slot_N],
+        embedded=drafter.markov_head.embed(previous_N),
+        target_hidden=batch.hidden[row_N, at_N],
+        log_mass=batch.log_mass[row_N, at_N],
+        labels=_draft_index(drafter, blocks.labels[row_N, anchor_N, slot_N]),
+        weights=weights_N / weights_N.sum(),
+    )
+    return slots, previous_N, slot_N
+
+
+def objective(drafter: DSparkDrafter, batch: FeatureBatch, blocks: Blocks, settings: LossSettings) -> Terms:
+    """The training loss of one batch; at least one slot must be supervised."""
+    slots, previous_N, _ = supervised_slots(drafter, batch, blocks, settings.decay)
+    mix = Mix(hard_ce=settings.hard_ce, soft_ce=settings.soft_ce, l1=settings.l1)
+    distances = distribution_loss(slots, drafter.head, drafter.markov_head.markov_w2.weight, mix)
+    loss = distances.loss
+    confidence = loss.new_zeros(())
+    if drafter.confidence_head is not None:
+        logits_N = drafter.confidence_logits(slots.hidden, previous_N)
+        confidence = confidence_loss(logits_N, distances.l1, slots.weights)
+        loss = loss + settings.confidence * confidence
+    return Terms(
+        loss=loss,
+        hard_ce=float(slots.weights @ distances.hard_ce),
+        soft_ce=float(slots.weights @ distances.soft_ce),
+        l1=float(slots.weights @ distances.l1),
+        confidence=float(confidence.detach()),
+        slots=len(slots.weights),
+    )
+
+
+def _draft_index(drafter: DSparkDrafter, ids_N: Tensor) -> Tensor:
+    """Index of target ids in the draft vocabulary, -1 where they are not in it."""
+    if drafter.support is None:
+        return ids_N
+    at_N = torch.searchsorted(drafter.support, ids_N).clamp(max=len(drafter.support) - 1)
+    return torch.where(drafter.support[at_N] == ids_N, at_N, -1)

@@ -1,0 +1,84 @@
+"""What a training run is: one strict configuration, saved with the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dspark.foundation.settings import Settings
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Weight = Annotated[float, Field(ge=0.0)]
+
+
+class DataSettings(Settings):
+    """Answers of the target and how their features are held."""
+
+    responses: tuple[Path, ...] = Field(min_length=1)
+    max_tokens: Positive = 512
+    """Conversations are cut at this many tokens, prompt included."""
+    held_out_percent: Annotated[int, Field(gt=0, lt=100)] = 5
+    """Share of ids, by hash, that is never trained on: validation and every development choice use it."""
+    feature_memory_gb: Annotated[float, Field(ge=0.0)] = 6.0
+    """Features of the target are kept up to this size and computed anew beyond it."""
+    feature_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+
+
+class DrafterSettings(Settings):
+    """Shape of the drafter; sizes that are not here are the target's own."""
+
+    layers: Positive = 3
+    block_size: Positive = 7
+    markov_rank: Positive = 64
+    draft_vocab_size: Annotated[int, Field(ge=0)] = 8192
+    """The most frequent ids of the training answers; 0 drafts over the whole vocabulary."""
+    target_layer_ids: tuple[int, ...] = Field(min_length=1)
+    mask_token_id: Annotated[int, Field(ge=0)]
+    initial: Literal["target", "random"] = "target"
+
+
+class LossSettings(Settings):
+    """Weights of the loss terms (Eq. 9-12; soft cross-entropy beside the hard one) and of the slots,
+    exp(-(k-1)/decay).
+    """
+
+    hard_ce: Weight = 0.0
+    soft_ce: Weight = 0.5
+    l1: Weight = 1.0
+    confidence: Weight = 0.3
+    decay: Annotated[float, Field(gt=0.0)] = 4.0
+
+
+class OptimizerSettings(Settings):
+    """AdamW with linear warm-up and a cosine to zero."""
+
+    lr: Annotated[float, Field(gt=0.0)] = 1.5e-3
+    warmup: Share = 0.04
+    weight_decay: Weight = 0.0
+    clip: Annotated[float, Field(gt=0.0)] = 1.0
+
+
+class TrainerSettings(Settings):
+    """Length and rhythm of a run."""
+
+    steps: Positive = 1600
+    sequences: Positive = 8
+    anchors: Positive = 24
+    seed: int = 0
+    validate_every: Positive = 200
+    validation_examples: Positive = 40
+    save_every: Positive = 100
+
+
+class Recipe(Settings):
+    """Everything that decides the outcome of a run."""
+
+    target: str = "smollm2-135m"
+    data: DataSettings
+    drafter: DrafterSettings
+    loss: LossSettings = LossSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    trainer: TrainerSettings = TrainerSettings()

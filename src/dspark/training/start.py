@@ -1,0 +1,87 @@
+"""A new drafter for a target: its sizes, its draft vocabulary, its first weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from dspark.data.features import Example
+from dspark.drafters.config import DSparkConfig
+from dspark.drafters.dspark import DSparkDrafter
+from dspark.drafters.initialise import initialise_from_target
+from dspark.foundation.errors import UserError
+from dspark.targets.model import Target
+from dspark.training.recipe import Recipe
+
+
+def new_drafter(recipe: Recipe, target: Target, training: Sequence[Example]) -> DSparkDrafter:
+    """A drafter as ``recipe`` describes it, before its first step; the target must not be packed yet."""
+    settings = recipe.drafter
+    draft_ids = None
+    if settings.draft_vocab_size:
+        answers = (token for example in training for token in example.ids[example.start :])
+        draft_ids = draft_vocabulary(answers, settings.draft_vocab_size, target.vocab_size, target.stop_ids)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.trainer.seed)
+        drafter = DSparkDrafter(_config(recipe, target, draft_ids), target.ends)
+    if settings.initial == "target":
+        sources = range(target.num_layers - settings.layers, target.num_layers)
+        if sources.start < 0:
+            raise UserError(
+                f"drafter.layers is {settings.layers}, but {target.name} has only {target.num_layers} to start from"
+            )
+        layers = [target.layer_weights(index) for index in sources]
+        # H_ctx starts as the last tapped layer's output, normed as the target's next layer would norm it.
+        following = target.layer_weights(max(settings.target_layer_ids) + 1)
+        initialise_from_target(
+            drafter,
+            layers,
+            final_norm=target.final_norm_weight(),
+            hidden_norm=following["input_layernorm.weight"],
+        )
+    return drafter.to(target.device)
+
+
+def draft_vocabulary(answers: Iterable[int], size: int, vocab_size: int, always: Iterable[int]) -> tuple[int, ...]:
+    """The ``size`` ids that occur most often in ``answers``, ascending; ``always`` ids are in it whatever their count.
+
+    Ties and unused room go to the lowest ids, where tokenizers keep special and single-byte tokens.
+    """
+    if size > vocab_size:
+        raise UserError(
+            f"drafter.draft_vocab_size is {size}, the target's vocabulary {vocab_size}; use 0 for the whole of it"
+        )
+    kept = set(always)
+    if len(kept) > size:
+        raise UserError(f"drafter.draft_vocab_size is {size}, but {len(kept)} stop ids must be in it; use more")
+    counts = Counter(answers)
+    ranked = sorted((i for i in range(vocab_size) if i not in kept), key=lambda i: (-counts[i], i))
+    return tuple(sorted(kept | set(ranked[: size - len(kept)])))
+
+
+def _config(recipe: Recipe, target: Target, draft_ids: tuple[int, ...] | None) -> DSparkConfig:
+    settings, model = recipe.drafter, target.config
+    rope: dict[str, Any] = getattr(model, "rope_parameters", None) or {}
+    head_dim = getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads
+    return DSparkConfig(
+        vocab_size=target.vocab_size,
+        hidden_size=target.hidden_size,
+        intermediate_size=model.intermediate_size,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=model.num_attention_heads,
+        num_key_value_heads=model.num_key_value_heads,
+        head_dim=head_dim,
+        num_target_layers=target.num_layers,
+        target_layer_ids=settings.target_layer_ids,
+        mask_token_id=settings.mask_token_id,
+        block_size=settings.block_size,
+        markov_rank=settings.markov_rank,
+        rope_theta=float(rope.get("rope_theta", 10000.0)),
+        rms_norm_eps=model.rms_norm_eps,
+        max_position_embeddings=target.max_positions,
+        num_anchors=recipe.trainer.anchors,
+        draft_ids=draft_ids,
+    )

@@ -1,0 +1,221 @@
+"""Training a drafter for a frozen target, in one process.
+
+A step is a pure function of the recipe and its number: which examples, which anchors, which learning rate. So a run
+that was killed goes on from its last state as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections import deque
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dspark.data.features import Example, FeatureSource, OnlineFeatures, examples_of
+from dspark.data.prompts import held_out
+from dspark.data.responses import Response, read_responses
+from dspark.drafters.checkpoint import save_drafter
+from dspark.drafters.dspark import DSparkDrafter
+from dspark.foundation.errors import UserError
+from dspark.foundation.progress import progress
+from dspark.foundation.records import JsonlWriter
+from dspark.targets.model import Target, load_target
+from dspark.training.anchors import blocks_at, choose_anchors
+from dspark.training.objective import Terms, objective
+from dspark.training.recipe import DataSettings, Recipe
+from dspark.training.run import Run
+from dspark.training.schedule import Batches, generator_at, learning_rate
+from dspark.training.start import new_drafter
+from dspark.training.validation import Validation, validate
+
+# Steps whose losses are averaged for the log and the progress bar.
+_LOG_EVERY = 10
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run did; ``tokens`` counts the tokens of the sequences trained on, epochs counted anew, in this
+    process.
+    """
+
+    steps: int
+    tokens: int
+    seconds: float
+    tokens_per_second: float
+    validation: Validation
+    peak_memory_bytes: int
+
+    def asdict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return asdict(self)
+
+
+def train(recipe: Recipe, run_folder: Path, resume: bool) -> TrainResult:
+    """Train as ``recipe`` says and leave the drafter in ``run_folder/drafter``; ``resume`` goes on with what is
+    there.
+    """
+    run = Run(run_folder, recipe, resume=resume)
+    training, held = _examples(recipe.data)
+    target = load_target(recipe.target, pack=False)
+    drafter = new_drafter(recipe, target, training)
+    target.pack()
+    trainer = Trainer(recipe, run, target, drafter, training, held)
+    if run.has_state:
+        trainer.load(run.load_state())
+    return trainer.run_to_end()
+
+
+class Trainer:
+    """State of a run: drafter, optimiser, step."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        run: Run,
+        target: Target,
+        drafter: DSparkDrafter,
+        training: list[Example],
+        held: list[Example],
+    ) -> None:
+        self.recipe, self.run, self.target, self.drafter = recipe, run, target, drafter
+        self.step = 0
+        self._counts = {
+            "train": len(training),
+            "train_tokens": sum(len(e.ids) - e.start for e in training),
+            "held_out": len(held),
+        }
+        self._training = self._source(training, int(recipe.data.feature_memory_gb * 1e9))
+        kept = sum(len(e.ids) for e in held[: recipe.trainer.validation_examples]) * 5 * 4 * target.hidden_size * 2
+        self._held = self._source(held[: recipe.trainer.validation_examples], kept)
+        lengths = [len(example.ids) for example in training]
+        self._batches = Batches(lengths, recipe.trainer.sequences, recipe.trainer.seed)
+        settings = recipe.optimizer
+        self.optimizer = torch.optim.AdamW(
+            drafter.parameters(), lr=settings.lr, betas=(0.9, 0.95), weight_decay=settings.weight_decay
+        )
+        self._recent: deque[dict[str, float]] = deque(maxlen=_LOG_EVERY)
+
+    def run_to_end(self) -> TrainResult:
+        """Steps until the recipe's number, saving and validating on the way."""
+        settings = self.recipe.trainer
+        started, tokens = time.perf_counter(), 0
+        validation = None
+        with JsonlWriter(self.run.log) as log, progress(settings.steps - self.step, "train", "steps") as bar:
+            while self.step < settings.steps:
+                validation = None
+                tokens += self._train_step()
+                averages = self._averages()
+                if self.step % _LOG_EVERY == 0:
+                    log.append([{"step": self.step, "seconds": time.perf_counter() - started, **averages}])
+                if self.step % settings.validate_every == 0 and self.step < settings.steps:
+                    validation = self._validate_and_export(log)
+                if self.step % settings.save_every == 0 or self.step == settings.steps:
+                    self.run.save_state(self.state())
+                bar.advance(1, loss=averages["loss"], l1=averages["l1"])
+            validation = validation or self._validate_and_export(log)
+        seconds = time.perf_counter() - started
+        return TrainResult(settings.steps, tokens, seconds, tokens / seconds, validation, _peak_memory())
+
+    def state(self) -> dict[str, Any]:
+        """Everything a later process needs."""
+        return {
+            "step": self.step,
+            "drafter": self.drafter.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over a saved state."""
+        self.step = state["step"]
+        self.drafter.load_state_dict(state["drafter"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def _train_step(self) -> int:
+        """One optimiser step; returns the tokens of its sequences."""
+        settings = self.recipe
+        indices = self._batches.at(self.step)
+        batch = self._training.batch(indices)
+        generator = generator_at(settings.trainer.seed, "anchors", self.step)
+        positions, valid = choose_anchors(batch.supervised, settings.trainer.anchors, generator)
+        blocks = blocks_at(batch.ids, batch.supervised, positions, valid, self.drafter.config.block_size)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(
+                self.step, settings.trainer.steps, settings.optimizer.lr, settings.optimizer.warmup
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        terms = objective(self.drafter.train(), batch, blocks, settings.loss)
+        terms.loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), settings.optimizer.clip)
+        if not torch.isfinite(norm):
+            raise ArithmeticError(f"step {self.step}: the gradient is not finite; nothing was updated")
+        self.optimizer.step()
+        self.step += 1
+        self._recent.append(_figures(terms, float(norm)))
+        return int(batch.lengths.sum())
+
+    def _validate_and_export(self, log: JsonlWriter) -> Validation:
+        settings = self.recipe.trainer
+        validation = validate(
+            self.drafter.eval(),
+            self._held,
+            self.target.ends.head,
+            sequences=settings.sequences,
+            anchors=settings.anchors,
+        )
+        log.append([{"step": self.step, "validation": asdict(validation)}])
+        training = {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "step": self.step,
+            "examples": self._counts,
+            "validation": asdict(validation),
+        }
+        save_drafter(self.run.drafter, self.drafter, self.target.identity, training)
+        return validation
+
+    def _averages(self) -> dict[str, float]:
+        return {name: sum(row[name] for row in self._recent) / len(self._recent) for name in self._recent[0]}
+
+    def _source(self, examples: list[Example], memory_bytes: int) -> FeatureSource:
+        return OnlineFeatures(
+            self.target,
+            examples,
+            self.drafter.config.target_layer_ids,
+            memory_bytes=memory_bytes,
+            keep_dtype=getattr(torch, self.recipe.data.feature_dtype),
+        )
+
+
+def _examples(settings: DataSettings) -> tuple[list[Example], list[Example]]:
+    """Training and held-out examples of all response files; raises UserError where either side is empty."""
+    responses = [response for path in settings.responses for response in read_responses(path)]
+    sides: tuple[list[Response], list[Response]] = ([], [])
+    for response in responses:
+        sides[held_out(response.id, settings.held_out_percent)].append(response)
+    training, held = (examples_of(side, settings.max_tokens) for side in sides)
+    if not training or not held:
+        raise UserError(
+            f"{len(responses)} answers leave {len(training)} to train on and {len(held)} held out; both must be"
+            " at least 1: regenerate more answers, or change data.held_out_percent"
+        )
+    return training, held
+
+
+def _figures(terms: Terms, norm: float) -> dict[str, float]:
+    return {
+        "loss": float(terms.loss.detach()),
+        "hard_ce": terms.hard_ce,
+        "soft_ce": terms.soft_ce,
+        "l1": terms.l1,
+        "confidence": terms.confidence,
+        "gradient_norm": norm,
+    }
+
+
+def _peak_memory() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,179 @@
+"""The verbs on a tiny pair: what they write and whether it is true."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_pair import Cli, make_tokenizer
+
+from dspark.cli.streaming import UNFINISHED, TextStream
+from dspark.foundation.settings import load_settings
+from dspark.training.recipe import Recipe
+
+PromptsFile = Callable[..., Path]
+RECIPES = sorted((Path(__file__).parents[2] / "src" / "dspark" / "recipes").glob("*.yaml"))
+
+
+def read(path: Path) -> Any:
+    def no_constant(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=no_constant)
+
+
+def test_generate_is_the_same_text_with_and_without_drafting(cli: Cli, tiny: list[object], tmp_path: Path) -> None:
+    line = ["generate", "abc, and then?", *tiny, "--max-tokens", 60, "--json"]
+    spec, plain = cli(*line, tmp_path / "spec.json"), cli(*line, tmp_path / "plain.json", "--plain")
+    assert (spec.code, plain.code) == (0, 0), spec.err + plain.err
+    assert spec.out == plain.out
+    assert len(spec.err.splitlines()) == 1
+    fast, slow = read(tmp_path / "spec.json"), read(tmp_path / "plain.json")
+    assert fast["token_ids"] == slow["token_ids"]
+    assert 0 < fast["accepted"] < fast["drafted"]
+    assert (slow["drafted"], slow["accepted"], slow["tau"]) == (0, 0, 1.0)
+    for figures, outcome in ((fast, spec), (slow, plain)):
+        assert figures["text"] + "\n" == outcome.out
+        assert figures["tau"] == pytest.approx((len(figures["token_ids"]) - 1) / figures["rounds"])
+        assert figures["tok_s"] == pytest.approx(len(figures["token_ids"]) / figures["seconds"])
+
+
+def test_generate_raw_and_one_token(cli: Cli, tiny: list[object], tmp_path: Path) -> None:
+    out = tmp_path / "raw.json"
+    assert cli("generate", "abc", *tiny, "--raw", "--max-tokens", 1, "--json", out).code == 0
+    figures = read(out)
+    assert figures["prompt_tokens"] == 2  # "ab" and "c", and nothing of the template
+    assert (figures["rounds"], figures["tau"]) == (0, None)
+
+
+def test_sampling_is_fixed_by_the_seed(cli: Cli, tiny: list[object]) -> None:
+    line = ["generate", "abc", *tiny, "--max-tokens", 40, "--temperature", 1, "--seed"]
+    assert cli(*line, 1).out == cli(*line, 1).out != cli(*line, 2).out
+
+
+def test_streamed_pieces_join_to_the_text_and_split_no_character() -> None:
+    tokenizer = make_tokenizer()
+
+    def decode(ids: Any) -> str:
+        text: str = tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    texts = ["naïve café, 漢字 and 🙂🙃!", "ab" * 5, "🙂"]
+    streams = [tokenizer(text)["input_ids"] for text in texts]
+    streams[0] += [1, 2]  # special tokens have no text
+    generator = torch.Generator().manual_seed(0)
+    streams += [torch.randint(len(tokenizer), (60,), generator=generator).tolist() for _ in range(20)]
+    for index, ids in enumerate(streams):
+        for step in (1, 2, 5):
+            stream = TextStream(decode)
+            pieces = [stream.push(ids[i : i + step]) for i in range(0, len(ids), step)]
+            if index < len(texts):
+                assert not any(UNFINISHED in piece for piece in pieces)
+            assert "".join(pieces) + stream.finish() == decode(ids)
+
+
+@pytest.fixture
+def evaluated(cli: Cli, tiny: list[object], prompts_file: PromptsFile, tmp_path: Path) -> Callable[..., Any]:
+    def run(*options: object) -> tuple[Any, str]:
+        math, code = prompts_file("gsm.jsonl", "abc", "1+1=?", "never"), prompts_file("mbpp.jsonl", "def f", "x=2")
+        out = tmp_path / "eval.json"
+        line = ["--prompts", math, "--domain", f"code={code}", "--limit", 2, "--max-tokens", 32]
+        outcome = cli("eval", *line, "--json", out, *tiny, *options)
+        assert outcome.code == 0, outcome.err
+        return read(out), outcome.out
+
+    return run
+
+
+def test_eval_figures_are_complete_and_hang_together(evaluated: Callable[..., Any]) -> None:
+    figures, table = evaluated()
+    domains = figures["domains"]
+    assert list(domains) == ["gsm", "code"]
+    assert figures["prompts"] == 4
+    for f in (figures, *domains.values()):
+        assert f["tau"] == pytest.approx((f["tokens"] - f["prompts"]) / f["rounds"])
+        assert 0 < f["accepted"] < f["drafted"]
+        assert (
+            f["identical"] == f["ngram_identical"] == {"equal": f["prompts"], "total": f["prompts"], "unexplained": 0}
+        )
+        assert f["speedup"] == pytest.approx(f["tok_s"] / f["plain_tok_s"])
+        assert len(f["conditional_acceptance"]) == len(f["survival"]) == len(f["reached"]) == 4
+        assert f["survival"][1] == pytest.approx(f["conditional_acceptance"][0] * f["conditional_acceptance"][1])
+        low, high = f["intervals"]["tau"]
+        assert low <= f["tau"] <= high
+        assert 0 <= f["repeat_share"] <= 1
+        assert {"tau_without_repeats", "ngram_tau", "ngram_speedup"} <= f.keys()
+        assert f["too_few_rounds"] == [n < 200 for n in f["reached"]]
+    for key in ("drafted", "accepted", "rounds", "prompts", "tokens"):
+        assert figures[key] == sum(f[key] for f in domains.values())
+    assert figures["macro_tau"] == pytest.approx((domains["gsm"]["tau"] + domains["code"]["tau"]) / 2)
+    assert {"target", "drafter", "dtype", "sampling", "seed", "machine"} <= figures.keys()
+    for word in ("gsm", "code", "all", f"{figures['tau']:.2f}", f"{figures['macro_tau']:.2f}"):
+        assert word in table
+
+
+def test_eval_with_sampling_claims_no_identity(evaluated: Callable[..., Any]) -> None:
+    figures, _ = evaluated("--temperature", 1, "--limit", 1)
+    assert "identical" not in figures
+    assert figures["drafted"] > 0
+    assert figures["domains"]["gsm"]["intervals"]["tau"] is None  # one prompt says nothing about spread
+
+
+def test_eval_of_single_tokens_has_no_tau(evaluated: Callable[..., Any]) -> None:
+    figures, _ = evaluated("--max-tokens", 1)
+    assert figures["rounds"] == 0
+    assert figures["tau"] is figures["macro_tau"] is figures["tau_without_repeats"] is None
+
+
+def test_regeneration_goes_on_where_it_was_killed(
+    cli: Cli, tiny_target: Path, prompts_file: PromptsFile, tmp_path: Path
+) -> None:
+    prompts = prompts_file("p.jsonl", *(f"question {i}" for i in range(6)))
+    line = ["data", "regenerate", "--prompts", prompts, "--target", tiny_target, "--dtype", "float32"]
+    line += ["--max-tokens", 12, "--slots", 2, "--seed", 7, "--json", tmp_path / "r.json", "--out"]
+    whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
+    assert cli(*line, whole).code == 0
+    assert read(tmp_path / "r.json")["responses"] == 6
+    lines = whole.read_bytes().splitlines(keepends=True)
+    killed.write_bytes(b"".join(lines[:2]) + lines[2][:25])
+    assert cli(*line, killed).code == 0
+    figures = read(tmp_path / "r.json")
+    assert (figures["prompts"], figures["already_done"], figures["responses"]) == (6, 2, 4)
+    assert figures["tok_s"] > 0
+    assert sorted(killed.read_bytes().splitlines()) == sorted(whole.read_bytes().splitlines())
+    row = json.loads(lines[0])
+    assert row["sampling"] == {"temperature": 1.0, "top_k": 0, "top_p": 1.0}  # what the target recommends
+    assert figures["tokens"] == sum(
+        len(json.loads(text)["output_ids"]) for text in killed.read_bytes().splitlines()[2:]
+    )
+
+
+def test_regeneration_drops_prompts_of_the_evaluation(
+    cli: Cli, tiny_target: Path, prompts_file: PromptsFile, tmp_path: Path
+) -> None:
+    prompts, others = prompts_file("p.jsonl", "What is it?", "Other", "Third"), prompts_file("e.jsonl", "what IS it")
+    line = ["data", "regenerate", "--prompts", prompts, "--against", others, "--target", tiny_target, "--limit", 1]
+    outcome = cli(*line, "--out", tmp_path / "out.jsonl", "--max-tokens", 4)
+    assert "1 of 3 prompts overlap" in outcome.out
+    rows = [json.loads(text) for text in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["id"] for row in rows] == ["p-1"]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_whole(cli: Cli, tmp_path: Path, path: Path) -> None:
+    (tmp_path / "responses.jsonl").write_text("{}\n", encoding="utf-8")
+    out = tmp_path / "dry.json"
+    outcome = cli(
+        "train", "--recipe", path.stem, "--set", "trainer.steps=3", "trainer.seed=4", "--dry-run", "--json", out
+    )
+    assert outcome.code == 0, outcome.err
+    assert not (tmp_path / "cache").exists()
+    (tmp_path / "printed.yaml").write_text(outcome.out, encoding="utf-8")
+    resolved = load_settings(Recipe, tmp_path / "printed.yaml")
+    assert (resolved.trainer.steps, resolved.trainer.seed) == (3, 4)
+    assert resolved == load_settings(Recipe, path, ["trainer.steps=3", "trainer.seed=4"])
+    assert Recipe.model_validate(read(out)["recipe"]) == resolved

@@ -1,0 +1,113 @@
+"""Decoding through a real (tiny) target: every way of decoding gives the same text, and speculation really speculates."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import tiny_drafter, tiny_llama, tiny_target
+
+from dspark.decoding.batch import decode
+from dspark.decoding.request import Request
+from dspark.decoding.single import Decoder
+from dspark.foundation.errors import UserError
+from dspark.speculation.acceptance import RoundTally
+from dspark.speculation.sampling import Sampling
+from dspark.targets.session import TargetSession
+
+PROMPTS = [[1, 5, 9, 13], [1, 7], [1, 4, 4, 8, 16, 32, 3, 6, 12], [1, 9, 11], [1, 20, 21, 22, 23]]
+GREEDY = Sampling()
+SAMPLINGS = [GREEDY, Sampling(1.0), Sampling(0.8, top_k=12), Sampling(1.0, top_p=0.7)]
+
+
+def tokens_of(
+    decoder: Decoder, prompt: list[int], mode: str, sampling: Sampling, seed: int = 0
+) -> tuple[list[int], RoundTally]:
+    rounds = list(decoder.rounds(prompt, mode=mode, sampling=sampling, seed=seed, max_tokens=40))
+    tally = RoundTally()
+    tally.extend(rounds)
+    return [token for r in rounds for token in r.tokens], tally
+
+
+def test_plain_decoding_is_hugging_faces_greedy_text() -> None:
+    model = tiny_llama(sharpness=2.0)
+    expected = [
+        model.generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False, pad_token_id=0)[
+            0, len(prompt) :
+        ].tolist()
+        for prompt in PROMPTS
+    ]
+    decoder = Decoder(tiny_target(model))
+    assert [tokens_of(decoder, prompt, "plain", GREEDY)[0] for prompt in PROMPTS] == expected
+
+
+@pytest.mark.parametrize("mode", ["dspark", "ngram"])
+def test_greedy_speculation_gives_the_plain_text(mode: str) -> None:
+    target = tiny_target(sharpness=2.0)
+    decoder = Decoder(target, tiny_drafter(target))
+    total = RoundTally()
+    for prompt in PROMPTS:
+        plain, _ = tokens_of(decoder, prompt, "plain", GREEDY)
+        drafted, tally = tokens_of(decoder, prompt, mode, GREEDY)
+        assert drafted == plain
+        total.merge(tally)
+    assert total.drafted > 0
+    assert total.accepted > 0
+
+
+def test_one_wrong_rollback_changes_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tiny_target(sharpness=2.0)
+    decoder = Decoder(target, tiny_drafter(target))
+    expected = [tokens_of(decoder, prompt, "plain", GREEDY)[0] for prompt in PROMPTS]
+    right = TargetSession.truncate
+    wrong = []
+
+    def truncate(self: TargetSession, length: int) -> None:
+        if self not in wrong and length < self.length:
+            wrong.append(self)  # once a request, one rejected token is kept
+            length += 1
+        right(self, length)
+
+    monkeypatch.setattr(TargetSession, "truncate", truncate)
+    assert [tokens_of(decoder, prompt, "dspark", GREEDY)[0] for prompt in PROMPTS] != expected
+    assert wrong
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
+def test_a_batch_answers_every_request_as_if_it_were_alone(sampling: Sampling) -> None:
+    target = tiny_target(sharpness=2.0)
+    requests = [Request(str(i), prompt, sampling, seed=i, max_tokens=40) for i, prompt in enumerate(PROMPTS)]
+    decoder = Decoder(target)
+    alone = {r.id: tokens_of(decoder, r.prompt_ids, "plain", sampling, r.seed)[0] for r in requests}
+    for slots in (1, 2, 5):
+        completions = list(decode(target, requests, slots=slots, capacity=64))
+        assert {c.request.id: c.output_ids for c in completions} == alone
+        assert {c.finish_reason for c in completions} <= {"stop", "length"}
+        for c in completions:
+            assert (c.finish_reason == "stop") == (c.output_ids[-1] in target.stop_ids)
+            assert len(c.output_ids) == 40 or c.finish_reason == "stop"
+
+
+def test_a_request_beyond_the_capacity_is_refused_by_id() -> None:
+    request = Request("long-one", [1] * 30, GREEDY, seed=0, max_tokens=40)
+    with pytest.raises(UserError, match="long-one needs 70 positions"):
+        list(decode(tiny_target(), [request], slots=1, capacity=64))
+
+
+def test_a_prompt_longer_than_the_context_is_refused() -> None:
+    decoder = Decoder(tiny_target())
+    with pytest.raises(UserError, match="has 300 tokens"):
+        list(decoder.rounds([1] * 300, mode="plain", sampling=GREEDY, seed=0, max_tokens=4))
+
+
+def test_decoding_stops_where_the_context_is_full() -> None:
+    target = tiny_target(sharpness=2.0)
+    decoder = Decoder(target, tiny_drafter(target))
+    prompt = [1, *[7] * 249]
+    for mode in ("plain", "dspark", "ngram"):
+        rounds = list(decoder.rounds(prompt, mode=mode, sampling=GREEDY, seed=0, max_tokens=40))
+        assert sum(len(r.tokens) for r in rounds) <= 6
+
+
+def test_speculation_without_a_drafter_is_refused() -> None:
+    with pytest.raises(UserError, match="--drafter"):
+        Decoder(tiny_target()).rounds([1], mode="dspark", sampling=GREEDY, seed=0, max_tokens=4)

@@ -1,0 +1,181 @@
+"""Losslessness by enumeration: the outputs of the product's own loop have the target's law."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from enumeration import (
+    TOLERANCE,
+    Logits,
+    TableDrafter,
+    after,
+    assert_law,
+    branches,
+    measure,
+    mixed,
+    random_logits,
+)
+from torch import Tensor
+
+from dspark.drafters.ngram import PromptLookup
+from dspark.speculation.acceptance import acceptance_probability
+from dspark.speculation.draws import Draws, Purpose
+from dspark.speculation.loop import Draft, DrafterState, Sample, VerifyLength
+from dspark.speculation.rejection import residual, verify
+from dspark.speculation.sampling import Sampling, distribution
+
+SAMPLINGS = [
+    Sampling(0.0),
+    Sampling(0.7),
+    Sampling(1.0),
+    Sampling(1.0, top_k=2),
+    Sampling(1.0, top_p=0.7),
+    Sampling(0.7, top_k=2, top_p=0.8),
+]
+
+
+class CertainDrafter:
+    """Proposes the likeliest ids of a table with certainty: the law of a lookup."""
+
+    def __init__(self, logits: Logits, block: int) -> None:
+        self.logits, self.block = logits, block
+
+    def draft(self, ids: list[int], features: Tensor | None, sample: Sample) -> Draft:
+        tokens: list[int] = []
+        rows = []
+        for _ in range(self.block):
+            rows.append(distribution(self.logits((*ids, *tokens)), Sampling(0.0)))
+            tokens.append(int(rows[-1].argmax()))
+        return Draft(tokens, torch.stack(rows))
+
+
+def target_table(vocabulary: int, dtype: torch.dtype = torch.float64) -> Logits:
+    return after(1, random_logits(vocabulary, "target", dtype=dtype))
+
+
+def drafter_of(
+    kind: str, block: int, target: Logits, vocabulary: int, dtype: torch.dtype
+) -> Callable[[], DrafterState]:
+    noise = random_logits(vocabulary, "drafter", dtype=dtype)
+
+    def confidence(prefix: tuple[int, ...], slot: int) -> float:
+        return float(random_logits(1, "confidence")(prefix))
+
+    if kind == "one-hot":
+        return lambda: CertainDrafter(mixed(target, noise), block)
+    if kind == "pruned":
+        return lambda: TableDrafter(mixed(target, noise), block, [0, 2], confidence)
+    return lambda: TableDrafter(mixed(target, noise), block, None, confidence)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
+@pytest.mark.parametrize("block", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["sequential", "pruned", "one-hot"])
+def test_one_round_completed_by_the_target_has_the_targets_law(
+    kind: str, block: int, sampling: Sampling
+) -> None:
+    target = target_table(3)
+    drafter = drafter_of(kind, block, target, 3, torch.float64)
+    # A greedy round is a single branch, so it takes a few of them to meet an acceptance.
+    rounds = 6 if sampling.greedy else 1
+    assert_law(measure(target, drafter, sampling, tokens=block + 2, rounds=rounds))
+
+
+@pytest.mark.parametrize("sampling", [Sampling(0.7), Sampling(1.0, top_k=2, top_p=0.9)], ids=str)
+@pytest.mark.parametrize("kind", ["sequential", "pruned"])
+def test_one_round_in_single_precision(kind: str, sampling: Sampling) -> None:
+    target = target_table(3, torch.float32)
+    drafter = drafter_of(kind, 2, target, 3, torch.float32)
+    assert_law(measure(target, drafter, sampling, tokens=4, rounds=1), TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("sampling", [Sampling(0.0), Sampling(0.7), Sampling(1.0, top_p=0.9)], ids=str)
+def test_four_tokens_end_to_end(sampling: Sampling) -> None:
+    target = random_logits(2, "end to end")
+    drafter = drafter_of("sequential", 2, target, 2, torch.float64)
+    assert_law(measure(target, drafter, sampling, tokens=4))
+
+
+def test_a_stop_id_ends_the_output_wherever_it_stands() -> None:
+    target = random_logits(3, "stops")
+    drafter = drafter_of("sequential", 2, target, 3, torch.float64)
+    measured = measure(target, drafter, Sampling(1.0), tokens=4, stop_ids=(2,))
+    assert_law(measured)
+    assert {len(output) for output in measured.law} == {1, 2, 3, 4}
+
+
+def keep(length: int) -> VerifyLength:
+    return lambda drafted, survival: length
+
+
+def early_stop(sps: list[float]) -> VerifyLength:
+    """Algorithm 1 for one request: sps[B - 1] complete rounds a second for B tokens."""
+
+    def length(drafted: int, survival: Tensor | None) -> int:
+        assert survival is not None
+        gained, best = 1.0, sps[0]
+        for j, a in enumerate(survival.tolist()):
+            gained += a
+            if gained * sps[j + 1] <= best:
+                return j
+            best = gained * sps[j + 1]
+        return drafted
+
+    return length
+
+
+@pytest.mark.parametrize(
+    "hook", [keep(1), keep(2), early_stop([1, 0.75, 0.55, 0.48])], ids=["1", "2", "early stop"]
+)
+@pytest.mark.parametrize("sampling", [Sampling(0.7), Sampling(1.0, top_k=2)], ids=str)
+def test_trimmed_rounds_are_lossless(hook: VerifyLength, sampling: Sampling) -> None:
+    target = target_table(3)
+    drafter = drafter_of("sequential", 3, target, 3, torch.float64)
+    measured = measure(target, drafter, sampling, tokens=5, rounds=1, verify_length=lambda: hook)
+    assert_law(measured)
+    assert 0 < measured.verified < measured.drafted
+
+
+def test_early_stopped_rounds_end_to_end() -> None:
+    target = random_logits(2, "stopped end to end")
+    drafter = drafter_of("sequential", 2, target, 2, torch.float64)
+    hook = early_stop([1, 0.65, 0.55])
+    measured = measure(target, drafter, Sampling(1.0), tokens=4, verify_length=lambda: hook)
+    assert_law(measured)
+    assert measured.verified < measured.drafted
+
+
+def test_prompt_lookup_is_lossless() -> None:
+    target = random_logits(2, "lookup")
+    measured = measure(target, lambda: PromptLookup(3), Sampling(1.0), tokens=5)
+    assert_law(measured)
+
+
+def test_equation_8_is_the_probability_of_acceptance() -> None:
+    target, drafter = random_logits(4, "eq 8 target")(()), random_logits(4, "eq 8 drafter")(())
+    for sampling in SAMPLINGS[1:]:
+        p_t, p_d = distribution(target, sampling), distribution(drafter, sampling)
+
+        def accepted(draws: Draws, p_d: Tensor = p_d, p_t: Tensor = p_t) -> int:
+            token = draws.categorical(p_d, round=1, slot=0, purpose=Purpose.DRAFT)
+            return verify([token], p_d[None], torch.stack([p_t, p_t]), draws, 1).accepted
+
+        by_enumeration = sum(p * n for p, n in branches(accepted))
+        assert by_enumeration == pytest.approx(float(acceptance_probability(p_d, p_t)), abs=1e-12)
+        assert by_enumeration > 0
+
+
+def test_rejecting_by_rounding_alone_samples_from_the_target() -> None:
+    # p_t <= p_d everywhere: a rejection is a rounding event and leaves no residual mass.
+    p_t = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    p_d = torch.tensor([0.5, 0.5 + 1e-12], dtype=torch.float64)
+
+    def outcome(draws: Draws) -> tuple[int, int]:
+        verdict = verify([1], p_d[None], torch.stack([p_t, p_t]), draws, 1)
+        return verdict.accepted, verdict.next_token
+
+    outcomes = {result for _, result in branches(outcome)}
+    assert {(0, 0), (0, 1)} <= outcomes
+    assert torch.equal(residual(p_d, p_t), p_t)

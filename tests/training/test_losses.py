@@ -1,0 +1,127 @@
+"""The fused loss against the plain formula and against the reference implementation's golden terms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dspark.drafters.checkpoint import load_drafter
+from dspark.drafters.dspark import DSparkDrafter
+from dspark.foundation.artifacts import read_json
+from dspark.foundation.identity import ModelIdentity
+from dspark.nn.ends import Ends
+from dspark.training import losses
+from dspark.training.anchors import blocks_at
+from dspark.training.losses import Mix, Slots, confidence_loss, distribution_loss
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "deepspec_qwen3_tiny_vanilla"
+
+
+def random_slots(
+    n: int, vocab: int, outside: float, dtype: torch.dtype = torch.float64
+) -> tuple[Slots, Tensor, Tensor]:
+    """Slots, head rows and Markov matrix; ``outside``: logit mass of the target beyond the draft vocabulary."""
+    g = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g, dtype=dtype)
+
+    head, markov, target = normal(vocab, 6), normal(vocab, 3), normal(n, 6)
+    log_mass = torch.logaddexp((target @ head.T).logsumexp(-1), torch.full((n,), outside, dtype=dtype))
+    labels = torch.randint(-1, vocab, (n,), generator=g)
+    weights = torch.rand(n, generator=g, dtype=dtype)
+    return Slots(normal(n, 6), normal(n, 3), target, log_mass, labels, weights / weights.sum()), head, markov
+
+
+def plain(slots: Slots, head: Tensor, markov: Tensor, mix: Mix) -> Tensor:
+    """The same loss written as the specification does, by torch's own operations and autograd."""
+    logits = slots.hidden @ head.T + slots.embedded @ markov.T
+    p_d = torch.softmax(logits, -1)
+    p_t = torch.exp(slots.target_hidden @ head.T - slots.log_mass[:, None])
+    l1 = (p_d - p_t).abs().sum(-1) + (1 - p_t.sum(-1))
+    soft = -(p_t * p_d.log()).sum(-1)
+    hard = torch.nn.functional.cross_entropy(logits, slots.labels, ignore_index=-1, reduction="none")
+    return (slots.weights * (mix.hard_ce * hard + mix.soft_ce * soft + mix.l1 * l1)).sum()
+
+
+@pytest.mark.parametrize("outside", [-1e9, 0.5])
+@pytest.mark.parametrize("mix", [Mix(1, 0, 0), Mix(0, 1, 0), Mix(0, 0, 1), Mix(0.1, 0.5, 0.9)], ids=str)
+@pytest.mark.parametrize("chunk", [7, 1000])
+def test_value_and_gradients_equal_the_plain_formula(
+    outside: float, mix: Mix, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "CHUNK", chunk)
+    slots, head, markov = random_slots(23, 11, outside)
+    found = []
+    for formula in (lambda s, m: 3 * distribution_loss(s, head, m, mix).loss, lambda s, m: 3 * plain(s, head, m, mix)):
+        leaves = [t.clone().requires_grad_() for t in (slots.hidden, slots.embedded, markov)]
+        loss = formula(slots._replace(hidden=leaves[0], embedded=leaves[1]), leaves[2])
+        loss.backward()
+        found.append([loss.detach(), *(leaf.grad for leaf in leaves)])
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_the_l1_term_counts_the_mass_that_can_not_be_drafted() -> None:
+    slots, head, markov = random_slots(5, 11, outside=50.0)  # nearly all of the target's mass is outside
+    distances = distribution_loss(slots, head, markov, Mix(0, 0, 1))
+    assert (distances.l1 > 1.99).all()
+
+
+def golden_drafter() -> DSparkDrafter:
+    values = read_json(GOLDEN / "config.json")
+    tensors = load_file(GOLDEN / "model.safetensors")
+    identity = ModelIdentity(
+        "golden",
+        "Qwen3ForCausalLM",
+        values["hidden_size"],
+        values["vocab_size"],
+        values["num_target_layers"],
+        "",
+        "",
+        "",
+    )
+    return load_drafter(
+        GOLDEN, identity, Ends(tensors["embed_tokens.weight"], tensors["lm_head.weight"]), torch.float32
+    )
+
+
+def test_loss_terms_match_the_reference_implementation() -> None:
+    drafter = golden_drafter()
+    given = load_file(GOLDEN / "inputs.safetensors")
+    expected = load_file(GOLDEN / "expected.safetensors")
+    anchors = given["train_anchors"]
+    blocks = blocks_at(
+        given["train_ids"], given["train_loss_mask"].bool(), anchors, torch.ones_like(anchors, dtype=torch.bool), 5
+    )
+    supervised = expected["train_supervised"].bool()
+    assert torch.equal(blocks.supervised, supervised)
+    assert torch.equal(blocks.labels[supervised], expected["train_labels"][supervised])
+    assert torch.equal(blocks.previous[supervised], expected["train_prev"][supervised])
+    hidden = drafter(given["train_context"], blocks.anchor_ids, blocks.anchor_positions)[supervised]
+    previous = blocks.previous[supervised]
+    row, anchor, slot = supervised.nonzero(as_tuple=True)
+    target_hidden = given["train_last_hidden"][row, anchors[row, anchor] + slot]
+    weights = torch.exp(-slot / 4.0)
+    slots = Slots(
+        hidden,
+        drafter.markov_head.embed(previous),
+        target_hidden,
+        (target_hidden @ drafter.head.T).logsumexp(-1),
+        blocks.labels[supervised],
+        weights / weights.sum(),
+    )
+    distances = distribution_loss(slots, drafter.head, drafter.markov_head.markov_w2.weight, Mix(0.1, 0, 0.9))
+    confidence = confidence_loss(drafter.confidence_logits(hidden, previous), distances.l1, slots.weights)
+    for name, found in (
+        ("ce_loss", slots.weights @ distances.hard_ce),
+        ("l1_loss", slots.weights @ distances.l1),
+        ("confidence_loss", confidence),
+    ):
+        reference = expected[f"term_{name}_num"][0] / expected[f"term_{name}_den"][0]
+        torch.testing.assert_close(found, reference, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(distances.loss + confidence, expected["loss"][0], rtol=1e-5, atol=1e-5)

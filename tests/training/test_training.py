@@ -1,0 +1,215 @@
+"""Training itself: what a slot is taught, that features equal those of decoding, that it learns, and that it resumes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import STOP, VOCAB, tiny_drafter, tiny_target
+
+from dspark.data.features import Example, OnlineFeatures
+from dspark.drafters.state import DSparkState
+from dspark.foundation.errors import UserError
+from dspark.speculation.loop import Draft
+from dspark.targets.model import Target
+from dspark.targets.session import TargetSession
+from dspark.training.anchors import blocks_at, choose_anchors
+from dspark.training.objective import supervised_slots
+from dspark.training.recipe import Recipe
+from dspark.training.run import Run
+from dspark.training.schedule import Batches, learning_rate
+from dspark.training.start import draft_vocabulary, new_drafter
+from dspark.training.trainer import Trainer
+from dspark.training.validation import validate
+
+
+def recipe(lr: float = 3e-3, **trainer: Any) -> Recipe:
+    """A recipe for the tiny target."""
+    sizes = {"steps": 6, "sequences": 4, "anchors": 4, "validate_every": 3, "save_every": 3}
+    return Recipe.model_validate(
+        {
+            "data": {"responses": ["answers.jsonl"], "feature_dtype": "float32"},
+            "drafter": {
+                "layers": 2,
+                "block_size": 7,
+                "markov_rank": 16,
+                "draft_vocab_size": 0,
+                "target_layer_ids": [0, 1],
+                "mask_token_id": VOCAB - 1,
+            },
+            "optimizer": {"lr": lr},
+            "trainer": sizes | trainer,
+        }
+    )
+
+
+def conversations(target: Target, count: int, prompt: int = 6, answer: int = 24) -> list[Example]:
+    """Greedy answers of the target to random prompts."""
+    examples = []
+    for number in range(count):
+        ids = torch.randint(3, VOCAB, (prompt,), generator=torch.Generator().manual_seed(number)).tolist()
+        session = TargetSession(target, capacity=prompt + answer)
+        step = session.extend(ids, 1)
+        for _ in range(answer):
+            ids.append(int(step.logits_NV[-1].argmax()))
+            step = session.extend(ids[-1:], 1)
+        examples.append(Example(str(number), ids, prompt))
+    return examples
+
+
+def new_trainer(folder: Path, examples: list[Example], settings: Recipe, resume: bool = False, **sizes: int) -> Trainer:
+    target = tiny_target(sharpness=3.0, pack=False, **sizes)
+    drafter = new_drafter(settings, target, examples)
+    return Trainer(settings, Run(folder, settings, resume=resume), target, drafter, examples, examples[:4])
+
+
+@given(
+    masks=st.lists(st.lists(st.booleans(), min_size=12, max_size=12), min_size=1, max_size=4).filter(
+        lambda rows: any(a and b for row in rows for a, b in zip(row, row[1:], strict=False))
+    ),
+    count=st.integers(1, 6),
+    seed=st.integers(0, 9),
+)
+def test_anchors_and_labels_follow_the_specification(masks: list[list[bool]], count: int, seed: int) -> None:
+    supervised = torch.tensor(masks)
+    ids = torch.arange(supervised.numel()).view_as(supervised)
+    positions, valid = choose_anchors(supervised, count, torch.Generator().manual_seed(seed))
+    blocks = blocks_at(ids, supervised, positions, valid, block_size=4)
+    for row, mask in enumerate(masks):
+        chosen = positions[row][valid[row]].tolist()
+        candidates = [a for a in range(11) if mask[a] and mask[a + 1]]
+        assert chosen == sorted(set(chosen)) and set(chosen) <= set(candidates)
+        assert len(chosen) == min(count, len(candidates))
+        for column in range(positions.shape[1]):
+            taught = blocks.supervised[row, column].tolist()
+            if not valid[row, column]:
+                assert not any(taught)
+                continue
+            anchor = int(positions[row, column])
+            assert blocks.anchor_ids[row, column] == ids[row, anchor]
+            run = 0
+            while run < 4 and anchor + 1 + run < 12 and mask[anchor + 1 + run]:
+                run += 1
+            assert taught == [slot < run for slot in range(4)]
+            for slot in range(run):
+                assert blocks.labels[row, column, slot] == ids[row, anchor + 1 + slot]
+                assert blocks.previous[row, column, slot] == ids[row, anchor + slot]
+
+
+def test_training_sees_what_decoding_sees() -> None:
+    """Features, block and logits of training equal those of decoding at the same positions, fp32."""
+    target = tiny_target(sharpness=3.0)
+    drafter = tiny_drafter(target)
+    examples = conversations(target, 3)
+    batch = OnlineFeatures(target, examples, (0, 1)).batch([0, 1, 2])
+    anchor = 14
+    positions = torch.full((3, 1), anchor)
+    blocks = blocks_at(batch.ids, batch.supervised, positions, torch.ones_like(positions, dtype=torch.bool), 4)
+    slots, previous, _ = supervised_slots(drafter, batch, blocks, decay=4.0)
+    trained = drafter.logits(slots.hidden, previous).view(3, 4, -1)
+    for row, example in enumerate(examples):
+        session = TargetSession(target, capacity=64, taps=(0, 1))
+        state = DSparkState(drafter)
+        rest = iter(example.ids[anchor + 1 :])
+        decoded = []
+
+        def forced(slot: int, logits: torch.Tensor, rest: Any = rest, decoded: list[Any] = decoded) -> Any:
+            decoded.append(logits.clone())
+            return next(rest), torch.softmax(logits, -1)
+
+        # a prefill, then one token at a time, as rounds with nothing accepted would bring them
+        first = session.extend(example.ids[:8], 1).features_TF
+        features = [first, *(session.extend([token], 1).features_TF for token in example.ids[8:anchor])]
+        draft = state.draft(example.ids[: anchor + 1], torch.cat(features), forced)
+        assert isinstance(draft, Draft)
+        torch.testing.assert_close(torch.cat(features), batch.taps[row, :anchor], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(torch.stack(decoded), trained[row], rtol=1e-5, atol=1e-5)
+        logits = session.extend(example.ids[anchor : anchor + 4], 4).logits_NV
+        ours = (batch.hidden[row, anchor : anchor + 4] @ target.ends.head.T) - batch.log_mass[
+            row, anchor : anchor + 4, None
+        ]
+        torch.testing.assert_close(ours, logits.log_softmax(-1), rtol=1e-4, atol=1e-4)
+
+
+def test_kept_features_equal_computed_ones() -> None:
+    target = tiny_target()
+    examples = conversations(target, 4, answer=10)
+    computed = OnlineFeatures(target, examples, (0, 1))
+    kept = OnlineFeatures(target, examples, (0, 1), memory_bytes=20_000)
+    kept.batch([0, 1])
+    for name in ("ids", "supervised", "taps", "hidden", "log_mass", "lengths"):
+        torch.testing.assert_close(getattr(kept.batch([1, 3, 0]), name), getattr(computed.batch([1, 3, 0]), name))
+
+
+def test_thirty_two_conversations_can_be_learnt_by_heart(tmp_path: Path) -> None:
+    """A wiring error (a label or a feature off by one) can't be over-fitted: tau stays low."""
+    sizes = {"hidden_size": 64, "intermediate_size": 128}
+    examples = conversations(tiny_target(sharpness=3.0, **sizes), 32)
+    settings = recipe(lr=4e-3, steps=300, sequences=16, anchors=16, validate_every=300, save_every=300)
+    trainer = new_trainer(tmp_path, examples, settings, **sizes)
+    source = OnlineFeatures(trainer.target, examples, (0, 1), memory_bytes=10**8)
+    head = trainer.target.ends.head
+    before = validate(trainer.drafter, source, head, sequences=8, anchors=8)
+    assert before.tau < 1.5 and before.greedy_tau < 1.5
+    trainer.run_to_end()
+    after = validate(trainer.drafter, source, head, sequences=8, anchors=8)
+    assert after.tau > 5 and after.greedy_tau > 5, (before, after)
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = conversations(tiny_target(sharpness=3.0), 12)
+    whole = new_trainer(tmp_path / "whole", examples, recipe())
+    whole.run_to_end()
+    killed = new_trainer(tmp_path / "killed", examples, recipe())
+    step = Trainer._train_step
+
+    def dies(self: Trainer) -> int:
+        if self.step == 5:
+            raise KeyboardInterrupt
+        return step(self)
+
+    monkeypatch.setattr(Trainer, "_train_step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        killed.run_to_end()
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="--resume"):
+        new_trainer(tmp_path / "killed", examples, recipe())
+    resumed = new_trainer(tmp_path / "killed", examples, recipe(), resume=True)
+    resumed.load(resumed.run.load_state())
+    assert resumed.step == 3
+    resumed.run_to_end()
+    for name, tensor in whole.drafter.state_dict().items():
+        assert torch.equal(resumed.drafter.state_dict()[name], tensor), name
+
+
+def test_a_run_folder_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    Run(tmp_path, recipe(), resume=False)
+    with pytest.raises(UserError, match="another recipe"):
+        Run(tmp_path, recipe(seed=1), resume=True)
+
+
+def test_every_epoch_holds_every_example_once() -> None:
+    lengths = [5 + (7 * i) % 31 for i in range(50)]
+    batches = Batches(lengths, size=8, seed=3)
+    epochs = [[batches.at(step) for step in range(epoch * 7, epoch * 7 + 7)] for epoch in range(3)]
+    for epoch in epochs:
+        assert sorted(i for batch in epoch for i in batch) == list(range(50))
+    assert epochs[0] != epochs[1]
+    assert Batches(lengths, size=8, seed=3).at(9) == batches.at(9)
+
+
+def test_the_learning_rate_rises_and_falls_to_zero() -> None:
+    rates = [learning_rate(step, 100, 1.0, 0.1) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) == rates[9] == rates[10] == 1.0
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False)) and rates[100] == pytest.approx(0)
+
+
+def test_the_draft_vocabulary_is_the_most_frequent_ids_with_the_stop_ids() -> None:
+    assert draft_vocabulary([9, 9, 9, 5, 5, 7], 4, VOCAB, [STOP]) == (STOP, 5, 7, 9)
+    assert draft_vocabulary([9], 4, VOCAB, [STOP]) == (0, 1, STOP, 9)
+    with pytest.raises(UserError, match="draft_vocab_size"):
+        draft_vocabulary([9], VOCAB + 1, VOCAB, [STOP])
