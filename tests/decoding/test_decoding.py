@@ -1,10 +1,9 @@
-"""Decoding through a real (tiny) target: every way of decoding gives the same text, and speculation really speculates."""
+"""Decoding through a real (tiny) target: every way gives the same text, and speculation really speculates."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from tiny import tiny_drafter, tiny_llama, tiny_target
 
 from dspark.decoding.batch import decode
 from dspark.decoding.request import Request
@@ -13,6 +12,7 @@ from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import RoundTally
 from dspark.speculation.sampling import Sampling
 from dspark.targets.session import TargetSession
+from tiny import tiny_drafter, tiny_llama, tiny_target
 
 PROMPTS = [[1, 5, 9, 13], [1, 7], [1, 4, 4, 8, 16, 32, 3, 6, 12], [1, 9, 11], [1, 20, 21, 22, 23]]
 GREEDY = Sampling()

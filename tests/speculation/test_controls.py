@@ -11,6 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
+from dspark.speculation import loop, rejection
+from dspark.speculation.acceptance import acceptance_probability
+from dspark.speculation.loop import Draft, Sample, VerifyLength
+from dspark.speculation.sampling import Sampling, distribution
 from enumeration import (
     TableDrafter,
     TableTarget,
@@ -21,12 +27,6 @@ from enumeration import (
     mixed,
     random_logits,
 )
-from torch import Tensor
-
-from dspark.speculation import loop, rejection
-from dspark.speculation.acceptance import acceptance_probability
-from dspark.speculation.loop import Draft, Sample, VerifyLength
-from dspark.speculation.sampling import Sampling, distribution
 
 CLEAR = 0.01  # a broken law is off by at least this, seven orders above the tolerance
 PLAIN = Sampling(1.0)

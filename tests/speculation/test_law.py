@@ -6,6 +6,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
+
+from dspark.drafters.ngram import PromptLookup
+from dspark.speculation.acceptance import acceptance_probability
+from dspark.speculation.draws import Draws, Purpose
+from dspark.speculation.loop import Draft, DrafterState, Sample, VerifyLength
+from dspark.speculation.rejection import residual, verify
+from dspark.speculation.sampling import Sampling, distribution
 from enumeration import (
     TOLERANCE,
     Logits,
@@ -17,14 +25,6 @@ from enumeration import (
     mixed,
     random_logits,
 )
-from torch import Tensor
-
-from dspark.drafters.ngram import PromptLookup
-from dspark.speculation.acceptance import acceptance_probability
-from dspark.speculation.draws import Draws, Purpose
-from dspark.speculation.loop import Draft, DrafterState, Sample, VerifyLength
-from dspark.speculation.rejection import residual, verify
-from dspark.speculation.sampling import Sampling, distribution
 
 SAMPLINGS = [
     Sampling(0.0),

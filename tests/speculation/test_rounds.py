@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from enumeration import TableDrafter, TableTarget, mixed, random_logits
 from torch import Tensor
 
 from dspark.foundation.errors import UserError
@@ -15,6 +14,7 @@ from dspark.speculation.draws import SeededDraws
 from dspark.speculation.loop import Draft, generate
 from dspark.speculation.rejection import verify
 from dspark.speculation.sampling import Sampling
+from enumeration import TableDrafter, TableTarget, mixed, random_logits
 
 TARGET = random_logits(6, "rounds")
 DRAFTER = mixed(TARGET, random_logits(6, "rounds drafter"), 0.8)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import VOCAB, tiny_llama, tiny_target
 from torch import Tensor
 from transformers import (
     BloomConfig,
@@ -25,6 +24,7 @@ from dspark.targets.attention import ragged_attention
 from dspark.targets.model import Target
 from dspark.targets.ragged import RaggedBatch
 from dspark.targets.session import TargetSession
+from tiny import VOCAB, tiny_llama, tiny_target
 
 TEXTS = torch.randint(0, VOCAB, (3, 40), generator=torch.Generator().manual_seed(1))
 

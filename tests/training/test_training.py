@@ -1,4 +1,4 @@
-"""Training itself: what a slot is taught, that features equal those of decoding, that it learns, and that it resumes."""
+"""What a slot is taught, that features equal those of decoding, that it learns, and that it resumes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import STOP, VOCAB, tiny_drafter, tiny_target
 
 from dspark.data.features import Example, OnlineFeatures
 from dspark.drafters.state import DSparkState
@@ -25,6 +24,7 @@ from dspark.training.schedule import Batches, learning_rate
 from dspark.training.start import draft_vocabulary, new_drafter
 from dspark.training.trainer import Trainer
 from dspark.training.validation import validate
+from tiny import STOP, VOCAB, tiny_drafter, tiny_target
 
 
 def recipe(lr: float = 3e-3, **trainer: Any) -> Recipe:

@@ -1,0 +1,64 @@
+"""Regeneration survives a kill at any moment: the same answers, none lost, none twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny import tiny_target
+
+from dspark.data.prompts import Prompt
+from dspark.data.regenerate import Regenerated, regenerate
+from dspark.data.responses import read_responses
+from dspark.foundation.errors import UserError
+from dspark.speculation.sampling import Sampling
+
+PROMPTS = [Prompt(f"p{i}", ("abcdefghij"[: 1 + i % 7],)) for i in range(12)]
+TARGET = tiny_target(sharpness=2.0)
+
+
+def answer(out: Path, prompts: list[Prompt] = PROMPTS, temperature: float = 0.8, slots: int = 3) -> Regenerated:
+    sampling = Sampling(temperature, top_p=0.9)
+    return regenerate(TARGET, prompts, out, sampling=sampling, max_tokens=10, seed=1, slots=slots, max_prompt=20)
+
+
+def rows(path: Path) -> dict[str, str]:
+    lines = path.read_text().splitlines()
+    found = {json.loads(line)["id"]: line for line in lines}
+    assert len(found) == len(lines), "an id was answered twice"
+    return found
+
+
+def test_rows_hold_what_was_rendered_and_sampled(tmp_path: Path) -> None:
+    result = answer(tmp_path / "r.jsonl")
+    responses = list(read_responses(tmp_path / "r.jsonl"))
+    assert (result.prompts, result.responses) == (12, 12)
+    assert result.tokens == sum(len(r.output_ids) for r in responses)
+    for response in responses:
+        prompt = next(p for p in PROMPTS if p.id == response.id)
+        assert response.prompt_ids == TARGET.chat.prompt_ids(prompt.first_messages())
+        assert response.sampling == {"temperature": 0.8, "top_k": 0, "top_p": 0.9}
+        assert (response.finish_reason == "stop") == (response.output_ids[-1] in TARGET.stop_ids)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 1000, 2000])
+def test_killed_at_any_moment_the_rest_is_the_same(tmp_path: Path, kept: int) -> None:
+    whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
+    answer(whole)
+    killed.write_bytes(whole.read_bytes()[:kept])
+    answer(killed, slots=5)  # other neighbours, other order
+    assert rows(killed) == rows(whole)
+    again = answer(killed)
+    assert (again.responses, again.already_done) == (0, 12)
+
+
+def test_answers_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
+    answer(tmp_path / "r.jsonl")
+    with pytest.raises(UserError, match="holds answers of tiny with .*0.8"):
+        answer(tmp_path / "r.jsonl", temperature=0.3)
+
+
+def test_a_prompt_that_is_too_long_is_counted_not_lost_in_silence(tmp_path: Path) -> None:
+    result = answer(tmp_path / "r.jsonl", [*PROMPTS, Prompt("long", ("x" * 50,), None)])
+    assert (result.responses, result.too_long) == (12, 1)

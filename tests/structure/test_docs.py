@@ -1,0 +1,23 @@
+"""The documents that name files are held to the tree."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NAMED = re.compile(r"`((?:src|tests|docs|benchmarks)/[\w./-]+)`")
+
+
+@pytest.mark.parametrize("document", ["README.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))])
+def test_every_file_that_a_document_names_exists(document: str) -> None:
+    missing = [name for name in NAMED.findall((ROOT / document).read_text()) if not (ROOT / name).exists()]
+    assert not missing
+
+
+def test_the_path_of_a_token_passes_through_every_room_that_handles_tokens() -> None:
+    named = set(NAMED.findall((ROOT / "docs/token_path.md").read_text()))
+    rooms = {Path(name).parts[2] for name in named}
+    assert rooms >= {"cli", "targets", "decoding", "speculation", "drafters", "nn", "data", "training"}
