@@ -15,9 +15,7 @@ import hypothesis
 import pytest
 
 # Same examples in every run; no deadline, since a busy machine is no failure of the code.
-hypothesis.settings.register_profile(
-    "dspark", derandomize=True, deadline=None, database=None, max_examples=60
-)
+hypothesis.settings.register_profile("dspark", derandomize=True, deadline=None, database=None, max_examples=60)
 hypothesis.settings.load_profile("dspark")
 
 

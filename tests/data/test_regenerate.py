@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny import tiny_target
 
 from dspark.data.prompts import Prompt
 from dspark.data.regenerate import Regenerated, regenerate
 from dspark.data.responses import read_responses
 from dspark.foundation.errors import UserError
 from dspark.speculation.sampling import Sampling
+from tiny import tiny_target
 
 PROMPTS = [Prompt(f"p{i}", ("abcdefghij"[: 1 + i % 7],)) for i in range(12)]
 TARGET = tiny_target(sharpness=2.0)

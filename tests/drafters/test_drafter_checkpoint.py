@@ -65,9 +65,7 @@ def test_round_trip_is_exact(tmp_path, make_drafter, identity, ends, greedy, dty
     assert torch.equal(state, torch.get_rng_state()), "loading must not disturb anybody's randomness"
     assert again.config == drafter.config == read_config(tmp_path / "new")
     assert not again.training
-    for (name, mine), (_, theirs) in zip(
-        drafter.state_dict().items(), again.state_dict().items(), strict=True
-    ):
+    for (name, mine), (_, theirs) in zip(drafter.state_dict().items(), again.state_dict().items(), strict=True):
         assert mine.dtype == theirs.dtype and torch.equal(mine, theirs), name
     taps = torch.randn(5, drafter.config.taps_width)
     first, second = (DSparkState(d).draft([1, 2, 3, 4, 5, 6], taps, greedy([])) for d in (drafter, again))

@@ -233,7 +233,5 @@ def test_the_cache_never_moves_a_row_more_often_than_it_doubles():
         moves += k.untyped_storage().nbytes() != room
         room = k.untyped_storage().nbytes()
     assert moves <= 6
-    assert torch.equal(k[0, 0, :3000, 0], torch.arange(3000.0)) and torch.equal(
-        v[0, 0, :3000], -k[0, 0, :3000]
-    )
+    assert torch.equal(k[0, 0, :3000, 0], torch.arange(3000.0)) and torch.equal(v[0, 0, :3000], -k[0, 0, :3000])
     assert cache.length == 3000 and k.shape[2] == 3004

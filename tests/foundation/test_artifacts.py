@@ -110,9 +110,7 @@ def test_a_failing_swap_puts_the_old_folder_back(tmp_path: Path, monkeypatch: py
 
     def flaky(source: Path, target: Path) -> None:
         calls.append(target)
-        if (
-            len(calls) == 3
-        ):  # 1: refused, the folder is not empty; 2: the old one moves aside; 3: the new one moves in
+        if len(calls) == 3:  # 1: refused, the folder is not empty; 2: the old one moves aside; 3: the new one moves in
             raise OSError(errno.EIO, "input/output error")
         rename(source, target)
 

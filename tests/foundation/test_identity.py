@@ -18,9 +18,7 @@ def test_an_identity_survives_json_whatever_else_lies_beside_it() -> None:
     assert ModelIdentity.from_dict(written) == MODEL
 
 
-@pytest.mark.parametrize(
-    "change", [{"hidden_size": "576"}, {"vocab_size": True}, {"name": None}, {"config_hash": 7}]
-)
+@pytest.mark.parametrize("change", [{"hidden_size": "576"}, {"vocab_size": True}, {"name": None}, {"config_hash": 7}])
 def test_a_damaged_identity_is_refused_by_the_name_of_the_field(change: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(change))):
         ModelIdentity.from_dict({**MODEL.asdict(), **change})

@@ -20,9 +20,7 @@ from dspark.foundation import records
 from dspark.foundation.errors import UserError
 from dspark.foundation.records import JsonlWriter, read_jsonl
 
-ROWS = st.lists(
-    st.dictionaries(st.text(max_size=4), st.integers() | st.text(max_size=8), max_size=3), max_size=5
-)
+ROWS = st.lists(st.dictionaries(st.text(max_size=4), st.integers() | st.text(max_size=8), max_size=3), max_size=5)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -30,9 +28,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 @given(rows=ROWS, data=st.data())
-def test_after_a_kill_at_any_byte_whole_rows_are_left_and_writing_goes_on(
-    rows: Any, data: st.DataObject
-) -> None:
+def test_after_a_kill_at_any_byte_whole_rows_are_left_and_writing_goes_on(rows: Any, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
         with JsonlWriter(path) as writer:
@@ -94,9 +90,7 @@ def test_append_is_one_write_and_one_fsync(tmp_path: Path, monkeypatch: pytest.M
     assert calls == ["write", "fsync"]
 
 
-def test_a_full_disk_takes_back_the_rows_of_that_call_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_takes_back_the_rows_of_that_call_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "rows.jsonl"
 
     def full(descriptor: int, data: bytes) -> None:

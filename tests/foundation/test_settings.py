@@ -41,9 +41,7 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def test_file_then_overrides_in_order_then_defaults(recipe: Path) -> None:
-    found = load_settings(
-        Recipe, recipe, ["steps=1", "optimiser.betas=[0.5, 0.6]", "drafter.head=rnn", "steps=2"]
-    )
+    found = load_settings(Recipe, recipe, ["steps=1", "optimiser.betas=[0.5, 0.6]", "drafter.head=rnn", "steps=2"])
     assert found == Recipe(
         target="smollm2-135m",
         steps=2,
@@ -61,9 +59,7 @@ def test_file_then_overrides_in_order_then_defaults(recipe: Path) -> None:
 def test_the_resolved_configuration_reads_back_as_itself(
     tmp_path_factory: pytest.TempPathFactory, steps: int, rate: float, target: str
 ) -> None:
-    settings = Recipe(
-        target=target, steps=steps, optimiser=Optimiser(learning_rate=rate), drafter=Drafter(layers=2)
-    )
+    settings = Recipe(target=target, steps=steps, optimiser=Optimiser(learning_rate=rate), drafter=Drafter(layers=2))
     path = tmp_path_factory.getbasetemp() / "resolved.yaml"
     path.write_text(settings.to_yaml(), encoding="utf-8")
     assert load_settings(Recipe, path) == settings

@@ -74,9 +74,7 @@ def branches(run: Callable[[Draws], T]) -> Iterator[tuple[float, T]]:
         yield draws.probability, result
 
 
-def random_logits(
-    vocabulary: int, salt: str, *, dtype: torch.dtype = torch.float64, spread: float = 1.5
-) -> Logits:
+def random_logits(vocabulary: int, salt: str, *, dtype: torch.dtype = torch.float64, spread: float = 1.5) -> Logits:
     """A fixed random table: independent normal logits for every prefix."""
     table: dict[tuple[int, ...], Tensor] = {}
 
@@ -143,9 +141,7 @@ class TableDrafter:
     logits: Logits
     block: int
     support: list[int] | None = None
-    confidence: Callable[[tuple[int, ...], int], float] | None = (
-        None  # (ids before x_k, k from 0) -> logit of c_k
-    )
+    confidence: Callable[[tuple[int, ...], int], float] | None = None  # (ids before x_k, k from 0) -> logit of c_k
     seen: list[float] = field(default_factory=list)
 
     def draft(self, ids: list[int], features: Tensor | None, sample: Sample) -> Draft:

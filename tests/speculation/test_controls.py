@@ -186,9 +186,7 @@ def test_retrospective_search_is_biased_as_the_paper_says() -> None:
 
 @pytest.mark.parametrize("sps", [APP_A_SPS, [1, 0.6, 0.45]], ids=["stops at once", "goes on after A"])
 def test_early_stop_removes_the_bias(sps: list[float]) -> None:
-    measured = measure(
-        APP_A_TARGET, app_a_drafter, PLAIN, tokens=4, rounds=1, verify_length=lambda: early_stop(sps)
-    )
+    measured = measure(APP_A_TARGET, app_a_drafter, PLAIN, tokens=4, rounds=1, verify_length=lambda: early_stop(sps))
     assert measured.drafted > 0
     assert measured.error < 1e-12
     assert measured.marginal(1, A) == pytest.approx(0.7, abs=1e-12)
@@ -258,9 +256,7 @@ def test_confidence_that_reads_its_own_token() -> None:
     def run(kind: type[TableDrafter]) -> Any:
         drafter = constant_logits(0.6, 0.4)
         target = after(A, constant_logits(0.3, 0.7))
-        return measure(
-            target, lambda: kind(drafter, 2), PLAIN, tokens=4, rounds=1, verify_length=lambda: above_half
-        )
+        return measure(target, lambda: kind(drafter, 2), PLAIN, tokens=4, rounds=1, verify_length=lambda: above_half)
 
     assert_law(run(ReadsTheDistribution))
     biased = run(ReadsItsOwnToken)

@@ -22,9 +22,7 @@ def probabilities(weights: list[int], dtype: torch.dtype) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @given(weights=WEIGHTS, u=UNIFORM)
-def test_invert_is_the_inverse_of_the_cumulative_sum(
-    dtype: torch.dtype, weights: list[int], u: float
-) -> None:
+def test_invert_is_the_inverse_of_the_cumulative_sum(dtype: torch.dtype, weights: list[int], u: float) -> None:
     p = probabilities(weights, dtype)
     token = invert(p, u)
     assert p[token] > 0
@@ -32,11 +30,7 @@ def test_invert_is_the_inverse_of_the_cumulative_sum(
     assert edges[token] <= u * edges[-1] <= edges[token + 1]
 
 
-@given(
-    rows=st.lists(
-        st.tuples(st.lists(st.integers(0, 5), min_size=7, max_size=7).filter(any), UNIFORM), min_size=1
-    )
-)
+@given(rows=st.lists(st.tuples(st.lists(st.integers(0, 5), min_size=7, max_size=7).filter(any), UNIFORM), min_size=1))
 def test_rows_invert_as_one_by_one(rows: list[tuple[list[int], float]]) -> None:
     p = torch.stack([probabilities(weights, torch.float32) for weights, _ in rows])
     u = torch.tensor([u for _, u in rows], dtype=torch.float64)

@@ -73,9 +73,7 @@ def drafter_of(
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
 @pytest.mark.parametrize("block", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["sequential", "pruned", "one-hot"])
-def test_one_round_completed_by_the_target_has_the_targets_law(
-    kind: str, block: int, sampling: Sampling
-) -> None:
+def test_one_round_completed_by_the_target_has_the_targets_law(kind: str, block: int, sampling: Sampling) -> None:
     target = target_table(3)
     drafter = drafter_of(kind, block, target, 3, torch.float64)
     # A greedy round is a single branch, so it takes a few of them to meet an acceptance.
@@ -126,9 +124,7 @@ def early_stop(sps: list[float]) -> VerifyLength:
     return length
 
 
-@pytest.mark.parametrize(
-    "hook", [keep(1), keep(2), early_stop([1, 0.75, 0.55, 0.48])], ids=["1", "2", "early stop"]
-)
+@pytest.mark.parametrize("hook", [keep(1), keep(2), early_stop([1, 0.75, 0.55, 0.48])], ids=["1", "2", "early stop"])
 @pytest.mark.parametrize("sampling", [Sampling(0.7), Sampling(1.0, top_k=2)], ids=str)
 def test_trimmed_rounds_are_lossless(hook: VerifyLength, sampling: Sampling) -> None:
     target = target_table(3)

@@ -50,9 +50,7 @@ def by_sorting(row: Tensor, sampling: Sampling) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @given(rows=st.lists(ROWS, min_size=1, max_size=3), sampling=SAMPLINGS)
-def test_distribution_is_its_definition(
-    dtype: torch.dtype, rows: list[list[float]], sampling: Sampling
-) -> None:
+def test_distribution_is_its_definition(dtype: torch.dtype, rows: list[list[float]], sampling: Sampling) -> None:
     width = max(map(len, rows))
     logits = torch.tensor([(row * width)[:width] for row in rows], dtype=dtype)
     p = distribution(logits, sampling)

@@ -11,7 +11,10 @@ ROOT = Path(__file__).parents[2]
 NAMED = re.compile(r"`((?:src|tests|docs|benchmarks)/[\w./-]+)`")
 
 
-@pytest.mark.parametrize("document", ["README.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))])
+DOCUMENTS = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md"))]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_file_that_a_document_names_exists(document: str) -> None:
     missing = [name for name in NAMED.findall((ROOT / document).read_text()) if not (ROOT / name).exists()]
     assert not missing

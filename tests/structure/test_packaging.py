@@ -38,9 +38,7 @@ def test_constraints_are_plain_pins_that_fit_any_machine(pins: dict[str, Require
     assert all(re.fullmatch(r"==[\w.]+", str(pin.specifier)) for pin in pins.values())
 
 
-def test_every_dependency_is_pinned_and_allows_its_pin(
-    project: dict[str, Any], pins: dict[str, Requirement]
-) -> None:
+def test_every_dependency_is_pinned_and_allows_its_pin(project: dict[str, Any], pins: dict[str, Requirement]) -> None:
     wanted = project["project"]["dependencies"] + project["project"]["optional-dependencies"]["dev"]
     for requirement in map(Requirement, wanted):
         pin = pins[canonicalize_name(requirement.name)]
@@ -116,8 +114,6 @@ def test_ci_runs_make_check_from_an_empty_environment() -> None:
 def test_ignored_patterns_hide_no_source() -> None:
     for line in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines():
         name = line.strip("/*")
-        assert (
-            line.startswith("/")
-            or not any((ROOT / "src").rglob(name))
-            or name in {"__pycache__", ".mypy_cache"}
-        ), line
+        assert line.startswith("/") or not any((ROOT / "src").rglob(name)) or name in {"__pycache__", ".mypy_cache"}, (
+            line
+        )

@@ -39,9 +39,7 @@ class FakePip:
         self.requirements = Path(command[command.index("-r") + 1]).read_text(encoding="utf-8")
         if self.members is None:
             return subprocess.CompletedProcess(command, 1, "", self.error)
-        with zipfile.ZipFile(
-            Path(command[command.index("-d") + 1]) / "tiny-1.0-py3-none-any.whl", "w"
-        ) as wheel:
+        with zipfile.ZipFile(Path(command[command.index("-d") + 1]) / "tiny-1.0-py3-none-any.whl", "w") as wheel:
             for name, content in self.members.items():
                 wheel.writestr(name, content)
         return subprocess.CompletedProcess(command, 0, "", "")

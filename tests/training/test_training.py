@@ -24,7 +24,7 @@ from dspark.training.schedule import Batches, learning_rate
 from dspark.training.start import draft_vocabulary, new_drafter
 from dspark.training.trainer import Trainer
 from dspark.training.validation import validate
-from tiny import STOP, VOCAB, tiny_drafter, tiny_target
+from tiny import STOP, VOCAB, tiny_drafter, tiny_llama, tiny_target
 
 
 def recipe(lr: float = 3e-3, **trainer: Any) -> Recipe:
@@ -184,6 +184,15 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, monkeyp
     resumed.run_to_end()
     for name, tensor in whole.drafter.state_dict().items():
         assert torch.equal(resumed.drafter.state_dict()[name], tensor), name
+
+
+def test_a_bf16_target_trains_an_fp32_drafter(tmp_path: Path) -> None:
+    target = tiny_target(tiny_llama(sharpness=3.0).to(torch.bfloat16), pack=False)
+    examples = conversations(target, 8)
+    drafter = new_drafter(recipe(), target, examples)
+    trainer = Trainer(recipe(), Run(tmp_path, recipe(), resume=False), target, drafter, examples, examples[:2])
+    assert trainer.run_to_end().validation.blocks > 0
+    assert {p.dtype for p in drafter.parameters()} == {torch.float32}
 
 
 def test_a_run_folder_of_another_recipe_is_refused(tmp_path: Path) -> None:

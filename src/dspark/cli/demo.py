@@ -126,9 +126,7 @@ def _run(
     from dspark.foundation.progress import progress
 
     chat = pair.target.chat
-    tasks = [
-        Task(p.domain, p.id, chat.prompt_ids([{"role": "user", "content": p.text}]), seed) for p in prompts
-    ]
+    tasks = [Task(p.domain, p.id, chat.prompt_ids([{"role": "user", "content": p.text}]), seed) for p in prompts]
     decoding = _Decoding(pair)
     race = Race(tasks, decoding.rounds, decoding.judge, time.perf_counter, seconds)
     race.warm_up(max_tokens)
@@ -172,9 +170,7 @@ class _Decoding:
         return judge(plain_ids, spec_ids, logits_at, target.dtype)
 
 
-def _record(
-    pair: Pair, race: Race, showings: list[Showing], repeats: int, load: str, seconds: float
-) -> DemoRecord:
+def _record(pair: Pair, race: Race, showings: list[Showing], repeats: int, load: str, seconds: float) -> DemoRecord:
     from dspark.cli.demo_record import pairs_of, step_and_round_ms
     from dspark.cli.machine import machine_facts
     from dspark.report.demo import DemoRecord

@@ -37,9 +37,7 @@ def showing_of(lap: Lap, prompt: str, decode: Text) -> Showing:
 
 def verdict_of(comparison: Comparison) -> Verdict:
     """The comparison as a record."""
-    return Verdict(
-        comparison.equal, comparison.unexplained, comparison.position, comparison.gap, comparison.allowed
-    )
+    return Verdict(comparison.equal, comparison.unexplained, comparison.position, comparison.gap, comparison.allowed)
 
 
 def pairs_of(race: Race) -> tuple[tuple[PairFigures, ...], PairFigures]:

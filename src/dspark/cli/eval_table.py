@@ -73,9 +73,7 @@ def _notes(figures: dict[str, Any]) -> list[str]:
     for key, what in (("identical", "drafter"), ("ngram_identical", "prompt lookup")):
         unexplained = figures.get(key, {}).get("unexplained", 0)
         if unexplained:
-            notes.append(
-                f"{unexplained} texts with the {what} differ from plain's by more than rounding explains"
-            )
+            notes.append(f"{unexplained} texts with the {what} differ from plain's by more than rounding explains")
     return notes
 
 

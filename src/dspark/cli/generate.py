@@ -32,9 +32,7 @@ if TYPE_CHECKING:
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to answer.", show_default=False)],
     plain: Annotated[bool, typer.Option("--plain", help="Without drafting.")] = False,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Go on with the text as it is: no chat template.")
-    ] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Go on with the text as it is: no chat template.")] = False,
     system: Annotated[str | None, typer.Option("--system", help="System prompt.")] = None,
     max_tokens: MaxTokensOption = 256,
     temperature: TemperatureOption = 0.0,

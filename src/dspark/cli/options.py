@@ -28,9 +28,7 @@ def check_json(path: Path | None) -> Path | None:
 TargetOption = Annotated[
     str, typer.Option("--target", help="Target: a folder, a hub id, a .gguf file or a bundled name.")
 ]
-DrafterOption = Annotated[
-    str, typer.Option("--drafter", help="Drafter: a folder, a hub id or a bundled name.")
-]
+DrafterOption = Annotated[str, typer.Option("--drafter", help="Drafter: a folder, a hub id or a bundled name.")]
 DtypeOption = Annotated[
     str, typer.Option("--dtype", help="auto (bfloat16 where the machine is fast at it), bfloat16 or float32.")
 ]
@@ -38,9 +36,7 @@ DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or 
 SeedOption = Annotated[int, typer.Option("--seed", help="Fixes every random draw.")]
 TemperatureOption = Annotated[float, typer.Option("--temperature", help="0 is greedy.")]
 TopKOption = Annotated[int, typer.Option("--top-k", min=0, help="Keep the k likeliest tokens; 0 is off.")]
-TopPOption = Annotated[
-    float, typer.Option("--top-p", help="Keep the likeliest tokens of this mass; 1 is off.")
-]
+TopPOption = Annotated[float, typer.Option("--top-p", help="Keep the likeliest tokens of this mass; 1 is off.")]
 MaxTokensOption = Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer in tokens.")]
 JsonOption = Annotated[
     Path | None,

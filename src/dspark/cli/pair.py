@@ -43,9 +43,7 @@ class Pair:
         }
 
 
-def load_pair(
-    target: str = BUNDLED, drafter: str | None = BUNDLED, dtype: str = "auto", device: str = "auto"
-) -> Pair:
+def load_pair(target: str = BUNDLED, drafter: str | None = BUNDLED, dtype: str = "auto", device: str = "auto") -> Pair:
     """Load both for inference; ``drafter`` None loads the target alone.
 
     Raises UserError where either is missing or damaged, or where they don't fit each other.

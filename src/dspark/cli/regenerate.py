@@ -26,9 +26,7 @@ def regenerate(
     ],
     against: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--against", metavar="FILE...", help="Drop prompts that overlap these evaluation prompts."
-        ),
+        typer.Option("--against", metavar="FILE...", help="Drop prompts that overlap these evaluation prompts."),
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N prompts.")] = None,
     target: TargetOption = BUNDLED,
@@ -36,9 +34,7 @@ def regenerate(
         float | None, typer.Option("--temperature", show_default=_RECOMMENDED, help="0 is greedy.")
     ] = None,
     top_k: Annotated[int | None, typer.Option("--top-k", show_default=_RECOMMENDED, help="0 is off.")] = None,
-    top_p: Annotated[
-        float | None, typer.Option("--top-p", show_default=_RECOMMENDED, help="1 is off.")
-    ] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", show_default=_RECOMMENDED, help="1 is off.")] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer in tokens.")] = 512,
     max_prompt: Annotated[
         int, typer.Option("--max-prompt", min=1, help="Longer prompts, in tokens, are left out and counted.")

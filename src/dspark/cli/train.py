@@ -87,9 +87,7 @@ def _check_responses(recipe: Recipe) -> None:
                 " --set data.responses=[FILE]"
             )
         if not path.stat().st_size:
-            raise UserError(
-                f"data.responses: {path} is empty; go on with `dspark data regenerate --out {path}`"
-            )
+            raise UserError(f"data.responses: {path} is empty; go on with `dspark data regenerate --out {path}`")
 
 
 def _summary(result: TrainResult, folder: Path) -> str:

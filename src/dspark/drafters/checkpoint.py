@@ -99,17 +99,13 @@ def read_identity(path: Path) -> ModelIdentity:
     manifest = read_json(Path(path) / MANIFEST)
     target = manifest.get("target")
     if manifest.get("format") != FORMAT or not isinstance(target, dict):
-        raise UserError(
-            f"{path}: {MANIFEST} is not that of a drafter; expected format {FORMAT!r} and a target"
-        )
+        raise UserError(f"{path}: {MANIFEST} is not that of a drafter; expected format {FORMAT!r} and a target")
     return ModelIdentity.from_dict(target)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_dir():
-        raise UserError(
-            f"{path}: no such folder; expected a drafter's checkpoint with {CONFIG} and {WEIGHTS}"
-        )
+        raise UserError(f"{path}: no such folder; expected a drafter's checkpoint with {CONFIG} and {WEIGHTS}")
     return read_json(path / CONFIG)
 
 

@@ -59,9 +59,7 @@ def config_from_deepspec(values: Mapping[str, Any], draft_ids: tuple[int, ...] |
     _check_family(values)
     missing = [name for name in (*_SAME_NAME, "target_layer_ids") if values.get(name) is None]
     if missing:
-        raise UserError(
-            f"config.json lacks {', '.join(missing)}; expected the keys of a {ARCHITECTURE} checkpoint"
-        )
+        raise UserError(f"config.json lacks {', '.join(missing)}; expected the keys of a {ARCHITECTURE} checkpoint")
     taps = values["target_layer_ids"]
     if not isinstance(taps, list):
         raise UserError(f"target_layer_ids is {taps!r}; expected a list of layer numbers")
@@ -100,23 +98,17 @@ def _check_family(values: Mapping[str, Any]) -> None:
     architectures, family = values.get("architectures"), values.get("model_type")
     if architectures != [ARCHITECTURE]:
         raise UserError(
-            f"config.json: architectures is {architectures!r}, which is not supported; "
-            f"expected [{ARCHITECTURE!r}]"
+            f"config.json: architectures is {architectures!r}, which is not supported; expected [{ARCHITECTURE!r}]"
         )
     if family != _MODEL_TYPE:
-        raise UserError(
-            f"config.json: model_type is {family!r}, which is not supported; expected {_MODEL_TYPE!r}"
-        )
+        raise UserError(f"config.json: model_type is {family!r}, which is not supported; expected {_MODEL_TYPE!r}")
     for name, fixed in _FIXED.items():
         if values.get(name, fixed) != fixed:
-            raise UserError(
-                f"config.json: {name} is {values[name]!r}, which is not supported; expected {fixed!r}"
-            )
+            raise UserError(f"config.json: {name} is {values[name]!r}, which is not supported; expected {fixed!r}")
     kinds = values.get("layer_types")
     if kinds is not None and (not isinstance(kinds, list) or set(kinds) != {"full_attention"}):
         raise UserError(
-            f"config.json: layer_types is {kinds!r}, which is not supported; "
-            "expected full_attention throughout"
+            f"config.json: layer_types is {kinds!r}, which is not supported; expected full_attention throughout"
         )
 
 
@@ -129,7 +121,5 @@ def _rope_theta(values: Mapping[str, Any]) -> float:
         )
     theta = rope.get("rope_theta", values.get("rope_theta"))
     if isinstance(theta, bool) or not isinstance(theta, int | float):
-        raise UserError(
-            f"config.json: rope_theta is {theta!r}; expected a number, in rope_parameters or by itself"
-        )
+        raise UserError(f"config.json: rope_theta is {theta!r}; expected a number, in rope_parameters or by itself")
     return float(theta)

@@ -121,9 +121,7 @@ class DFlashBackbone(nn.Module):
 
     def _block_inputs(self, anchor_ids_BA: Tensor) -> Tensor:
         """The anchor's embedding, then K - 1 times the mask's: ``[B, A, K, d]``."""
-        masks = anchor_ids_BA.new_full(
-            (*anchor_ids_BA.shape, self.config.block_size - 1), self.config.mask_token_id
-        )
+        masks = anchor_ids_BA.new_full((*anchor_ids_BA.shape, self.config.block_size - 1), self.config.mask_token_id)
         tokens_BAK = torch.cat((anchor_ids_BA[..., None], masks), dim=-1)
         return embedding(tokens_BAK, self.embedding).to(self.dtype)
 

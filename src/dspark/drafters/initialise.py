@@ -31,9 +31,7 @@ def initialise_from_target(
     """
     wanted = drafter.config.num_hidden_layers
     if len(layers) != wanted:
-        raise UserError(
-            f"{len(layers)} source layers were given for {wanted} draft layers; give one for each"
-        )
+        raise UserError(f"{len(layers)} source layers were given for {wanted} draft layers; give one for each")
     for number, (module, source) in enumerate(zip(drafter.layers, layers, strict=True)):
         _copy_layer(module, source, number)
     _copy(drafter.norm.weight, final_norm, "the final norm")

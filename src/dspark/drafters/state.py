@@ -51,9 +51,7 @@ class DSparkState:
         taps = features.to(device=drafter.device, dtype=drafter.dtype)[None]
         end = self.length + taps.shape[1]
         positions = torch.arange(self.length, end, device=drafter.device)[None]
-        for cache, rows in zip(
-            self._context, drafter.context_kv(drafter.project(taps), positions), strict=True
-        ):
+        for cache, rows in zip(self._context, drafter.context_kv(drafter.project(taps), positions), strict=True):
             cache.append(rows.k, rows.v)
         self.length = end
 

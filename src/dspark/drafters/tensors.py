@@ -28,9 +28,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except FileNotFoundError as error:
-        raise UserError(
-            f"{path}: no such file; expected the drafter's weights in one safetensors file"
-        ) from error
+        raise UserError(f"{path}: no such file; expected the drafter's weights in one safetensors file") from error
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path}: not a whole safetensors file ({error}); it is truncated or damaged: copy it again"
@@ -41,9 +39,7 @@ def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, list[int]]
     """Raise UserError that names missing, unexpected and misshapen tensors (the first few of each)."""
     problems = [
         _listed("missing", [f"{name} {shape}" for name, shape in expected.items() if name not in found]),
-        _listed(
-            "unexpected", [f"{name} {list(t.shape)}" for name, t in found.items() if name not in expected]
-        ),
+        _listed("unexpected", [f"{name} {list(t.shape)}" for name, t in found.items() if name not in expected]),
         _listed(
             "of another shape",
             [
@@ -55,9 +51,7 @@ def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, list[int]]
     ]
     text = "; ".join(problem for problem in problems if problem)
     if text:
-        raise UserError(
-            f"{where}: the tensors don't match the configuration: {text}; use the files of one checkpoint"
-        )
+        raise UserError(f"{where}: the tensors don't match the configuration: {text}; use the files of one checkpoint")
 
 
 def _listed(what: str, names: list[str]) -> str:

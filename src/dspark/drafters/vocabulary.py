@@ -17,14 +17,10 @@ from dspark.foundation.errors import UserError
 def check_draft_ids(ids: Sequence[int], vocab_size: int) -> None:
     """Raise UserError unless ``ids`` is a non-empty ascending list of target ids below ``vocab_size``."""
     if not ids:
-        raise UserError(
-            "the draft vocabulary is empty; give at least one id, or None for the whole vocabulary"
-        )
+        raise UserError("the draft vocabulary is empty; give at least one id, or None for the whole vocabulary")
     for before, after in zip(ids, ids[1:], strict=False):
         if after <= before:
-            raise UserError(
-                f"draft vocabulary: id {after} follows {before}; expected ascending ids without repeats"
-            )
+            raise UserError(f"draft vocabulary: id {after} follows {before}; expected ascending ids without repeats")
     if ids[0] < 0 or ids[-1] >= vocab_size:
         raise UserError(
             f"draft vocabulary: ids run from {ids[0]} to {ids[-1]}, the target's from 0 to {vocab_size - 1}; "

@@ -53,9 +53,7 @@ Decode = Callable[[Task, Mode], list[Round]]
 Judge = Callable[[Task, list[int], list[int]], Comparison]
 
 
-def measure(
-    tasks: Sequence[Task], decode: Decode, clock: Callable[[], float], judge: Judge | None
-) -> Iterator[Trial]:
+def measure(tasks: Sequence[Task], decode: Decode, clock: Callable[[], float], judge: Judge | None) -> Iterator[Trial]:
     """Decode every task in every mode, timed one by one with ``clock`` (seconds).
 
     ``decode`` does all the work that a user waits for, down to the text. The first task is decoded once in
@@ -72,9 +70,7 @@ def measure(
             runs[mode] = Run(rounds, clock() - started)
         comparisons: dict[Mode, Comparison] = {}
         if judge is not None:
-            comparisons = {
-                mode: judge(task, runs["plain"].ids, runs[mode].ids) for mode in MODES if mode != "plain"
-            }
+            comparisons = {mode: judge(task, runs["plain"].ids, runs[mode].ids) for mode in MODES if mode != "plain"}
         yield Trial(task, runs, comparisons)
 
 

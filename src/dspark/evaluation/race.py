@@ -44,9 +44,7 @@ class Timed:
 
         The last one is cut where the output ends, and may not have drafted at all.
         """
-        return [
-            s for r, s in zip(self.rounds, self.round_seconds, strict=True) if r.index and r.finish is None
-        ]
+        return [s for r, s in zip(self.rounds, self.round_seconds, strict=True) if r.index and r.finish is None]
 
 
 @dataclass(frozen=True)

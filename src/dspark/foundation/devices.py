@@ -37,9 +37,7 @@ def resolve_device(name: str = "auto") -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
-            raise UserError(
-                f"device {name!r} asked for, but PyTorch sees {count} CUDA devices here; use --device cpu"
-            )
+            raise UserError(f"device {name!r} asked for, but PyTorch sees {count} CUDA devices here; use --device cpu")
     elif device.type != "cpu":
         raise UserError(f"device {name!r} is not supported; expected auto, cpu, cuda or cuda:N")
     return device

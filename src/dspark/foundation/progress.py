@@ -55,9 +55,7 @@ class _Silence:
 class _Lines:
     """Plain lines, at most one every 10 s besides the last."""
 
-    def __init__(
-        self, total: int | None, label: str, unit: str, stream: TextIO, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, total: int | None, label: str, unit: str, stream: TextIO, clock: Callable[[], float]) -> None:
         self._total, self._label, self._unit, self._stream, self._clock = total, label, unit, stream, clock
         self._done = 0
         self._start = self._last = clock()

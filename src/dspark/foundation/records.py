@@ -37,9 +37,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     rows += 1
                     yield number, _parse(line, f"{path}, line {number}")
     except OSError as error:
-        raise UserError(
-            f"{path}: can't be read ({error.strerror or error}); expected a JSONL file"
-        ) from error
+        raise UserError(f"{path}: can't be read ({error.strerror or error}); expected a JSONL file") from error
     if not rows:
         raise UserError(f"{path}: has no rows; expected one JSON object a line")
 
@@ -56,9 +54,7 @@ class JsonlWriter:
         try:
             self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115 - close() closes it
         except OSError as error:
-            raise UserError(
-                f"{self.path}: can't be opened for writing ({error.strerror or error})"
-            ) from error
+            raise UserError(f"{self.path}: can't be opened for writing ({error.strerror or error})") from error
         try:
             self._lock()
             self._size = self._repair()

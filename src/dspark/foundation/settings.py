@@ -65,9 +65,7 @@ def _mapping_without_repeats(loader: _StrictLoader, node: yaml.MappingNode) -> d
         if not isinstance(key, Hashable):
             raise yaml.MarkedYAMLError(problem=f"{key!r} can't be a key", problem_mark=key_node.start_mark)
         if key in seen:
-            raise yaml.MarkedYAMLError(
-                problem=f"the key {key!r} is given twice", problem_mark=key_node.start_mark
-            )
+            raise yaml.MarkedYAMLError(problem=f"the key {key!r} is given twice", problem_mark=key_node.start_mark)
         seen.add(key)
     loader.flatten_mapping(node)
     return loader.construct_mapping(node, deep=True)
@@ -104,9 +102,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(
-            f"--set {override!r}: the value is not valid YAML ({_yaml_problem(error)})"
-        ) from error
+        raise UserError(f"--set {override!r}: the value is not valid YAML ({_yaml_problem(error)})") from error
     group = values
     for depth, name in enumerate(names[:-1], start=1):
         inner = group.get(name)

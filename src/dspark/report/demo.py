@@ -174,10 +174,7 @@ class DemoRecord:
         }
         names = ("repeats_asked", "target", "drafter", "dtype", "machine", "date", "command", "seconds")
         rest |= {name: getattr(self, name) for name in names}
-        shown = [
-            dataclasses.asdict(one) | {"drafted": one.drafted, "accepted": one.accepted}
-            for one in self.showings
-        ]
+        shown = [dataclasses.asdict(one) | {"drafted": one.drafted, "accepted": one.accepted} for one in self.showings]
         return {
             "pairs": [pair.as_json() for pair in self.pairs],
             "all": self.overall.as_json(),

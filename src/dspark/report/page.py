@@ -112,9 +112,7 @@ def _row(pair: PairFigures) -> str:
     same = f"{pair.equal}/{pair.total}" + (f" ({pair.unexplained} unexplained)" if pair.unexplained else "")
     cells = [_spread(pair.plain), _spread(pair.spec)]
     cells += [_text(text) for text in (f"{pair.speedup:.2f}×", f"{pair.tau:.2f}", share, same)]
-    return (
-        f'<tr><th scope="row">{_text(pair.domain)}</th>' + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
-    )
+    return f'<tr><th scope="row">{_text(pair.domain)}</th>' + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
 
 
 def _spread(spread: Spread) -> str:

@@ -51,8 +51,7 @@ class DemoPanels:
         verdict = f"{drafts}; texts: {one.verdict.sentence()}"
         if not self._rich:
             marked = "".join(
-                f"{self._open}{span.text}{self._close}" if span.accepted else span.text
-                for span in one.spec_spans
+                f"{self._open}{span.text}{self._close}" if span.accepted else span.text for span in one.spec_spans
             )
             self._lines(f"[{number}/{total}] {one.domain}: {one.prompt}")
             self._lines(f"\n--- plain: {plain}\n{one.plain_text}")
@@ -84,9 +83,7 @@ class DemoPanels:
         for caution in cautions(record):
             loud = record.overall.unexplained > 0 and caution.startswith("FAILURE")
             self._lines("")
-            self._console.print(
-                Text(caution, style="bold red" if loud else "yellow"), soft_wrap=not self._rich
-            )
+            self._console.print(Text(caution, style="bold red" if loud else "yellow"), soft_wrap=not self._rich)
 
     def _panels(self, plain: Text, plain_note: str, spec: Text, spec_note: str) -> None:
         wide = self._console.width >= _SIDE_BY_SIDE

@@ -18,9 +18,7 @@ class Span:
     round: int
 
 
-def spans(
-    decode: Callable[[Sequence[int]], str], rounds: Iterable[tuple[Sequence[int], int]]
-) -> tuple[Span, ...]:
+def spans(decode: Callable[[Sequence[int]], str], rounds: Iterable[tuple[Sequence[int], int]]) -> tuple[Span, ...]:
     """Spans of an output; their texts joined are exactly ``decode`` of all its ids.
 
     ``rounds``: (tokens, how many of the first of them are accepted drafts), from round 0 on. A token may hold a part

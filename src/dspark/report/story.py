@@ -71,9 +71,7 @@ def cautions(record: DemoRecord) -> list[str]:
         found.append("No drafted token was accepted: the drafter knows nothing about this target.")
     for pair in record.pairs:
         if pair.repeat_share > 0.1:
-            without = (
-                f"{pair.tau_without_repeats:.2f}" if math.isfinite(pair.tau_without_repeats) else "undefined"
-            )
+            without = f"{pair.tau_without_repeats:.2f}" if math.isfinite(pair.tau_without_repeats) else "undefined"
             found.append(
                 f"{pair.domain}: {100 * pair.repeat_share:.0f} % of the shown tokens lie in verbatim repeats,"
                 f" which are easy to draft; tau without them is {without}."

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 Finish = Literal["stop", "length"]
@@ -95,8 +94,12 @@ class RoundTally:
 
     @property
     def survival(self) -> list[float]:
-        """[K]: running product of the conditional acceptance."""
-        return [float(a) for a in survival(torch.tensor(self.conditional_acceptance, dtype=torch.float64))]
+        """[K]: running product of the conditional acceptance; 0 from the first position that never was accepted."""
+        result, product = [], 1.0
+        for c in self.conditional_acceptance:
+            product = product * c if product else 0.0
+            result.append(product)
+        return result
 
     def _widen(self, slots: int) -> None:
         missing = slots - len(self.observed_at)

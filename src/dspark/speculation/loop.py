@@ -188,9 +188,7 @@ def _output_limit(prompt: int, max_tokens: int, context_limit: int | None) -> in
     if context_limit is None:
         return max_tokens
     if prompt >= context_limit:
-        raise UserError(
-            f"the prompt has {prompt} tokens, the context holds {context_limit}; shorten the prompt"
-        )
+        raise UserError(f"the prompt has {prompt} tokens, the context holds {context_limit}; shorten the prompt")
     return min(max_tokens, context_limit - prompt)
 
 

@@ -38,9 +38,7 @@ class Sampling:
     def __post_init__(self) -> None:
         t = self.temperature
         if not math.isfinite(t) or t < 0 or 0 < t < _LOWEST_TEMPERATURE:
-            raise UserError(
-                f"temperature is {t}; expected 0 (greedy) or a number of at least {_LOWEST_TEMPERATURE:g}"
-            )
+            raise UserError(f"temperature is {t}; expected 0 (greedy) or a number of at least {_LOWEST_TEMPERATURE:g}")
         if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 0:
             raise UserError(f"top_k is {self.top_k}; expected 0 (off) or a positive whole number")
         if not 0 < self.top_p <= 1:

@@ -210,7 +210,9 @@ def _refuse_unservable(model: PreTrainedModel, name: str) -> None:
         )
     missing = [field for field in (*_NEEDED, "max_position_embeddings") if getattr(config, field, None) is None]
     if missing:
-        raise UserError(f"{name} ({type(model).__name__}) has no {', '.join(missing)} in its config; use another target")
+        raise UserError(
+            f"{name} ({type(model).__name__}) has no {', '.join(missing)} in its config; use another target"
+        )
     kinds = set(getattr(config, "layer_types", None) or ())
     if kinds - {"full_attention", "sliding_attention"}:
         raise UserError(f"{name} has layers of type {', '.join(sorted(kinds))}; only attention layers can be served")

@@ -55,7 +55,8 @@ def objective(drafter: DSparkDrafter, batch: FeatureBatch, blocks: Blocks, setti
     """The training loss of one batch; at least one slot must be supervised."""
     slots, previous_N, _ = supervised_slots(drafter, batch, blocks, settings.decay)
     mix = Mix(hard_ce=settings.hard_ce, soft_ce=settings.soft_ce, l1=settings.l1)
-    distances = distribution_loss(slots, drafter.head, drafter.markov_head.markov_w2.weight, mix)
+    # The head of a bf16 target in fp32: losses need the precision, and its rows of the draft vocabulary are few.
+    distances = distribution_loss(slots, drafter.head.float(), drafter.markov_head.markov_w2.weight, mix)
     loss = distances.loss
     confidence = loss.new_zeros(())
     if drafter.confidence_head is not None:

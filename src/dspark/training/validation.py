@@ -77,11 +77,12 @@ def _whole_blocks(blocks: Blocks) -> Blocks:
 def _compare(drafter: DSparkDrafter, slots: Slots, head_Vd: Tensor) -> tuple[Tensor, Tensor]:
     """Acceptance 1 - TV at temperature 1 and agreement of the argmaxes (0 or 1), ``[N]`` each."""
     accepted, agreed = [], []
+    head_Dd, head_Vd = drafter.head.float(), head_Vd.float()
     for first in range(0, len(slots.hidden), _ROWS):
         c = slice(first, first + _ROWS)
-        base_CD = slots.hidden[c] @ drafter.head.T
+        base_CD = slots.hidden[c] @ head_Dd.T
         p_d_CD = (base_CD + slots.embedded[c] @ drafter.markov_head.markov_w2.weight.T).softmax(dim=-1)
-        logits_CV = slots.target_hidden[c] @ head_Vd.T.float()
+        logits_CV = slots.target_hidden[c] @ head_Vd.T
         p_t_CV = (logits_CV - slots.log_mass[c, None]).exp()
         best_C = p_d_CD.argmax(dim=-1)
         if drafter.support is not None:
