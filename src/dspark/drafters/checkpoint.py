@@ -34,16 +34,21 @@ _EMBEDDING, _HEAD, _D2T = "embed_tokens.weight", "lm_head.weight", "d2t"
 
 
 def save_drafter(
-    path: Path, drafter: DSparkDrafter, identity: ModelIdentity, training: Mapping[str, Any] | None = None
+    path: Path,
+    drafter: DSparkDrafter,
+    identity: ModelIdentity,
+    training: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> None:
-    """Write a native checkpoint folder, whole or not at all; weights in the dtype that they have.
+    """Write a native checkpoint folder, whole or not at all; weights in ``dtype`` (None: the one that they have).
 
     ``identity``: the target. ``training``: recipe, data, figures: JSON values that the manifest remembers.
     """
     config = drafter.config
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in drafter.state_dict().items()}
+    dtype = dtype or drafter.dtype
+    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in drafter.state_dict().items()}
     check_tensors(tensors, _expected(config), "the drafter to save")
-    values = config_to_deepspec(config, str(drafter.dtype).removeprefix("torch."))
+    values = config_to_deepspec(config, str(dtype).removeprefix("torch."))
     if config.draft_ids is not None:
         tensors[_D2T] = d2t_from_ids(config.draft_ids)
         values["draft_vocab_size"] = config.draft_vocab_size

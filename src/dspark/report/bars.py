@@ -15,10 +15,11 @@ def bar(spread: Spread, largest: float, kind: str, label: str) -> str:
     """A horizontal bar up to the median, with a line from quartile to quartile; ``kind`` is a CSS class."""
     scale = 100 / largest if largest > 0 else 0.0
     low, middle, high = (f"{scale * value:.2f}" for value in (spread.low, spread.median, spread.high))
+    whisker = f"M{low} 6H{high}M{low} 3V9M{high} 3V9"
     return (
         f'<svg class="bar" viewBox="0 0 100 12" preserveAspectRatio="none" role="img" aria-label="{escape(label)}">'
         f'<path class="{escape(kind)}" d="M0 0H{middle}V12H0z"/>'
-        f'<path class="whisker" d="M{low} 6H{high}M{low} 3V9M{high} 3V9"/></svg>'
+        f'<path class="halo" d="{whisker}"/><path class="whisker" d="{whisker}"/></svg>'
     )
 
 

@@ -14,7 +14,7 @@ from dspark.foundation.artifacts import write_atomic
 from dspark.report.bars import bar, strip
 from dspark.report.demo import DemoRecord, PairFigures, Showing, Spread
 from dspark.report.spans import Span
-from dspark.report.story import cautions, explanation, method
+from dspark.report.story import cautions, explanation, headline, method
 
 # Bytes that no HTML document may hold.
 _FORBIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -55,14 +55,14 @@ def _header(record: DemoRecord) -> str:
     pair = record.overall
     same = f"{pair.equal}/{pair.total}"
     facts = [
-        (f"{pair.speedup:.2f}×", "the tokens a second of plain decoding"),
+        (f"{pair.spec.median:.1f}", f"tokens a second, {pair.plain.median:.1f} without drafting"),
         (f"{pair.tau:.2f}", "tokens gained a round (tau)"),
         (same, "texts identical to plain decoding"),
     ]
     tiles = "".join(f"<div><dt>{_text(label)}</dt><dd>{_text(figure)}</dd></div>" for figure, label in facts)
     return (
         f'<header>\n<p class="kicker">DSpark demo</p>\n'
-        f"<h1>The same text, in fewer passes</h1>\n"
+        f"<h1>{_text(headline(record))}</h1>\n"
         f"<p>{_text(record.target)} answering {len(record.showings)} prompts, plain and with the drafter"
         f' {_text(record.drafter)}.</p>\n<dl class="tiles">{tiles}</dl>\n</header>'
     )

@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from dspark.report.demo import DemoRecord, PairFigures, Showing
+from dspark.report.demo import DemoRecord, PairFigures, Showing, Spread
 from dspark.report.story import cautions, explanation, method
 
 ACCEPTED = "green underline"  # underlined, so that it can be told without colours too
@@ -59,10 +59,10 @@ class DemoPanels:
             return
         self._console.rule(Text(f"{number}/{total} {one.domain}", style="bold"), style="dim", align="left")
         self._console.print(Text(self._safe(one.prompt), style="italic"))
-        text = Text()
+        text = Text(overflow="fold")  # a line that does not fit goes on below: nothing of a text is left out
         for span in one.spec_spans:
             text.append(self._safe(span.text), ACCEPTED if span.accepted else None)
-        self._panels(Text(self._safe(one.plain_text)), plain, text, spec)
+        self._panels(Text(self._safe(one.plain_text), overflow="fold"), plain, text, spec)
         bad = one.verdict.unexplained
         self._console.print(Text(verdict, style="bold red" if bad else "dim"))
         self._console.print()
@@ -71,7 +71,7 @@ class DemoPanels:
         """The table, what it means, and what to beware of."""
         rows = [*record.pairs, record.overall] if len(record.pairs) > 1 else list(record.pairs)
         if self._rich:
-            self._console.print(_table(rows))
+            self._console.print(_table(rows, with_quartiles=self._console.width >= _SIDE_BY_SIDE))
         else:
             cells = [_HEAD, *(_cells(row) for row in rows)]
             widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -114,24 +114,29 @@ class DemoPanels:
             self._console.print(Text(self._safe(line)), soft_wrap=not self._rich)
 
 
-def _table(rows: list[PairFigures]) -> Table:
-    table = Table(title="medians over the repeats [quartiles]", title_justify="left", title_style="dim")
+def _table(rows: list[PairFigures], with_quartiles: bool) -> Table:
+    what = "medians over the repeats" + (" [quartiles]" if with_quartiles else "")
+    table = Table(title=Text(what, style="dim"), title_justify="left")
     for name in _HEAD:
-        table.add_column(name, justify="left" if name == "domain" else "right")
+        table.add_column(name, justify="left" if name == "domain" else "right", overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, _cells(row)), style="bold" if row is rows[-1] and len(rows) > 1 else None)
+        last = row is rows[-1] and len(rows) > 1
+        if last:
+            table.add_section()
+        table.add_row(*map(Text, _cells(row, with_quartiles)), style="bold" if last else None)
     return table
 
 
-def _cells(pair: PairFigures) -> tuple[str, ...]:
-    def speed(median: float, low: float, high: float) -> str:
-        return f"{median:.1f} [{low:.1f}-{high:.1f}]"
+def _cells(pair: PairFigures, with_quartiles: bool = True) -> tuple[str, ...]:
+    def speed(spread: Spread) -> str:
+        quartiles = f" [{spread.low:.1f}-{spread.high:.1f}]" if with_quartiles else ""
+        return f"{spread.median:.1f}{quartiles}"
 
     same = f"{pair.equal}/{pair.total}" + (f", {pair.unexplained} UNEXPLAINED" if pair.unexplained else "")
     return (
         pair.domain,
-        speed(pair.plain.median, pair.plain.low, pair.plain.high),
-        speed(pair.spec.median, pair.spec.low, pair.spec.high),
+        speed(pair.plain),
+        speed(pair.spec),
         f"{pair.speedup:.2f}x",
         f"{pair.tau:.2f}",
         same,

@@ -9,6 +9,15 @@ from dspark.report.demo import DemoRecord
 BUSY_LOAD = 1.0
 
 
+def headline(record: DemoRecord) -> str:
+    """What happened, in a line that is true of this record."""
+    pair = record.overall
+    if pair.unexplained:
+        return "Drafting changed the text"
+    same = "The same text" if pair.equal == pair.total else "The same text but for ties"
+    return f"{same}, {pair.speedup:.2f} times the speed"
+
+
 def explanation(record: DemoRecord) -> list[str]:
     """How it works, where the gain comes from on this machine, and when there is none."""
     everything = record.overall

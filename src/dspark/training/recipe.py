@@ -38,6 +38,8 @@ class DrafterSettings(Settings):
     target_layer_ids: tuple[int, ...] = Field(min_length=1)
     mask_token_id: Annotated[int, Field(ge=0)]
     initial: Literal["target", "random"] = "target"
+    export_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of the exported weights; training itself is fp32, and the state to resume from keeps that."""
 
 
 class LossSettings(Settings):

@@ -168,13 +168,17 @@ class Trainer:
             anchors=settings.anchors,
         )
         log.append([{"step": self.step, "validation": asdict(validation)}])
+        recipe = self.recipe.model_dump(mode="json")
+        # Names, not places: a checkpoint travels, and a path of this machine means nothing elsewhere.
+        recipe["data"]["responses"] = [path.name for path in self.recipe.data.responses]
         training = {
-            "recipe": self.recipe.model_dump(mode="json"),
+            "recipe": recipe,
             "step": self.step,
             "examples": self._counts,
             "validation": asdict(validation),
         }
-        save_drafter(self.run.drafter, self.drafter, self.target.identity, training)
+        dtype = getattr(torch, self.recipe.drafter.export_dtype)
+        save_drafter(self.run.drafter, self.drafter, self.target.identity, training, dtype)
         return validation
 
     def _averages(self) -> dict[str, float]:
