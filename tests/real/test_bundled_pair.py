@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dspark.cli.pair import Pair, load_pair
-from dspark.evaluation.identity import IdentityTally, judge, replay
+from dspark.evaluation.identity import Comparison, IdentityTally, judge, replay
 from dspark.speculation.acceptance import RoundTally
 from dspark.speculation.sampling import Sampling
 from dspark.targets.session import TargetSession
@@ -22,32 +22,39 @@ def pair() -> Pair:
     return load_pair(dtype="float32")
 
 
+def decoded(pair: Pair, prompt: list[int], mode: str) -> tuple[list[int], RoundTally]:
+    """Greedy text and counts of one prompt."""
+    rounds = list(pair.decoder.rounds(prompt, mode=mode, sampling=Sampling(), seed=0, max_tokens=40))
+    tally = RoundTally()
+    tally.extend(rounds)
+    return [token for each in rounds for token in each.tokens], tally
+
+
+def compare(pair: Pair, question: str, mode: str) -> tuple[Comparison, RoundTally]:
+    """One question, plain and in ``mode``."""
+    prompt = pair.target.chat.prompt_ids([{"role": "user", "content": question}])
+    plain, _ = decoded(pair, prompt, "plain")
+    drafted, tally = decoded(pair, prompt, mode)
+    logits_at = replay(lambda: TargetSession(pair.target, len(prompt) + 64), prompt, plain)
+    return judge(plain, drafted, logits_at, pair.target.dtype), tally
+
+
 @pytest.mark.parametrize("mode", ["dspark", "ngram"])
 def test_greedy_texts_are_the_targets_own(pair: Pair, mode: str) -> None:
-    decoder, target = pair.decoder, pair.target
-    identity, tally = IdentityTally(), RoundTally()
+    identity, total = IdentityTally(), RoundTally()
     for question in QUESTIONS:
-        prompt = target.chat.prompt_ids([{"role": "user", "content": question}])
-
-        def text(way: str, prompt: list[int] = prompt) -> list[int]:
-            rounds = list(decoder.rounds(prompt, mode=way, sampling=Sampling(), seed=0, max_tokens=40))
-            if way != "plain":
-                tally.extend(rounds)
-            return [token for each in rounds for token in each.tokens]
-
-        plain, drafted = text("plain"), text(mode)
-        logits_at = replay(lambda: TargetSession(target, len(prompt) + 64), prompt, plain)
-        identity.add(judge(plain, drafted, logits_at, target.dtype))
+        comparison, tally = compare(pair, question, mode)
+        identity.add(comparison)
+        total.merge(tally)
     assert identity.as_json()["unexplained"] == 0
     assert identity.as_json()["total"] == len(QUESTIONS)
-    assert tally.drafted > 0
-    assert tally.accepted > 0
+    assert total.drafted > 0
+    assert total.accepted > 0
 
 
 def test_the_shipped_drafter_gains_more_than_a_token_in_three_rounds(pair: Pair) -> None:
     """A drafter wired one position off has tau near 1; the shipped one must be well above."""
-    tally = RoundTally()
-    for seed, question in enumerate(QUESTIONS):
-        prompt = pair.target.chat.prompt_ids([{"role": "user", "content": question}])
-        tally.extend(pair.decoder.rounds(prompt, mode="dspark", sampling=Sampling(), seed=seed, max_tokens=40))
-    assert tally.tau > 1.3
+    total = RoundTally()
+    for question in QUESTIONS:
+        total.merge(decoded(pair, pair.target.chat.prompt_ids([{"role": "user", "content": question}]), "dspark")[1])
+    assert total.tau > 1.3

@@ -58,6 +58,7 @@ def pair(domain: str, plain: float, spec: float, tau: float, prompts: int = 2) -
         equal=prompts,
         total=prompts,
         unexplained=0,
+        shown_tau=tau,
         repeat_share=0.0,
         tau_without_repeats=tau,
     )

@@ -14,9 +14,23 @@ from dspark.report.demo import DemoRecord, Verdict
 from dspark.report.page import page, write_page
 from dspark.report.spans import Span
 
-ALLOWED = set(
-    ["html", "head", "meta", "title", "style", "body", "main", "header", "section", "aside", "article", "div", "p", "h1", "h2", "h3", "h4", "span", "small", "mark", "i", "dl", "dt", "dd", "table", "thead", "tbody", "tr", "th", "td", "svg", "path"]
-)
+ALLOWED = {
+    "html",
+    "head",
+    "meta",
+    "title",
+    "style",
+    "body",
+    "main",
+    "header",
+    "section",
+    "aside",
+    "article",
+    "div",
+    "p",
+}
+ALLOWED |= {"h1", "h2", "h3", "h4", "span", "small", "mark", "i", "dl", "dt", "dd", "svg", "path"}
+ALLOWED |= {"table", "thead", "tbody", "tr", "th", "td"}
 VOID = {"meta"}
 
 

@@ -104,6 +104,8 @@ def test_cautions_come_when_due(record: DemoRecord) -> None:
     assert "numerical tie" in with_overall(equal=4)[0]
     assert with_overall(equal=4, unexplained=2)[0].startswith("FAILURE: 2 of 6")
     assert "No drafted token was accepted" in with_overall(accepted=0)[0]
+    noisy = dataclasses.replace(record.overall, plain=Spread(7.0, 12.0, 12.5))
+    assert "varied from 7.0 to 12.5" in cautions(dataclasses.replace(record, overall=noisy))[0]
     looping = dataclasses.replace(record.pairs[0], repeat_share=0.4, tau_without_repeats=1.5)
     found = cautions(dataclasses.replace(record, pairs=(looping,)))
     assert "40 % of the shown tokens" in found[0]

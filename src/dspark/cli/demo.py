@@ -56,7 +56,7 @@ def demo(
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed repeats of all prompts.")] = 5,
     seconds: Annotated[
         float, typer.Option("--seconds", min=1, help="Time for all of it; repeats are shortened to fit.")
-    ] = 120.0,
+    ] = 150.0,
     page: Annotated[
         Path, typer.Option("--page", metavar="PATH", callback=check_page, help="Where the page goes.")
     ] = Path("dspark-demo.html"),
@@ -128,8 +128,8 @@ def _run(
     chat = pair.target.chat
     tasks = [Task(p.domain, p.id, chat.prompt_ids([{"role": "user", "content": p.text}]), seed) for p in prompts]
     decoding = _Decoding(pair)
-    race = Race(tasks, decoding.rounds, decoding.judge, time.perf_counter, seconds)
-    race.warm_up(max_tokens)
+    race = Race(tasks, decoding.rounds, decoding.judge, time.perf_counter, seconds, max_tokens)
+    race.warm_up()
     showings = []
     for number, (task, prompt) in enumerate(zip(tasks, prompts, strict=True), start=1):
         showings.append(showing_of(race.show(task), prompt.text, chat.decode))

@@ -48,8 +48,8 @@ def pairs_of(race: Race) -> tuple[tuple[PairFigures, ...], PairFigures]:
 
 
 def step_and_round_ms(race: Race) -> tuple[float, float]:
-    """Median milliseconds of a plain step and of a speculative round that drafted, over everything decoded."""
-    laps = [*race.shown, *(lap for repeat in race.repeats for lap in repeat)]
+    """Median milliseconds of a plain step and of a speculative round in the repeats; whole rounds only."""
+    laps = [lap for repeat in race.repeats for lap in repeat]
     steps = [s for lap in laps for s in lap.runs["plain"].later_seconds()]
     rounds = [s for lap in laps for s in lap.runs["dspark"].later_seconds()]
     return _milliseconds(steps), _milliseconds(rounds)
@@ -80,6 +80,7 @@ def _figures(race: Race, name: str, domains: set[str]) -> PairFigures:
         equal=sum(agreed.values()),
         total=len(agreed),
         unexplained=len(wrong),
+        shown_tau=_tally(shown).tau,
         repeat_share=repeat_share([lap.runs["dspark"].ids for lap in shown]),
         tau_without_repeats=outside.tau,
     )

@@ -23,7 +23,9 @@ WAYS: tuple[Way, Way] = ("plain", "dspark")
 FEWEST_REPEATS = 3  # whatever the time: quartiles of less say nothing
 FEWEST_TOKENS = 24  # shorter answers are mostly prefill
 WARM_UP_TOKENS = 12
-SHOWN_SHARE = 0.5  # of the time, at most, is spent on the texts that are shown
+SHOWN_SHARE = 0.35  # of the time, at most, is spent on the texts that are shown
+RESERVE = 0.95  # of what is left is planned for, so that a little noise does not cost the last repeat
+ENOUGH = 0.75  # of the time that a repeat should take must be left to begin one
 
 
 @dataclass(frozen=True)
@@ -75,24 +77,33 @@ def timed(rounds: Iterable[Round], clock: Callable[[], float]) -> Timed:
     return Timed(tuple(done), tuple(each), clock() - started)
 
 
-def fitting_length(wanted: int, seconds: float, decodings: int, seconds_a_token: float) -> int:
-    """Output tokens of which ``decodings`` fit into ``seconds``: at most ``wanted``, never below 24 (or wanted).
+@dataclass(frozen=True)
+class Cost:
+    """Wall-clock seconds of one prompt decoded in both ways: for reading it, and for each output token."""
 
-    ``seconds_a_token``: of one output token, decoded in both ways.
-    """
-    fits = int(seconds / (decodings * seconds_a_token)) if seconds_a_token > 0 else wanted
-    return min(wanted, max(FEWEST_TOKENS, fits))
+    reading: float
+    a_token: float
 
+    @classmethod
+    def of(cls, laps: Sequence[Lap]) -> Cost:
+        """As these decodings went; the typical round decides, not the first, slow one."""
+        reading = a_token = 0.0
+        for way in WAYS:
+            runs = [lap.runs[way] for lap in laps]
+            rounds = [s for one in runs for s in one.later_seconds() or one.round_seconds]
+            reading += statistics.median(one.round_seconds[0] for one in runs)
+            tokens = sum(len(one.ids) for one in runs)
+            a_token += statistics.median(rounds) * sum(len(one.rounds) for one in runs) / tokens
+        return cls(reading, a_token)
 
-def seconds_a_token(laps: Sequence[Lap]) -> float:
-    """Wall-clock of one output token in both ways together; the typical round decides, not the first, slow one."""
-    total = 0.0
-    for way in WAYS:
-        timings = [lap.runs[way] for lap in laps]
-        rounds = [s for one in timings for s in one.later_seconds() or one.round_seconds]
-        tokens = sum(len(one.ids) for one in timings)
-        total += statistics.median(rounds) * sum(len(one.rounds) for one in timings) / tokens
-    return total
+    def of_length(self, tokens: int) -> float:
+        """Seconds for that many output tokens."""
+        return self.reading + tokens * self.a_token
+
+    def fitting(self, wanted: int, seconds: float, decodings: int) -> int:
+        """Output tokens with which so many take ``seconds``: at most ``wanted``, not below 24 (or wanted)."""
+        fits = (seconds / decodings - self.reading) / self.a_token if self.a_token > 0 else wanted
+        return min(wanted, max(FEWEST_TOKENS, int(fits)))
 
 
 @dataclass
@@ -104,39 +115,44 @@ class Race:
     judge: Judge
     clock: Callable[[], float]
     seconds: float
+    max_tokens: int
     shown_tokens: int = 0
     repeat_tokens: int = 0
     shown: list[Lap] = field(default_factory=list)
     repeats: list[list[Lap]] = field(default_factory=list)
     _started: float = 0.0
-    _cost: float = 0.0
+    _cost: Cost = Cost(0.0, 0.0)
     _judged: dict[tuple[str, tuple[int, ...], tuple[int, ...]], Comparison] = field(default_factory=dict)
 
-    def warm_up(self, max_tokens: int) -> None:
-        """One decoding each way that counts for nothing but the length of what follows."""
+    def warm_up(self) -> None:
+        """Decode a little each way, twice: the first time for nothing, the second to learn the cost of a token."""
         self._started = self.clock()
-        self._cost = seconds_a_token([self._lap(self.tasks[0], WAYS, min(WARM_UP_TOKENS, max_tokens))])
-        share = SHOWN_SHARE * self.seconds
-        self.shown_tokens = fitting_length(max_tokens, share, len(self.tasks), self._cost)
+        for _ in range(2):
+            self._cost = Cost.of([self._lap(self.tasks[0], WAYS, min(WARM_UP_TOKENS, self.max_tokens))])
 
     def show(self, task: Task) -> Lap:
-        """Decode one prompt at full length, plain first."""
-        lap = self._lap(task, WAYS, self.shown_tokens)
+        """Decode one prompt, plain first, at full length or as much of it as the texts' share of the time allows."""
+        share = SHOWN_SHARE * self.seconds - (self.seconds - self._left())
+        tokens = self._cost.fitting(self.max_tokens, share, len(self.tasks) - len(self.shown))
+        lap = self._lap(task, WAYS, tokens)
         self.shown.append(lap)
+        self.shown_tokens = max(self.shown_tokens, tokens)
+        self._cost = Cost.of([lap])
         return lap
 
     def set_length(self, repeats: int) -> None:
         """Choose the length of the repeats from how fast the prompts were and the time that is left."""
-        self._cost = seconds_a_token(self.shown)
+        self._cost = Cost.of(self.shown)
         decodings = repeats * len(self.tasks)
-        self.repeat_tokens = fitting_length(self.shown_tokens, self._left(), decodings, self._cost)
+        self.repeat_tokens = self._cost.fitting(self.max_tokens, RESERVE * self._left(), decodings)
 
     def wants_another(self, repeats: int) -> bool:
         """Whether another repeat is due: fewer than asked for, and time for it (or fewer than three)."""
         done = len(self.repeats)
         if done < min(repeats, FEWEST_REPEATS):
             return True
-        return done < repeats and self._left() >= self._cost * self.repeat_tokens * len(self.tasks)
+        needed = self._cost.of_length(self.repeat_tokens) * len(self.tasks)
+        return done < repeats and self._left() >= ENOUGH * needed
 
     def repeat(self) -> list[Lap]:
         """Decode every prompt once more; who goes first changes from prompt to prompt and from repeat to repeat."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 
 from dspark.report.demo import RoundBar, Spread
+from dspark.report.markup import literal
 
 _COLUMN, _WIDTH = 11, 9  # pitch and width of a round
 _ROW, _HEIGHT = 6, 5  # pitch and height of a token
@@ -17,8 +17,8 @@ def bar(spread: Spread, largest: float, kind: str, label: str) -> str:
     low, middle, high = (f"{scale * value:.2f}" for value in (spread.low, spread.median, spread.high))
     whisker = f"M{low} 6H{high}M{low} 3V9M{high} 3V9"
     return (
-        f'<svg class="bar" viewBox="0 0 100 12" preserveAspectRatio="none" role="img" aria-label="{escape(label)}">'
-        f'<path class="{escape(kind)}" d="M0 0H{middle}V12H0z"/>'
+        f'<svg class="bar" viewBox="0 0 100 12" preserveAspectRatio="none" role="img" aria-label="{literal(label)}">'
+        f'<path class="{literal(kind)}" d="M0 0H{middle}V12H0z"/>'
         f'<path class="halo" d="{whisker}"/><path class="whisker" d="{whisker}"/></svg>'
     )
 

@@ -92,6 +92,7 @@ class PairFigures:
 
     ``speedup`` is the ratio of the two medians, ``speedup_spread`` of the repeats' own ratios. ``equal`` counts
     prompts whose texts agreed in every decoding, ``unexplained`` those with a difference that no tie explains.
+    ``shown_tau``, ``repeat_share`` and ``tau_without_repeats`` are of the texts shown, which are longer.
     """
 
     domain: str
@@ -104,6 +105,7 @@ class PairFigures:
     equal: int
     total: int
     unexplained: int
+    shown_tau: float
     repeat_share: float
     tau_without_repeats: float
 
@@ -126,6 +128,7 @@ class PairFigures:
             "speedup_quartiles": [self.speedup_spread.low, self.speedup_spread.high],
             "drafted": self.drafted,
             "accepted": self.accepted,
+            "shown_tau": self.shown_tau,
             "repeat_share": self.repeat_share,
             "tau_without_repeats": self.tau_without_repeats,
         }

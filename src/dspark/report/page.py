@@ -1,23 +1,20 @@
 """A demo as one HTML page that stands alone: no script, no network, nothing beside it.
 
-Whatever comes from a model, a file or a command line passes through ``_text``.
+Whatever comes from a model, a file or a command line passes through ``literal``.
 """
 
 from __future__ import annotations
 
-import re
-from html import escape
 from importlib.resources import files
 from pathlib import Path
 
 from dspark.foundation.artifacts import write_atomic
 from dspark.report.bars import bar, strip
 from dspark.report.demo import DemoRecord, PairFigures, Showing, Spread
+from dspark.report.markup import literal
 from dspark.report.spans import Span
-from dspark.report.story import cautions, explanation, headline, method
+from dspark.report.story import cautions, explanation, figure, headline, method
 
-# Bytes that no HTML document may hold.
-_FORBIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 # The page asks for nothing and runs nothing, whatever a text on it says.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
@@ -36,7 +33,7 @@ def page(record: DemoRecord) -> str:
             _header(record),
             _warnings(record),
             _speeds(record),
-            _section("What happened", "".join(f"<p>{_text(p)}</p>" for p in explanation(record))),
+            _section("What happened", "".join(f"<p>{literal(p)}</p>" for p in explanation(record))),
             _texts(record),
             _setting(record),
         ]
@@ -46,7 +43,7 @@ def page(record: DemoRecord) -> str:
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta name="color-scheme" content="light dark">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        f"<title>DSpark demo: {_text(record.target)}</title>\n<style>\n{style}</style>\n</head>\n"
+        f"<title>DSpark demo: {literal(record.target)}</title>\n<style>\n{style}</style>\n</head>\n"
         f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
@@ -56,21 +53,21 @@ def _header(record: DemoRecord) -> str:
     same = f"{pair.equal}/{pair.total}"
     facts = [
         (f"{pair.spec.median:.1f}", f"tokens a second, {pair.plain.median:.1f} without drafting"),
-        (f"{pair.tau:.2f}", "tokens gained a round (tau)"),
+        (figure(pair.tau), "tokens gained a round (tau)"),
         (same, "texts identical to plain decoding"),
     ]
-    tiles = "".join(f"<div><dt>{_text(label)}</dt><dd>{_text(figure)}</dd></div>" for figure, label in facts)
+    tiles = "".join(f"<div><dt>{literal(label)}</dt><dd>{literal(figure)}</dd></div>" for figure, label in facts)
     return (
         f'<header>\n<p class="kicker">DSpark demo</p>\n'
-        f"<h1>{_text(headline(record))}</h1>\n"
-        f"<p>{_text(record.target)} answering {len(record.showings)} prompts, plain and with the drafter"
-        f' {_text(record.drafter)}.</p>\n<dl class="tiles">{tiles}</dl>\n</header>'
+        f"<h1>{literal(headline(record))}</h1>\n"
+        f"<p>{literal(record.target)} answering {len(record.showings)} prompts, plain and with the drafter"
+        f' {literal(record.drafter)}.</p>\n<dl class="tiles">{tiles}</dl>\n</header>'
     )
 
 
 def _warnings(record: DemoRecord) -> str:
     kind = "warning failure" if record.overall.unexplained else "warning"
-    notes = "".join(f"<p>{_text(caution)}</p>" for caution in cautions(record))
+    notes = "".join(f"<p>{literal(caution)}</p>" for caution in cautions(record))
     return f'<aside class="{kind}">{notes}</aside>' if notes else ""
 
 
@@ -94,7 +91,7 @@ def _speeds(record: DemoRecord) -> str:
     return _section(
         "Tokens a second",
         f'<div class="bars">{groups}</div>\n<div class="scroll"><table><thead><tr>{head}</tr></thead>'
-        f'<tbody>{body}</tbody></table></div>\n<p class="note">{_text(method(record))}</p>',
+        f'<tbody>{body}</tbody></table></div>\n<p class="note">{literal(method(record))}</p>',
     )
 
 
@@ -103,7 +100,8 @@ def _bars(pair: PairFigures, largest: float) -> str:
     for kind, name, spread in (("plain", "plain", pair.plain), ("spec", "speculative", pair.spec)):
         drawn = bar(spread, largest, kind, f"{pair.domain}, {name}: {spread.median:.1f} tokens a second")
         lines += f'<span class="name">{name}</span>{drawn}<span class="value">{spread.median:.1f}</span>'
-    head = f'<h3>{_text(pair.domain)} <span class="gain">{pair.speedup:.2f}×</span></h3>'
+    kind = "gain" if pair.speedup >= 1 else "loss"
+    head = f'<h3>{literal(pair.domain)} <span class="{kind}">{pair.speedup:.2f}×</span></h3>'
     return f'<div class="group">{head}<div class="pair">{lines}</div></div>'
 
 
@@ -111,8 +109,8 @@ def _row(pair: PairFigures) -> str:
     share = f"{100 * pair.accepted / pair.drafted:.0f} %" if pair.drafted else "-"
     same = f"{pair.equal}/{pair.total}" + (f" ({pair.unexplained} unexplained)" if pair.unexplained else "")
     cells = [_spread(pair.plain), _spread(pair.spec)]
-    cells += [_text(text) for text in (f"{pair.speedup:.2f}×", f"{pair.tau:.2f}", share, same)]
-    return f'<tr><th scope="row">{_text(pair.domain)}</th>' + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
+    cells += [literal(text) for text in (f"{pair.speedup:.2f}×", figure(pair.tau), share, same)]
+    return f'<tr><th scope="row">{literal(pair.domain)}</th>' + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
 
 
 def _spread(spread: Spread) -> str:
@@ -134,24 +132,25 @@ def _showing(one: Showing) -> str:
     code = " code" if one.domain == "code" else ""
     marked = "".join(_span(span, one) for span in one.spec_spans)
     bad = ' class="bad"' if one.verdict.unexplained else ""
-    rate = f"tau {one.tau:.2f}, {one.accepted} of {one.drafted} drafted tokens accepted in {len(one.rounds)} rounds"
+    rate = f"tau {figure(one.tau)}, {one.accepted} of {one.drafted} drafted tokens accepted in {len(one.rounds)} rounds"
     return (
-        f'<article>\n<p class="kicker">{_text(one.domain)}</p>\n<h3>{_text(one.prompt)}</h3>\n'
+        f'<article>\n<p class="kicker">{literal(one.domain)}</p>\n<h3>{literal(one.prompt)}</h3>\n'
         f'<div class="sides"><div><h4>plain <span>{one.plain_tok_s:.1f} tok/s</span></h4>'
-        f'<div class="text{code}">{_text(one.plain_text)}</div></div>'
+        f'<div class="text{code}">{literal(one.plain_text)}</div></div>'
         f"<div><h4>speculative <span>{one.spec_tok_s:.1f} tok/s</span></h4>"
         f'<div class="text{code}">{marked}</div></div></div>\n{strip(one.rounds)}\n'
-        f'<p class="note">{_text(rate)}. Texts: <span{bad}>{_text(one.verdict.sentence())}</span>.</p>\n</article>\n'
+        f'<p class="note">{literal(rate)}. Texts: <span{bad}>{literal(one.verdict.sentence())}</span>.</p>\n'
+        "</article>\n"
     )
 
 
 def _span(span: Span, one: Showing) -> str:
     if not span.accepted:
-        return _text(span.text)
+        return literal(span.text)
     # Round 0 reads the prompt and drafts nothing: the strip begins with round 1.
     fate = one.rounds[span.round - 1]
     title = f"round {span.round}: {fate.accepted} of {fate.drafted} drafted tokens accepted"
-    return f'<mark title="{_text(title)}">{_text(span.text)}</mark>'
+    return f'<mark title="{literal(title)}">{literal(span.text)}</mark>'
 
 
 def _setting(record: DemoRecord) -> str:
@@ -164,16 +163,12 @@ def _setting(record: DemoRecord) -> str:
         "took": f"{record.seconds:.0f} s, without loading",
         "command": record.command,
     }
-    rows = "".join(f"<div><dt>{_text(key)}</dt><dd>{_text(value)}</dd></div>" for key, value in facts.items())
+    rows = "".join(f"<div><dt>{literal(key)}</dt><dd>{literal(value)}</dd></div>" for key, value in facts.items())
     return _section("Setting", f'<dl class="facts">{rows}</dl>')
 
 
 def _section(title: str, body: str) -> str:
-    return f"<section>\n<h2>{_text(title)}</h2>\n{body}\n</section>"
-
-
-def _text(text: str) -> str:
-    return escape(_FORBIDDEN.sub("\N{REPLACEMENT CHARACTER}", text), quote=True)
+    return f"<section>\n<h2>{literal(title)}</h2>\n{body}\n</section>"
 
 
 def _write(path: Path, text: str) -> None:

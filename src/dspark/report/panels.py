@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dspark.report.demo import DemoRecord, PairFigures, Showing, Spread
-from dspark.report.story import cautions, explanation, method
+from dspark.report.story import cautions, explanation, figure, method
 
 ACCEPTED = "green underline"  # underlined, so that it can be told without colours too
 _SIDE_BY_SIDE = 76  # terminal columns that two texts need
@@ -46,7 +46,7 @@ class DemoPanels:
     def showing(self, one: Showing, number: int, total: int) -> None:
         """One prompt and its two texts."""
         plain = f"{one.plain_tok_s:.1f} tok/s, {one.plain_tokens} tokens"
-        spec = f"{one.spec_tok_s:.1f} tok/s, {one.spec_tokens} tokens, tau {one.tau:.2f}"
+        spec = f"{one.spec_tok_s:.1f} tok/s, {one.spec_tokens} tokens, tau {figure(one.tau)}"
         drafts = f"{one.accepted} of {one.drafted} drafted tokens accepted in {len(one.rounds)} rounds"
         verdict = f"{drafts}; texts: {one.verdict.sentence()}"
         if not self._rich:
@@ -138,7 +138,7 @@ def _cells(pair: PairFigures, with_quartiles: bool = True) -> tuple[str, ...]:
         speed(pair.plain),
         speed(pair.spec),
         f"{pair.speedup:.2f}x",
-        f"{pair.tau:.2f}",
+        figure(pair.tau),
         same,
     )
 

@@ -7,6 +7,12 @@ import math
 from dspark.report.demo import DemoRecord
 
 BUSY_LOAD = 1.0
+NOISY = 0.2  # quartiles that far apart, as a share of the median
+
+
+def figure(value: float, digits: int = 2) -> str:
+    """A figure, or a dash where there is none (no rounds)."""
+    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
 
 
 def headline(record: DemoRecord) -> str:
@@ -52,10 +58,10 @@ def method(record: DemoRecord) -> str:
     if record.repeats < record.repeats_asked:
         repeats += f" (of {record.repeats_asked} asked for: the time was up)"
     return (
-        f"Greedy decoding of one request at a time; {len(record.showings)} prompts. The texts shown have at"
-        f" most {record.shown_tokens} tokens, plain decoded first. The figures are medians and quartiles over"
-        f" {repeats} of at most {record.repeat_tokens} tokens a prompt: each prompt plain and speculative in"
-        " turn, the order alternating, after a warm-up. Times include reading the prompt, drafting and"
+        f"Greedy decoding of one request at a time; {len(record.showings)} prompts. The texts shown have at most"
+        f" {record.shown_tokens} tokens, plain decoded first. The table is made of {repeats} of the first"
+        f" {record.repeat_tokens} tokens of each answer (medians and quartiles over repeats): each prompt plain and"
+        " speculative in turn, the order alternating, after a warm-up. Times include reading the prompt, drafting and"
         " turning tokens into text."
     )
 
@@ -76,15 +82,20 @@ def cautions(record: DemoRecord) -> list[str]:
             f" plain's text after a numerical tie: in {record.dtype} two tokens scored as good as equal."
             " --dtype float32 all but removes such ties."
         )
-    if not record.overall.accepted:
+    if record.overall.drafted and not record.overall.accepted:
         found.append("No drafted token was accepted: the drafter knows nothing about this target.")
     for pair in record.pairs:
         if pair.repeat_share > 0.1:
-            without = f"{pair.tau_without_repeats:.2f}" if math.isfinite(pair.tau_without_repeats) else "undefined"
             found.append(
                 f"{pair.domain}: {100 * pair.repeat_share:.0f} % of the shown tokens lie in verbatim repeats,"
-                f" which are easy to draft; tau without them is {without}."
+                f" which are easy to draft; tau without them is {figure(pair.tau_without_repeats)}."
             )
+    plain = record.overall.plain
+    if plain.high - plain.low > NOISY * plain.median:
+        found.append(
+            f"Plain decoding's own speed varied from {plain.low:.1f} to {plain.high:.1f} tokens a second between"
+            " repeats: something else used the machine, and the speeds say little."
+        )
     if _number(record.machine.get("load before")) >= BUSY_LOAD:
         found.append(
             f"The machine was busy when the demo began (load {record.machine['load before']}): the speeds are"

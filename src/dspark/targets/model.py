@@ -169,7 +169,7 @@ def load_target(target: str, dtype: str = "auto", device: str = "auto", pack: bo
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{source.folder} does not load as a Hugging Face causal language model: {reason}") from error
-    model.to(device=where)
+    torch.nn.Module.to(model, device=where)  # transformers' own wrapper of it is not typed
     return Target(model, Chat(tokenizer), source, pack=pack)
 
 
