@@ -100,7 +100,7 @@ class OnlineFeatures:
         examples: Sequence[Example],
         taps: Sequence[int],
         *,
-        memory_bytes: int = 0,
+        memory_bytes: float = 0,
         keep_dtype: torch.dtype = torch.float32,
     ) -> None:
         self._target = target

@@ -6,6 +6,7 @@ that was killed goes on from its last state as if nothing had happened.
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -89,9 +90,9 @@ class Trainer:
             "train_tokens": sum(len(e.ids) - e.start for e in training),
             "held_out": len(held),
         }
-        self._training = self._source(training, int(recipe.data.feature_memory_gb * 1e9))
-        kept = sum(len(e.ids) for e in held[: recipe.trainer.validation_examples]) * 5 * 4 * target.hidden_size * 2
-        self._held = self._source(held[: recipe.trainer.validation_examples], kept)
+        self._training = self._source(training, recipe.data.feature_memory_gb * 1e9)
+        # Few, and needed again at every validation: always kept.
+        self._held = self._source(held[: recipe.trainer.validation_examples], math.inf)
         lengths = [len(example.ids) for example in training]
         self._batches = Batches(lengths, recipe.trainer.sequences, recipe.trainer.seed)
         settings = recipe.optimizer
@@ -184,7 +185,7 @@ class Trainer:
     def _averages(self) -> dict[str, float]:
         return {name: sum(row[name] for row in self._recent) / len(self._recent) for name in self._recent[0]}
 
-    def _source(self, examples: list[Example], memory_bytes: int) -> FeatureSource:
+    def _source(self, examples: list[Example], memory_bytes: float) -> FeatureSource:
         return OnlineFeatures(
             self.target,
             examples,
