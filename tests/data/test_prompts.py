@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dspark.data.prompts import Prompt, held_out, read_prompts, without_overlap
+from dspark.data.prompts import Prompt, held_out, read_in_turn, read_prompts
 from dspark.data.responses import read_responses
 from dspark.foundation.errors import UserError
 
@@ -49,20 +49,26 @@ def test_a_bad_row_is_named_by_its_line(tmp_path: Path, row: Any, message: str) 
         read_prompts([path])
 
 
+def test_a_cut_takes_as_much_of_each_file_as_it_can(tmp_path: Path) -> None:
+    paths = [
+        write(tmp_path / f"{name}.jsonl", *({"id": f"{name}{i}", "turns": ["x"]} for i in range(count)))
+        for name, count in (("a", 4), ("b", 1), ("c", 3))
+    ]
+
+    def ids(limit: int | None) -> list[str]:
+        return [prompt.id for prompt in read_in_turn(paths, limit)]
+
+    assert ids(5) == ["a0", "b0", "c0", "a1", "c1"]
+    assert ids(None) == ["a0", "b0", "c0", "a1", "c1", "a2", "c2", "a3"]
+    with pytest.raises(UserError, match="already used"):
+        read_in_turn([paths[0], paths[0]])
+
+
 def test_the_development_split_is_a_fixed_share_of_ids() -> None:
     held = [i for i in range(10_000) if held_out(f"gsm8k-{i}")]
     assert 400 < len(held) < 600
     assert held == [i for i in range(10_000) if held_out(f"gsm8k-{i}")]
     assert not any(held_out(str(i), percent=0) for i in range(100))
-
-
-def test_training_prompts_that_overlap_evaluation_are_dropped() -> None:
-    words = [f"word{i}" for i in range(30)]
-    evaluation = [Prompt("e", (" ".join(words[:20]),)), Prompt("short", ("What is 2+2?",))]
-    clean = Prompt("clean", (" ".join(words[8:20] + ["other"] + words[20:]),))  # twelve words in a row, not thirteen
-    copied = Prompt("copied", ("so " + ", ".join(words[7:20]).upper() + "!",))
-    same = Prompt("same", ("what is 2 + 2",))
-    assert list(without_overlap([clean, copied, same], evaluation)) == [clean]
 
 
 @pytest.mark.parametrize(

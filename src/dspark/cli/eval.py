@@ -42,7 +42,9 @@ def evaluate(
         list[str] | None,
         typer.Option("--domain", metavar="NAME=FILE...", help="Prompts of a domain with a name of your own."),
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="The first N prompts a domain.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="N prompts a domain, taken from its files in turn.")
+    ] = None,
     max_tokens: MaxTokensOption = 128,
     temperature: TemperatureOption = 0.0,
     top_k: TopKOption = 0,
@@ -98,13 +100,13 @@ def domains_of(prompts: list[Path], named: list[str]) -> dict[str, list[Path]]:
 
 
 def _messages(files: dict[str, list[Path]], limit: int | None) -> list[tuple[str, str, list[dict[str, str]]]]:
-    """(domain, id, messages of the first turn) of all prompts."""
-    from dspark.data.prompts import read_prompts
+    """(domain, id, messages of the first turn) of all prompts; a domain's files take turns, so that a limit is fair."""
+    from dspark.data.prompts import read_in_turn
 
     return [
         (name, prompt.id, prompt.first_messages())
         for name, paths in files.items()
-        for prompt in read_prompts(paths)[:limit]
+        for prompt in read_in_turn(paths, limit)
     ]
 
 

@@ -83,14 +83,15 @@ def _chosen(temperature: float | None, top_k: int | None, top_p: float | None) -
 
 def _read(prompts: list[Path], against: list[Path] | None) -> tuple[list[Prompt], int]:
     """Prompts without those that overlap the evaluation's, and how many those were."""
-    from dspark.data.prompts import read_prompts, without_overlap
+    from dspark.data.overlap import without_overlap
+    from dspark.data.prompts import read_prompts
 
     rows = read_prompts(prompts)
     if not against:
         return rows, 0
     # Evaluation files may share ids with each other; only their texts matter here.
     others = [other for path in against for other in read_prompts([path])]
-    kept = list(without_overlap(rows, others))
+    kept = without_overlap(rows, others)
     dropped = len(rows) - len(kept)
     print(f"{dropped} of {len(rows)} prompts overlap the evaluation prompts and were dropped")
     return kept, dropped

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,20 @@ class Prompt:
 
 def read_prompts(paths: Iterable[Path]) -> list[Prompt]:
     """All prompts of ``paths`` in order; raises UserError for a bad row (file and line) or an id that occurs twice."""
-    prompts: list[Prompt] = []
+    return list(chain.from_iterable(_read_files(paths)))
+
+
+def read_in_turn(paths: Iterable[Path], limit: int | None = None) -> list[Prompt]:
+    """As ``read_prompts``, the files taking turns, cut at ``limit``: a cut takes as much of each file as it can."""
+    turns = zip_longest(*_read_files(paths))
+    return list(islice((prompt for turn in turns for prompt in turn if prompt is not None), limit))
+
+
+def _read_files(paths: Iterable[Path]) -> list[list[Prompt]]:
+    files: list[list[Prompt]] = []
     seen: dict[str, str] = {}
     for path in paths:
+        prompts = []
         for line, row in read_jsonl(path):
             where = f"{path}, line {line}"
             prompt = _parse(row, where)
@@ -42,7 +54,8 @@ def read_prompts(paths: Iterable[Path]) -> list[Prompt]:
                 )
             seen[prompt.id] = where
             prompts.append(prompt)
-    return prompts
+        files.append(prompts)
+    return files
 
 
 def _parse(row: dict[str, Any], where: str) -> Prompt:
@@ -73,26 +86,3 @@ def _turns(row: dict[str, Any], where: str) -> tuple[list[Any], str | None]:
 def held_out(identifier: str, percent: int = 5) -> bool:
     """Whether an id belongs to the fixed development split: decided by its hash alone, the same for ever."""
     return int(hashlib.sha256(identifier.encode()).hexdigest()[:8], 16) % 100 < percent
-
-
-def without_overlap(prompts: Iterable[Prompt], against: Iterable[Prompt], gram: int = 13) -> Iterator[Prompt]:
-    """Prompts that share neither their normalised text nor any run of ``gram`` words with a prompt of ``against``."""
-    texts: set[str] = set()
-    grams: set[tuple[str, ...]] = set()
-    for other in against:
-        for turn in other.turns:
-            words = _words(turn)
-            texts.add(" ".join(words))
-            grams.update(_grams(words, gram))
-    for prompt in prompts:
-        turns = [_words(turn) for turn in prompt.turns]
-        if all(" ".join(words) not in texts and grams.isdisjoint(_grams(words, gram)) for words in turns):
-            yield prompt
-
-
-def _words(text: str) -> list[str]:
-    return "".join(c.lower() if c.isalnum() else " " for c in text).split()
-
-
-def _grams(words: list[str], n: int) -> Iterator[tuple[str, ...]]:
-    return (tuple(words[i : i + n]) for i in range(len(words) - n + 1))
