@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load, save_file
 from tiny_pair import CONTEXT, Cli, Outcome, make_target, make_tokenizer
 
 PromptsFile = Callable[..., Path]
@@ -43,7 +45,13 @@ def refused(outcome: Outcome, *names: str) -> None:
         (["generate", "x", "--top-k", "-2"], ["--top-k"]),
         (["generate", "x", "--json", "."], ["--json ."]),
         (["generate", "x", "--device", "abacus"], ["abacus"]),
-        (["generate", "x", "--dtype", "int3"], ["int3"]),
+        (["generate", "x", "--json", "/dev/null"], ["--json /dev/null"]),
+        (["generate", "x", "--dtype", "int3"], ["dspark: dtype 'int3'", "float32"]),
+        (["demo", "--seconds", "nan"], ["--seconds is nan"]),
+        (["demo", "--seconds", "inf"], ["--seconds is inf"]),
+        (["demo", "--seconds", "0"], ["--seconds is 0"]),
+        (["data", "regenerate", "--prompts", "x", "--out", "."], ["--out ."]),
+        (["train", "--recipe", "smollm2-135m", "--dtype", "int3"], ["dtype", "int3"]),
         (["generate", "x", "--target", "no-such-model"], ["no-such-model", "hub id"]),
         (["eval", "--prompts", "x", "--limit", "0"], ["--limit"]),
         (["eval", "--prompts", "x", "--max-tokens", "0"], ["--max-tokens"]),
@@ -76,6 +84,27 @@ def test_a_target_that_is_none(cli: Cli, tmp_path: Path, tiny_drafter: Path) -> 
     refused(cli(*line, tmp_path / "absent.gguf"), "absent.gguf")
     (tmp_path / "bare" / "config.json").write_text("{", encoding="utf-8")
     refused(cli(*line, tmp_path / "bare"), "bare")
+
+
+def test_a_damaged_target(cli: Cli, tmp_path: Path, tiny_target: Path, tiny_drafter: Path) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(tiny_target, folder)
+    line = ["generate", "x", "--target", folder, "--drafter", tiny_drafter, "--dtype", "float32"]
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    refused(cli(*line), "damaged", "get its files again")
+    tensors = load(whole)
+    save_file({name: t for name, t in tensors.items() if "layers.2.mlp" not in name}, weights, {"format": "pt"})
+    refused(cli(*line), "damaged", "lacks 3 weights", "model.layers.2.mlp.down_proj.weight")
+    save_file(tensors | {"lm_head.weight": tensors["lm_head.weight"][:-1]}, weights, {"format": "pt"})
+    refused(cli(*line), "damaged", "get its files again")
+    weights.write_bytes(whole)
+    assert cli(*line, "--max-tokens", 2).code == 0
+    (folder / "tokenizer.json").write_text("{", encoding="utf-8")
+    refused(cli(*line), "damaged", "get its files again")
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(40))
+    refused(cli("generate", "x", "--target", tmp_path / "broken.gguf"), "broken.gguf", "can't be read as a GGUF")
 
 
 def test_a_drafter_that_is_none(cli: Cli, tmp_path: Path, tiny_target: Path, tiny_drafter: Path) -> None:
@@ -125,3 +154,35 @@ def test_regeneration_without_room_or_into_anothers_file(
     refused(cli(*line, "--max-tokens", CONTEXT), "--max-tokens", "tiny-target")
     assert cli(*line, "--max-tokens", 4, "--temperature", 0).code == 0
     refused(cli(*line, "--max-tokens", 4, "--temperature", 1), "out.jsonl", "another --out")
+
+
+def test_answers_that_can_not_be_trained_on(cli: Cli, tiny_target: Path, tmp_path: Path) -> None:
+    recipe, answers = tmp_path / "tiny.yaml", tmp_path / "answers.jsonl"
+    drafter = "{layers: 1, draft_vocab_size: 0, target_layer_ids: [0, 2], mask_token_id: 0}"
+    data = "{responses: [answers.jsonl], held_out_percent: 50}"
+    recipe.write_text(f"target: {tiny_target}\ndata: {data}\ndrafter: {drafter}\n", encoding="utf-8")
+    line = ["train", "--recipe", recipe, "--run", "run"]
+    answers.touch()
+    refused(cli(*line), "answers.jsonl is empty")
+    row = {"id": "a", "turn": 0, "messages": [], "prompt_ids": [1], "output_ids": [5, 6, 7]}
+    row |= {"finish_reason": "length", "model": "tiny-target", "sampling": {}}
+    answers.write_text(json.dumps(row) + '\n{"id": "b"}\n', encoding="utf-8")
+    refused(cli(*line), "answers.jsonl, line 2", "lacks turn")
+    answers.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    refused(cli(*line), "1 answers leave", "held out")
+    foreign = row | {"output_ids": [5, 99_999]}
+    answers.write_text("".join(json.dumps(foreign | {"id": str(i)}) + "\n" for i in range(20)), encoding="utf-8")
+    refused(cli(*line), "token id 99999", "tiny-target")
+    refused(cli(*line, "--resume", "--run", "typo"), "there is no run in typo")
+    (tmp_path / "file").touch()
+    refused(cli(*line, "--run", "file"), "--run file is a file")
+
+
+def test_answers_are_never_written_into_a_file_that_holds_none(
+    cli: Cli, tiny_target: Path, tmp_path: Path, prompts_file: PromptsFile
+) -> None:
+    out = tmp_path / "notes.json"
+    out.write_text('["mine"]', encoding="utf-8")
+    line = ["data", "regenerate", "--prompts", prompts_file("p.jsonl", "a"), "--out", out, "--target", tiny_target]
+    refused(cli(*line, "--max-tokens", 4), "notes.json", "choose another file")
+    assert out.read_text(encoding="utf-8") == '["mine"]'

@@ -33,6 +33,7 @@ def test_answers_training_and_decoding_follow_each_other(
     assert figures["peak_memory_bytes"] > 0
     assert len(figures["validation"]["conditional_acceptance"]) == 3
     assert {"tokens_per_second", "seconds"} <= figures.keys()
+    assert "warning" not in outcome.err
     again = cli(*line)
     assert (again.code, len(again.err.splitlines())) == (2, 1)
     assert "--resume" in again.err

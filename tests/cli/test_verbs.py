@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 import torch
 from tiny_pair import Cli, make_tokenizer
+from torch import Tensor
 
 from dspark.cli.streaming import UNFINISHED, TextStream
 from dspark.foundation.settings import load_settings
+from dspark.speculation.draws import Draws
+from dspark.speculation.rejection import Verdict
 from dspark.training.recipe import Recipe
 
 PromptsFile = Callable[..., Path]
@@ -114,6 +117,24 @@ def test_eval_figures_are_complete_and_hang_together(evaluated: Callable[..., An
     assert {"target", "drafter", "dtype", "sampling", "seed", "machine"} <= figures.keys()
     for word in ("gsm", "code", "all", f"{figures['tau']:.2f}", f"{figures['macro_tau']:.2f}"):
         assert word in table
+
+
+def test_control_eval_fails_where_a_text_was_changed(
+    cli: Cli, tiny: list[object], prompts_file: PromptsFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gullible(tokens: list[int], p_d: Tensor, p_t: Tensor, draws: Draws, round: int) -> Verdict:
+        return Verdict(len(tokens), int(p_t[-1].argmax()))
+
+    monkeypatch.setattr("dspark.speculation.loop.verify", gullible)
+    out, prompts = tmp_path / "eval.json", prompts_file("p.jsonl", "abc", "def f")
+    line = ["eval", "--domain", f"[/b]={prompts}", "--max-tokens", 32, "--json", out, *tiny]
+    outcome = cli(*line)
+    assert outcome.code == 1, outcome.err
+    figures = read(out)
+    assert figures["identical"]["unexplained"] > 0
+    assert max(figures["identical_gaps"]) > 1e-4
+    assert "differ from plain's by more than rounding explains" in outcome.out
+    assert "[/b]" in outcome.out, "a domain's name is no markup"
 
 
 def test_eval_with_sampling_claims_no_identity(evaluated: Callable[..., Any]) -> None:

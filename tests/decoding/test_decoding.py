@@ -9,7 +9,7 @@ from dspark.decoding.batch import decode
 from dspark.decoding.request import Request
 from dspark.decoding.single import Decoder
 from dspark.foundation.errors import UserError
-from dspark.speculation.acceptance import RoundTally
+from dspark.speculation.acceptance import Round, RoundTally
 from dspark.speculation.sampling import Sampling
 from dspark.targets.session import TargetSession
 from tiny import tiny_drafter, tiny_llama, tiny_target
@@ -21,11 +21,9 @@ SAMPLINGS = [GREEDY, Sampling(1.0), Sampling(0.8, top_k=12), Sampling(1.0, top_p
 
 def tokens_of(
     decoder: Decoder, prompt: list[int], mode: str, sampling: Sampling, seed: int = 0
-) -> tuple[list[int], RoundTally]:
+) -> tuple[list[int], list[Round]]:
     rounds = list(decoder.rounds(prompt, mode=mode, sampling=sampling, seed=seed, max_tokens=40))
-    tally = RoundTally()
-    tally.extend(rounds)
-    return [token for r in rounds for token in r.tokens], tally
+    return [token for r in rounds for token in r.tokens], rounds
 
 
 def test_plain_decoding_is_hugging_faces_greedy_text() -> None:
@@ -47,9 +45,9 @@ def test_greedy_speculation_gives_the_plain_text(mode: str) -> None:
     total = RoundTally()
     for prompt in PROMPTS:
         plain, _ = tokens_of(decoder, prompt, "plain", GREEDY)
-        drafted, tally = tokens_of(decoder, prompt, mode, GREEDY)
+        drafted, rounds = tokens_of(decoder, prompt, mode, GREEDY)
         assert drafted == plain
-        total.merge(tally)
+        total.extend(rounds)
     assert total.drafted > 0
     assert total.accepted > 0
 
@@ -103,9 +101,16 @@ def test_decoding_stops_where_the_context_is_full() -> None:
     target = tiny_target(sharpness=2.0)
     decoder = Decoder(target, tiny_drafter(target))
     prompt = [1, *[7] * 249]
-    for mode in ("plain", "dspark", "ngram"):
-        rounds = list(decoder.rounds(prompt, mode=mode, sampling=GREEDY, seed=0, max_tokens=40))
-        assert sum(len(r.tokens) for r in rounds) <= 6
+    plain, *others = (
+        list(decoder.rounds(prompt, mode=mode, sampling=GREEDY, seed=0, max_tokens=40))
+        for mode in ("plain", "dspark", "ngram")
+    )
+    text = [token for r in plain for token in r.tokens]
+    assert len(text) == 6 and plain[-1].finish == "length"
+    for rounds in others:
+        assert [token for r in rounds for token in r.tokens] == text
+        assert rounds[-1].finish == "length"
+        assert sum(r.drafted for r in rounds) > 0
 
 
 def test_speculation_without_a_drafter_is_refused() -> None:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dspark.drafters import tensors as tensors_module
-from dspark.drafters.checkpoint import load_drafter, read_config, read_identity, save_drafter
+from dspark.drafters.checkpoint import load_drafter, read_identity, save_drafter
 from dspark.drafters.state import DSparkState
 from dspark.foundation.errors import UserError
 from dspark.foundation.identity import ModelIdentity
@@ -63,7 +63,7 @@ def test_round_trip_is_exact(tmp_path, make_drafter, identity, ends, greedy, dty
     state = torch.get_rng_state()
     again = load_drafter(tmp_path / "new", identity, ends, dtype)
     assert torch.equal(state, torch.get_rng_state()), "loading must not disturb anybody's randomness"
-    assert again.config == drafter.config == read_config(tmp_path / "new")
+    assert again.config == drafter.config
     assert not again.training
     for (name, mine), (_, theirs) in zip(drafter.state_dict().items(), again.state_dict().items(), strict=True):
         assert mine.dtype == theirs.dtype and torch.equal(mine, theirs), name

@@ -95,6 +95,7 @@ def test_figures_are_pooled_and_macro_is_a_mean_over_domains() -> None:
     assert figures["reached"] == [5, 4, 2]
     assert figures["too_few_rounds"] == [True] * 3
     assert figures["identical"] == {"equal": 1, "total": 3, "unexplained": 1}
+    assert figures["identical_gaps"] == [1e-5, 1.0]
     assert figures["ngram_identical"] == {"equal": 3, "total": 3, "unexplained": 0}
     assert figures["ngram_speedup"] == 1
     assert (figures["repeat_share"], figures["tau_without_repeats"]) == (0, figures["tau"])

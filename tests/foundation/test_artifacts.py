@@ -13,7 +13,14 @@ from pathlib import Path
 import pytest
 
 from dspark.foundation import artifacts
-from dspark.foundation.artifacts import folder_atomic, read_json, sha256_file, write_atomic, write_json
+from dspark.foundation.artifacts import (
+    folder_atomic,
+    read_json,
+    recover_folder,
+    sha256_file,
+    write_atomic,
+    write_json,
+)
 from dspark.foundation.errors import UserError
 
 
@@ -120,6 +127,40 @@ def test_a_failing_swap_puts_the_old_folder_back(tmp_path: Path, monkeypatch: py
     assert len(calls) == 4
     assert (path / "deep" / "weights").read_text() == "old"
     assert os.listdir(tmp_path) == ["drafter"]
+
+
+def test_a_kill_between_the_two_renames_is_put_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    with folder_atomic(folder, marker=None) as new:
+        (new / "version").write_text("1")
+    rename, calls = os.rename, []
+
+    def killed(source: object, to: object) -> None:
+        calls.append(to)
+        if len(calls) >= 3:  # the new folder can't come in, and nobody is left to put the old one back
+            raise KeyboardInterrupt
+        rename(source, to)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", killed)
+        with pytest.raises(KeyboardInterrupt), folder_atomic(folder, marker=None) as new:
+            (new / "version").write_text("2")
+    assert not folder.exists()
+    recover_folder(folder)
+    assert (folder / "version").read_text() == "1"
+    (tmp_path / ".run.0123abcd.old").mkdir()  # a kill just after the second rename
+    with folder_atomic(folder, marker=None) as new:
+        (new / "version").write_text("3")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert (folder / "version").read_text() == "3"
+
+
+def test_a_symbolic_link_is_followed_and_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "real.json").write_text("{}")
+    (tmp_path / "link.json").symlink_to(tmp_path / "real.json")
+    write_json(tmp_path / "link.json", {"a": 1})
+    assert (tmp_path / "link.json").is_symlink()
+    assert read_json(tmp_path / "real.json") == {"a": 1}
 
 
 def test_a_folder_that_is_not_ours_is_never_replaced(tmp_path: Path) -> None:

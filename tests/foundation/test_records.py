@@ -79,6 +79,21 @@ def test_a_torn_line_of_any_length_is_cut(tmp_path: Path, size: int) -> None:
     assert path.read_bytes() == b'{"n": 1}\n'
 
 
+@pytest.mark.parametrize("content", [b'[{"n": 1}]', b"a poem", b'{"n": 1}\n[2]', b'{\n  "n": 1\n}'])
+def test_a_file_that_is_not_ours_is_neither_cut_nor_written(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "other"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="does not end like a file of JSON rows"):
+        JsonlWriter(path)
+    assert path.read_bytes() == content
+
+
+def test_a_place_that_is_no_folder_is_a_users_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="can't be opened for writing"):
+        JsonlWriter(tmp_path / "file" / "rows.jsonl")
+
+
 def test_append_is_one_write_and_one_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     write, sync = os.write, os.fsync

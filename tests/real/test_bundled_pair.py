@@ -6,7 +6,7 @@ import pytest
 
 from dspark.cli.pair import Pair, load_pair
 from dspark.evaluation.identity import Comparison, IdentityTally, judge, replay
-from dspark.speculation.acceptance import RoundTally
+from dspark.speculation.acceptance import Round, RoundTally
 from dspark.speculation.sampling import Sampling
 from dspark.targets.session import TargetSession
 
@@ -22,30 +22,28 @@ def pair() -> Pair:
     return load_pair(dtype="float32")
 
 
-def decoded(pair: Pair, prompt: list[int], mode: str) -> tuple[list[int], RoundTally]:
-    """Greedy text and counts of one prompt."""
+def decoded(pair: Pair, prompt: list[int], mode: str) -> tuple[list[int], list[Round]]:
+    """Greedy text and rounds of one prompt."""
     rounds = list(pair.decoder.rounds(prompt, mode=mode, sampling=Sampling(), seed=0, max_tokens=40))
-    tally = RoundTally()
-    tally.extend(rounds)
-    return [token for each in rounds for token in each.tokens], tally
+    return [token for each in rounds for token in each.tokens], rounds
 
 
-def compare(pair: Pair, question: str, mode: str) -> tuple[Comparison, RoundTally]:
+def compare(pair: Pair, question: str, mode: str) -> tuple[Comparison, list[Round]]:
     """One question, plain and in ``mode``."""
     prompt = pair.target.chat.prompt_ids([{"role": "user", "content": question}])
     plain, _ = decoded(pair, prompt, "plain")
-    drafted, tally = decoded(pair, prompt, mode)
+    drafted, rounds = decoded(pair, prompt, mode)
     logits_at = replay(lambda: TargetSession(pair.target, len(prompt) + 64), prompt, plain)
-    return judge(plain, drafted, logits_at, pair.target.dtype), tally
+    return judge(plain, drafted, logits_at, pair.target.dtype), rounds
 
 
 @pytest.mark.parametrize("mode", ["dspark", "ngram"])
 def test_greedy_texts_are_the_targets_own(pair: Pair, mode: str) -> None:
     identity, total = IdentityTally(), RoundTally()
     for question in QUESTIONS:
-        comparison, tally = compare(pair, question, mode)
+        comparison, rounds = compare(pair, question, mode)
         identity.add(comparison)
-        total.merge(tally)
+        total.extend(rounds)
     assert identity.as_json()["unexplained"] == 0
     assert identity.as_json()["total"] == len(QUESTIONS)
     assert total.drafted > 0
@@ -56,5 +54,5 @@ def test_the_shipped_drafter_gains_more_than_a_token_in_three_rounds(pair: Pair)
     """A drafter wired one position off has tau near 1; the shipped one must be well above."""
     total = RoundTally()
     for question in QUESTIONS:
-        total.merge(decoded(pair, pair.target.chat.prompt_ids([{"role": "user", "content": question}]), "dspark")[1])
+        total.extend(decoded(pair, pair.target.chat.prompt_ids([{"role": "user", "content": question}]), "dspark")[1])
     assert total.tau > 1.3

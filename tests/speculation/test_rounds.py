@@ -127,10 +127,8 @@ def test_tau_and_acceptance_are_pooled_as_specified() -> None:
         Round(1, (1,), 3, 2, 0, None),
         Round(2, (1, 2, 3, 4), 3, 3, 3, "length"),
     ]
-    tally, other = RoundTally(), RoundTally()
-    tally.extend(first)
-    other.extend(second)
-    tally.merge(other)
+    tally = RoundTally()
+    tally.extend([*first, *second])
     # 13 output tokens, less one for each of 2 prompts, over 5 rounds.
     assert tally.tau == 11 / 5
     assert (tally.prompts, tally.rounds, tally.drafted, tally.verified, tally.accepted) == (2, 5, 15, 11, 7)

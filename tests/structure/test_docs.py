@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NAMED = re.compile(r"`((?:src|tests|docs|benchmarks)/[\w./-]+)`")
+LINKED = re.compile(r"\]\(((?!https?://)[^)#]+)\)")
 
 
 DOCUMENTS = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md"))]
@@ -16,7 +17,9 @@ DOCUMENTS = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.g
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_file_that_a_document_names_exists(document: str) -> None:
-    missing = [name for name in NAMED.findall((ROOT / document).read_text()) if not (ROOT / name).exists()]
+    text = (ROOT / document).read_text(encoding="utf-8")
+    missing = [name for name in NAMED.findall(text) if not (ROOT / name).exists()]
+    missing += [link for link in LINKED.findall(text) if not ((ROOT / document).parent / link).exists()]
     assert not missing
 
 

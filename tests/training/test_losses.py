@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dspark.data.features import FeatureBatch
 from dspark.drafters.checkpoint import load_drafter
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.foundation.artifacts import read_json
@@ -16,7 +18,10 @@ from dspark.foundation.identity import ModelIdentity
 from dspark.nn.ends import Ends
 from dspark.training import losses
 from dspark.training.anchors import blocks_at
-from dspark.training.losses import Mix, Slots, confidence_loss, distribution_loss
+from dspark.training.losses import Mix, Slots, distribution_loss
+from dspark.training.objective import objective
+from dspark.training.recipe import LossSettings
+from tiny import VOCAB, tiny_drafter, tiny_target
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "deepspec_qwen3_tiny_vanilla"
 
@@ -102,26 +107,56 @@ def test_loss_terms_match_the_reference_implementation() -> None:
     assert torch.equal(blocks.supervised, supervised)
     assert torch.equal(blocks.labels[supervised], expected["train_labels"][supervised])
     assert torch.equal(blocks.previous[supervised], expected["train_prev"][supervised])
-    hidden = drafter(given["train_context"], blocks.anchor_ids, blocks.anchor_positions)[supervised]
-    previous = blocks.previous[supervised]
-    row, anchor, slot = supervised.nonzero(as_tuple=True)
-    target_hidden = given["train_last_hidden"][row, anchors[row, anchor] + slot]
-    weights = torch.exp(-slot / 4.0)
-    slots = Slots(
-        hidden,
-        drafter.markov_head.embed(previous),
-        target_hidden,
-        (target_hidden @ drafter.head.T).logsumexp(-1),
-        blocks.labels[supervised],
-        weights / weights.sum(),
+    hidden = given["train_last_hidden"]
+    batch = FeatureBatch(
+        ids=given["train_ids"],
+        supervised=given["train_loss_mask"].bool(),
+        taps=given["train_context"],
+        hidden=hidden,
+        log_mass=(hidden @ drafter.head.T).logsumexp(-1),
+        lengths=torch.full((len(hidden),), hidden.shape[1]),
     )
-    distances = distribution_loss(slots, drafter.head, drafter.markov_head.markov_w2.weight, Mix(0.1, 0, 0.9))
-    confidence = confidence_loss(drafter.confidence_logits(hidden, previous), distances.l1, slots.weights)
+    weights = LossSettings(hard_ce=0.1, soft_ce=0.0, l1=0.9, confidence=1.0, decay=4.0)
+    terms = objective(drafter, batch, blocks, weights)
     for name, found in (
-        ("ce_loss", slots.weights @ distances.hard_ce),
-        ("l1_loss", slots.weights @ distances.l1),
-        ("confidence_loss", confidence),
+        ("ce_loss", terms.hard_ce),
+        ("l1_loss", terms.l1),
+        ("confidence_loss", terms.confidence),
     ):
         reference = expected[f"term_{name}_num"][0] / expected[f"term_{name}_den"][0]
-        torch.testing.assert_close(found, reference, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(distances.loss + confidence, expected["loss"][0], rtol=1e-5, atol=1e-5)
+        assert found == pytest.approx(float(reference), rel=1e-5)
+    torch.testing.assert_close(terms.loss, expected["loss"][0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_pruned_vocabulary_skips_the_labels_outside_it() -> None:
+    target = tiny_target()
+    drafter = tiny_drafter(target, draft_ids=tuple(range(0, VOCAB, 3)))
+    g = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, VOCAB, (2, 14), generator=g)
+    hidden = torch.randn(2, 14, target.hidden_size, generator=g)
+    batch = FeatureBatch(
+        ids=ids,
+        supervised=torch.ones_like(ids, dtype=torch.bool),
+        taps=torch.randn(2, 14, 2 * target.hidden_size, generator=g),
+        hidden=hidden,
+        log_mass=(hidden @ target.ends.head.T).logsumexp(-1),
+        lengths=torch.tensor([14, 14]),
+    )
+    anchors = torch.tensor([[2, 7], [4, 9]])
+    blocks = blocks_at(ids, batch.supervised, anchors, torch.ones_like(anchors, dtype=torch.bool), 4)
+    terms = objective(drafter, batch, blocks, LossSettings(hard_ce=1.0, soft_ce=0.0, l1=0.0, confidence=0.0, decay=4.0))
+    blocks_hidden = drafter(batch.taps, blocks.anchor_ids, blocks.anchor_positions)
+    expected = weight = 0.0
+    for row in range(2):
+        for column in range(2):
+            for slot in range(4):
+                at = int(anchors[row, column]) + slot
+                share = math.exp(-slot / 4.0)
+                weight += share
+                label = int(ids[row, at + 1])
+                if label % 3 == 0:
+                    logits = drafter.logits(blocks_hidden[row, column, slot], ids[row, at])
+                    expected -= share * float(logits.detach().log_softmax(-1)[label // 3])
+    assert expected > 0
+    assert terms.slots == 16
+    assert float(terms.loss.detach()) == pytest.approx(expected / weight, rel=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +12,35 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dspark.data.features import Example, OnlineFeatures
+from dspark.data.prompts import held_out
+from dspark.data.responses import Response
+from dspark.decoding.single import Decoder
 from dspark.drafters.state import DSparkState
 from dspark.foundation.errors import UserError
+from dspark.foundation.settings import load_settings
+from dspark.speculation.acceptance import RoundTally
 from dspark.speculation.loop import Draft
-from dspark.targets.model import Target
+from dspark.speculation.sampling import Sampling
+from dspark.targets.model import Forward, Target
+from dspark.targets.ragged import RaggedBatch
 from dspark.targets.session import TargetSession
 from dspark.training.anchors import blocks_at, choose_anchors
-from dspark.training.objective import supervised_slots
-from dspark.training.recipe import Recipe
+from dspark.training.objective import objective, supervised_slots
+from dspark.training.recipe import DataSettings, Recipe
 from dspark.training.run import Run
 from dspark.training.schedule import Batches, learning_rate
 from dspark.training.start import draft_vocabulary, new_drafter
-from dspark.training.trainer import Trainer
+from dspark.training.trainer import Trainer, split_examples
 from dspark.training.validation import validate
 from tiny import STOP, VOCAB, tiny_drafter, tiny_llama, tiny_target
 
 
-def recipe(lr: float = 3e-3, **trainer: Any) -> Recipe:
+def recipe(lr: float = 3e-3, data: dict[str, Any] | None = None, **trainer: Any) -> Recipe:
     """A recipe for the tiny target."""
     sizes = {"steps": 6, "sequences": 4, "anchors": 4, "validate_every": 3, "save_every": 3}
     return Recipe.model_validate(
         {
-            "data": {"responses": ["answers.jsonl"], "feature_dtype": "float32"},
+            "data": {"responses": ["answers.jsonl"], "feature_dtype": "float32"} | (data or {}),
             "drafter": {
                 "layers": 2,
                 "block_size": 7,
@@ -48,13 +56,14 @@ def recipe(lr: float = 3e-3, **trainer: Any) -> Recipe:
 
 
 def conversations(target: Target, count: int, prompt: int = 6, answer: int = 24) -> list[Example]:
-    """Greedy answers of the target to random prompts."""
+    """Greedy answers of the target to random prompts; no four neighbours are of one length."""
     examples = []
     for number in range(count):
+        length = answer + number % 4
         ids = torch.randint(3, VOCAB, (prompt,), generator=torch.Generator().manual_seed(number)).tolist()
-        session = TargetSession(target, capacity=prompt + answer)
+        session = TargetSession(target, capacity=prompt + length)
         step = session.extend(ids, 1)
-        for _ in range(answer):
+        for _ in range(length):
             ids.append(int(step.logits_NV[-1].argmax()))
             step = session.extend(ids[-1:], 1)
         examples.append(Example(str(number), ids, prompt))
@@ -135,18 +144,48 @@ def test_training_sees_what_decoding_sees() -> None:
         torch.testing.assert_close(ours, logits.log_softmax(-1), rtol=1e-4, atol=1e-4)
 
 
-def test_kept_features_equal_computed_ones() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_kept_features_equal_computed_ones(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tiny_target()
     examples = conversations(target, 4, answer=10)
-    computed = OnlineFeatures(target, examples, (0, 1))
-    kept = OnlineFeatures(target, examples, (0, 1), memory_bytes=20_000)
-    kept.batch([0, 1])
-    for name in ("ids", "supervised", "taps", "hidden", "log_mass", "lengths"):
-        torch.testing.assert_close(getattr(kept.batch([1, 3, 0]), name), getattr(computed.batch([1, 3, 0]), name))
+    computed = OnlineFeatures(target, examples, (0, 1), keep_dtype=dtype)
+    kept = OnlineFeatures(target, examples, (0, 1), memory_bytes=20_000, keep_dtype=dtype)
+    first, runs, forward = kept.batch([0, 1]), [], target.forward
+
+    def counted(ids: torch.Tensor, batch: RaggedBatch, taps: Sequence[int] = ()) -> Forward:
+        runs.append(len(batch.counts))
+        return forward(ids, batch, taps)
+
+    monkeypatch.setattr(target, "forward", counted)
+    again = kept.batch([0, 1])
+    assert not runs, "both were kept"
+    names = ("ids", "supervised", "taps", "hidden", "log_mass", "lengths")
+    assert all(torch.equal(getattr(first, name), getattr(again, name)) for name in names)
+    assert torch.equal(again.taps, again.taps.to(dtype).float())
+    mixed, fresh = kept.batch([1, 3, 0]), computed.batch([1, 3, 0])
+    assert runs == [1, 3], "only the third was missing"
+    for name in names:
+        torch.testing.assert_close(getattr(mixed, name), getattr(fresh, name))
+
+
+def test_padding_is_never_read() -> None:
+    target = tiny_target()
+    drafter = tiny_drafter(target)
+    examples = conversations(target, 4)
+    together, settings = OnlineFeatures(target, examples, (0, 1)).batch([0, 1, 2, 3]), recipe().loss
+    assert len(set(together.lengths.tolist())) == 4
+    positions, valid = choose_anchors(together.supervised, 6, torch.Generator().manual_seed(0))
+    blocks = blocks_at(together.ids, together.supervised, positions, valid, 4)
+    found = objective(drafter, together, blocks, settings)
+    for row, length in enumerate(together.lengths.tolist()):
+        for rows in (together.taps, together.hidden, together.log_mass):
+            rows[row, length:] = torch.nan
+    again = objective(drafter, together, blocks, settings)
+    assert torch.equal(found.loss, again.loss) and torch.isfinite(found.loss)
 
 
 def test_thirty_two_conversations_can_be_learnt_by_heart(tmp_path: Path) -> None:
-    """A wiring error (a label or a feature off by one) can't be over-fitted: tau stays low."""
+    """And then decoding for real keeps what was learnt, which no error of position survives: tau above 5."""
     sizes = {"hidden_size": 64, "intermediate_size": 128}
     examples = conversations(tiny_target(sharpness=3.0, **sizes), 32)
     settings = recipe(lr=4e-3, steps=300, sequences=16, anchors=16, validate_every=300, save_every=300)
@@ -158,13 +197,20 @@ def test_thirty_two_conversations_can_be_learnt_by_heart(tmp_path: Path) -> None
     trainer.run_to_end()
     after = validate(trainer.drafter, source, head, sequences=8, anchors=8)
     assert after.tau > 5 and after.greedy_tau > 5, (before, after)
+    tally, decoder = RoundTally(), Decoder(trainer.target, trainer.drafter.eval())
+    for example in examples:
+        prompt = example.ids[: example.start]
+        tally.extend(decoder.rounds(prompt, mode="dspark", sampling=Sampling(), seed=0, max_tokens=24))
+    assert tally.tau > 5
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    examples = conversations(tiny_target(sharpness=3.0), 12)
-    whole = new_trainer(tmp_path / "whole", examples, recipe())
+    examples = conversations(tiny_target(sharpness=3.0), 10)
+    # Nothing kept: features are then computed in the same batches, and the same to the last bit.
+    settings = recipe(save_every=2, data={"feature_memory_gb": 0.0, "feature_dtype": "bfloat16"})
+    whole = new_trainer(tmp_path / "whole", examples, settings)
     whole.run_to_end()
-    killed = new_trainer(tmp_path / "killed", examples, recipe())
+    killed = new_trainer(tmp_path / "killed", examples, settings)
     step = Trainer._train_step
 
     def dies(self: Trainer) -> int:
@@ -177,10 +223,13 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, monkeyp
         killed.run_to_end()
     monkeypatch.undo()
     with pytest.raises(UserError, match="--resume"):
-        new_trainer(tmp_path / "killed", examples, recipe())
-    resumed = new_trainer(tmp_path / "killed", examples, recipe(), resume=True)
+        new_trainer(tmp_path / "killed", examples, settings)
+    other = new_trainer(tmp_path / "killed", examples[::-1], settings, resume=True)
+    with pytest.raises(UserError, match="other answers"):
+        other.load(other.run.load_state())
+    resumed = new_trainer(tmp_path / "killed", examples, settings, resume=True)
     resumed.load(resumed.run.load_state())
-    assert resumed.step == 3
+    assert resumed.step == 4
     resumed.run_to_end()
     for name, tensor in whole.drafter.state_dict().items():
         assert torch.equal(resumed.drafter.state_dict()[name], tensor), name
@@ -196,9 +245,40 @@ def test_a_bf16_target_trains_an_fp32_drafter(tmp_path: Path) -> None:
 
 
 def test_a_run_folder_of_another_recipe_is_refused(tmp_path: Path) -> None:
-    Run(tmp_path, recipe(), resume=False)
+    begun = Run(tmp_path, recipe(), resume=False)
+    begun.save_state({"step": 1})
     with pytest.raises(UserError, match="another recipe"):
         Run(tmp_path, recipe(seed=1), resume=True)
+    assert Run(tmp_path, recipe(), resume=True).load_state() == {"step": 1}
+
+
+def test_a_run_that_ended_before_its_first_state_may_be_begun_differently(tmp_path: Path) -> None:
+    Run(tmp_path, recipe(), resume=False)
+    Run(tmp_path, recipe(seed=1), resume=False)
+    assert load_settings(Recipe, tmp_path / "recipe.yaml") == recipe(seed=1)
+
+
+def test_a_run_that_is_not_there_is_not_resumed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no run in"):
+        Run(tmp_path / "typo", recipe(), resume=True)
+    assert not (tmp_path / "typo").exists()
+
+
+def test_answers_are_split_by_id_alone_and_held_out_ones_in_an_order_of_their_own() -> None:
+    responses = [
+        Response(f"q{i}", turn, [], [1, 2], [3 + i % 50, 4, 5], "length", "tiny", {})
+        for i in range(100)
+        for turn in (0, 1)
+    ]
+    training, held = split_examples(responses, DataSettings(responses=(Path("x"),), held_out_percent=20))
+    ids = [{e.id.rsplit("/", 1)[0] for e in side} for side in (training, held)]
+    assert ids[0] | ids[1] == {f"q{i}" for i in range(100)} and not ids[0] & ids[1]
+    assert len(training) + len(held) == 200 and len(held) == 2 * len(ids[1]) and 10 < len(ids[1]) < 35
+    assert all(held_out(name, 20) for name in ids[1])
+    reordered = split_examples(responses[::-1], DataSettings(responses=(Path("x"),), held_out_percent=20))[1]
+    assert held == reordered != sorted(held, key=lambda e: e.id)
+    with pytest.raises(UserError, match="both must be"):
+        split_examples(responses[:1], DataSettings(responses=(Path("x"),)))
 
 
 def test_every_epoch_holds_every_example_once() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import math
 import shlex
 import sys
 import time
@@ -17,6 +17,7 @@ import typer
 
 from dspark.cli.options import (
     BUNDLED,
+    DIFFERENT,
     DeviceOption,
     DrafterOption,
     DtypeOption,
@@ -24,6 +25,7 @@ from dspark.cli.options import (
     MaxTokensOption,
     SeedOption,
     TargetOption,
+    writable,
 )
 from dspark.foundation.errors import UserError
 
@@ -36,17 +38,12 @@ if TYPE_CHECKING:
     from dspark.report.panels import DemoPanels
     from dspark.speculation.loop import Round
 
-DIFFERENT = 1  # exit code where drafting changed a text
 
-
-def check_page(path: Path) -> Path:
-    """Refuse a place for the page that can't be written, before the work and not after."""
-    parent = path.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(f"--page {path} can't be written there; give the path of a file in a writable folder")
-    return path
+def check_seconds(seconds: float) -> float:
+    """Refuse a budget of time that is none."""
+    if not 1 <= seconds < math.inf:
+        raise UserError(f"--seconds is {seconds:g}; expected a number of at least 1")
+    return seconds
 
 
 def demo(
@@ -55,10 +52,11 @@ def demo(
     max_tokens: MaxTokensOption = 96,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed repeats of all prompts.")] = 5,
     seconds: Annotated[
-        float, typer.Option("--seconds", min=1, help="Time for all of it; repeats are shortened to fit.")
+        float,
+        typer.Option("--seconds", callback=check_seconds, help="Time for all of it; texts are shortened to fit."),
     ] = 150.0,
     page: Annotated[
-        Path, typer.Option("--page", metavar="PATH", callback=check_page, help="Where the page goes.")
+        Path, typer.Option("--page", metavar="PATH", callback=writable("--page"), help="Where the page goes.")
     ] = Path("dspark-demo.html"),
     json: JsonOption = None,
     dtype: DtypeOption = "auto",

@@ -12,6 +12,7 @@ import typer
 
 from dspark.cli.options import (
     BUNDLED,
+    DIFFERENT,
     DeviceOption,
     DrafterOption,
     DtypeOption,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 def evaluate(
     prompts: Annotated[
         list[Path] | None,
-        typer.Option("--prompts", metavar="FILE...", help="Prompts, JSONL; each file is a domain of its own."),
+        typer.Option("--prompts", metavar="FILE...", help="Prompts, JSONL; a file's name is its domain."),
     ] = None,
     domain: Annotated[
         list[str] | None,
@@ -58,9 +59,10 @@ def evaluate(
 ) -> None:
     """Measure acceptance, speed and exactness.
 
-    Decodes every prompt's first turn plainly, with the drafter and by prompt lookup, interleaved.
+    Decodes every prompt's first turn plainly, with the drafter and by prompt lookup, interleaved. Exit code 1
+    where drafting changed a greedy text by more than rounding explains.
     """
-    from dspark.cli.eval_table import print_table
+    from dspark.cli.eval_table import print_table, unexplained
     from dspark.cli.machine import load_now, machine_facts
     from dspark.cli.pair import load_pair
     from dspark.evaluation.summary import summarise
@@ -74,7 +76,6 @@ def evaluate(
     pair = load_pair(target, drafter, dtype, device)
     tasks = _tasks(pair, messages, seed)
     figures = summarise(_trials(pair, tasks, sampling, max_tokens))
-    print_table(figures)
     if json is not None:
         settings = {"sampling": vars(sampling), "max_tokens": max_tokens, "seed": seed, "limit": limit}
         sources = {name: [str(path) for path in paths] for name, paths in files.items()}
@@ -82,6 +83,9 @@ def evaluate(
             json,
             figures | pair.asdict() | settings | {"files": sources, "machine": machine_facts(pair.target.device, load)},
         )
+    print_table(figures)
+    if unexplained(figures):
+        raise typer.Exit(DIFFERENT)
 
 
 def domains_of(prompts: list[Path], named: list[str]) -> dict[str, list[Path]]:

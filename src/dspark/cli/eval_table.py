@@ -8,6 +8,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 _WIDE = 160  # where nobody's window sets the width
 
@@ -48,7 +49,7 @@ def _speeds(rows: dict[str, dict[str, Any]], macro_tau: float, style: box.Box | 
         cells += [_number(f["plain_tok_s"], 1), _number(f["speedup"]), _range(f["intervals"]["speedup"])]
         cells += [f"{same['equal']}/{same['total']}" if same else "-", _percent(f["repeat_share"])]
         cells += [_number(f[key]) for key in ("tau_without_repeats", "ngram_tau", "ngram_speedup")]
-        table.add_row(name, str(f["prompts"]), *cells)
+        table.add_row(Text(name), str(f["prompts"]), *cells)
     table.caption = f"macro tau {_number(macro_tau)}"
     table.caption_justify = "left"
     return table
@@ -62,7 +63,7 @@ def _positions(rows: dict[str, dict[str, Any]], style: box.Box | None) -> Table:
         table.add_column(str(k), justify="right")
     for name, f in rows.items():
         pairs = zip(f["conditional_acceptance"], f["too_few_rounds"], strict=True)
-        table.add_row(name, *(_number(value) + ("*" if few else " ") for value, few in pairs))
+        table.add_row(Text(name), *(_number(value) + ("*" if few else " ") for value, few in pairs))
     return table
 
 
@@ -70,11 +71,18 @@ def _notes(figures: dict[str, Any]) -> list[str]:
     notes = []
     if any(few for f in (figures, *figures["domains"].values()) for few in f["too_few_rounds"]):
         notes.append("* reached in fewer than 200 rounds: reported, not judged")
-    for key, what in (("identical", "drafter"), ("ngram_identical", "prompt lookup")):
-        unexplained = figures.get(key, {}).get("unexplained", 0)
-        if unexplained:
-            notes.append(f"{unexplained} texts with the {what} differ from plain's by more than rounding explains")
+    notes += [
+        f"{count} texts with the {what} differ from plain's by more than rounding explains"
+        for what, count in unexplained(figures).items()
+    ]
     return notes
+
+
+def unexplained(figures: dict[str, Any]) -> dict[str, int]:
+    """How many texts differ for no good reason, by what drafted them; only those that do."""
+    ways = {"identical": "drafter", "ngram_identical": "prompt lookup"}
+    counts = {what: figures[key]["unexplained"] for key, what in ways.items() if key in figures}
+    return {what: count for what, count in counts.items() if count}
 
 
 def _number(value: float, digits: int = 2) -> str:

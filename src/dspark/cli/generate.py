@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -78,13 +78,16 @@ def generate(
 def _stream(coming: Iterator[Round], chat: Chat) -> list[Round]:
     """Print the text of rounds as they arrive."""
     from dspark.cli.streaming import TextStream
+    from dspark.report.panels import printable
 
+    # A terminal would obey control characters; a program that reads the text gets it as it is.
+    shown: Callable[[str], str] = printable if sys.stdout.isatty() else str
     text = TextStream(chat.decode)
     rounds = []
     for each in coming:
         rounds.append(each)
-        print(text.push(each.tokens), end="", flush=True)
-    print(text.finish(), flush=True)
+        print(shown(text.push(each.tokens)), end="", flush=True)
+    print(shown(text.finish()), flush=True)
     return rounds
 
 

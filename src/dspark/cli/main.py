@@ -6,6 +6,7 @@ import PyTorch inside their functions, so that help and mistakes in the command 
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -66,6 +67,9 @@ def _data() -> None:
 
 def run() -> None:
     """Entry point of the program."""
+    for stream in (sys.stdout, sys.stderr):  # a model may say what a terminal's encoding can't
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     sys.exit(main(sys.argv[1:]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -11,18 +12,24 @@ import typer
 from dspark.foundation.errors import UserError
 
 BUNDLED = "smollm2-135m"
+DIFFERENT = 1  # exit code where drafting changed a greedy text by more than rounding explains
 
 
-def check_json(path: Path | None) -> Path | None:
-    """Refuse a place for ``--json`` that can't be written, before hours of work and not after."""
-    if path is None:
-        return None
-    parent = path.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(f"--json {path} can't be written there; give the path of a file in a writable folder")
-    return path
+def writable(option: str) -> Callable[[Path | None], Path | None]:
+    """A check that refuses a place for a file that can't be written, before hours of work and not after."""
+
+    def check(path: Path | None) -> Path | None:
+        if path is None:
+            return None
+        parent = path.resolve().parent
+        while not parent.exists():
+            parent = parent.parent
+        special = path.exists() and not path.is_file()  # a folder, or a device that a rename would destroy
+        if special or not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise UserError(f"{option} {path} can't be written there; give the path of a file in a writable folder")
+        return path
+
+    return check
 
 
 TargetOption = Annotated[
@@ -40,5 +47,5 @@ TopPOption = Annotated[float, typer.Option("--top-p", help="Keep the likeliest t
 MaxTokensOption = Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer in tokens.")]
 JsonOption = Annotated[
     Path | None,
-    typer.Option("--json", metavar="FILE", callback=check_json, help="Write the figures to FILE."),
+    typer.Option("--json", metavar="FILE", callback=writable("--json"), help="Write the figures to FILE."),
 ]

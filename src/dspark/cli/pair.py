@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dspark.cli.options import BUNDLED
 from dspark.cli.quiet import quieten
-from dspark.foundation.errors import UserError
+from dspark.foundation.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from dspark.decoding.single import Decoder
@@ -110,8 +110,7 @@ def _from_hub(repo: str) -> Path:
     try:
         return Path(snapshot_download(repo, allow_patterns=["*.json", "*.safetensors"]))
     except Exception as error:  # the hub client raises many kinds: offline, gated, missing
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
-            f"no folder {repo!r} here, and the hub gave no drafter of that id ({reason});"
+            f"no folder {repo!r} here, and the hub gave no drafter of that id ({first_line(error)});"
             " check the name and the network"
         ) from error

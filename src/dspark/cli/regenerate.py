@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dspark.cli.options import BUNDLED, DeviceOption, DtypeOption, JsonOption, SeedOption, TargetOption
+from dspark.cli.options import BUNDLED, DeviceOption, DtypeOption, JsonOption, SeedOption, TargetOption, writable
 from dspark.foundation.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +22,13 @@ _RECOMMENDED = "the target's recommended one"
 def regenerate(
     prompts: Annotated[list[Path], typer.Option("--prompts", metavar="FILE...", help="Prompts, JSONL.")],
     out: Annotated[
-        Path, typer.Option("--out", metavar="FILE", help="Answers, JSONL; those it holds already are kept.")
+        Path,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            callback=writable("--out"),
+            help="Answers, JSONL; those it holds already are kept.",
+        ),
     ],
     against: Annotated[
         list[Path] | None,

@@ -28,6 +28,9 @@ def train(
         typer.Option("--run", metavar="DIR", help="Folder of the run [default: in the user's cache]."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in that folder.")] = False,
+    seed: Annotated[int | None, typer.Option("--seed", help="trainer.seed of the recipe.")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="dtype of the recipe: the target's.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="device of the recipe.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved recipe, check its files, and stop.")
     ] = False,
@@ -44,7 +47,9 @@ def train(
     from dspark.foundation.settings import load_settings
     from dspark.training.recipe import Recipe
 
-    resolved = load_settings(Recipe, path, set_ or ())
+    given = {"trainer.seed": seed, "dtype": dtype, "device": device}
+    named = [f"{key}={value}" for key, value in given.items() if value is not None]
+    resolved = load_settings(Recipe, path, [*(set_ or ()), *named])
     folder = run if run is not None else cache_dir() / "runs" / path.stem
     if dry_run:
         print(resolved.to_yaml(), end="")

@@ -81,7 +81,7 @@ def examples_of(responses: Sequence[Response], max_tokens: int) -> list[Example]
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _Features:
     taps_SF: Tensor
     hidden_AD: Tensor
     log_mass_A: Tensor
@@ -91,7 +91,7 @@ class OnlineFeatures:
     """Features by running the target when they are first asked for, kept in memory while they fit.
 
     ``memory_bytes`` bounds what is kept (first come, first kept: an epoch in random order would flush any smaller
-    store of recent ones). ``keep_dtype`` is the dtype of kept taps; hidden states of answers stay fp32.
+    store of recent ones). ``keep_dtype`` is the dtype that taps are rounded to; hidden states of answers stay fp32.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class OnlineFeatures:
         self._taps = tuple(taps)
         self._memory_left = memory_bytes
         self._keep_dtype = keep_dtype
-        self._kept: dict[int, _Kept] = {}
+        self._kept: dict[int, _Features] = {}
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -125,7 +125,7 @@ class OnlineFeatures:
             self._keep(index, features)
         return self._pad(indices, [computed.get(index) or self._kept[index] for index in indices])
 
-    def _compute(self, indices: list[int]) -> list[_Kept]:
+    def _compute(self, indices: list[int]) -> list[_Features]:
         examples = [self._examples[index] for index in indices]
         counts = [len(example.ids) for example in examples]
         # no_grad, not inference_mode: tensors made there can't be saved for a backward pass
@@ -138,7 +138,9 @@ class OnlineFeatures:
             rows = zip(examples, step.features_TF.split(counts), step.hidden_TD.split(counts), strict=True)
             for example, taps_SF, hidden_SD in rows:
                 answer_AD = hidden_SD[example.start - 1 :].float().clone()
-                kept.append(_Kept(taps_SF, answer_AD, self._log_mass(answer_AD)))
+                # Rounded whether they will be kept or not: a step must not depend on what the memory holds.
+                rounded_SF = taps_SF.to(self._keep_dtype, copy=True)
+                kept.append(_Features(rounded_SF, answer_AD, self._log_mass(answer_AD)))
         return kept
 
     def _log_mass(self, hidden_AD: Tensor) -> Tensor:
@@ -146,15 +148,14 @@ class OnlineFeatures:
         blocks = hidden_AD.to(self._target.dtype).split(_MASS_ROWS)
         return torch.cat([self._target.head(block).float().logsumexp(dim=-1) for block in blocks])
 
-    def _keep(self, index: int, features: _Kept) -> None:
-        taps_SF = features.taps_SF.to(self._keep_dtype, copy=True)
-        kept = _Kept(taps_SF, features.hidden_AD, features.log_mass_A)
-        size = sum(t.numel() * t.element_size() for t in (kept.taps_SF, kept.hidden_AD, kept.log_mass_A))
+    def _keep(self, index: int, features: _Features) -> None:
+        tensors = (features.taps_SF, features.hidden_AD, features.log_mass_A)
+        size = sum(t.numel() * t.element_size() for t in tensors)
         if size <= self._memory_left:
             self._memory_left -= size
-            self._kept[index] = kept
+            self._kept[index] = features
 
-    def _pad(self, indices: Sequence[int], features: list[_Kept]) -> FeatureBatch:
+    def _pad(self, indices: Sequence[int], features: list[_Features]) -> FeatureBatch:
         examples = [self._examples[index] for index in indices]
         longest = max(len(example.ids) for example in examples)
         rows, device = len(examples), self._target.device

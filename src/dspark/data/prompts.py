@@ -78,6 +78,8 @@ def _turns(row: dict[str, Any], where: str) -> tuple[list[Any], str | None]:
                 raise UserError(f"{where}: each entry of {key!r} needs {role_key!r} and {text_key!r}")
             turns = [m[text_key] for m in messages if m[role_key] in _USER_ROLES]
             system = next((m[text_key] for m in messages if m[role_key] == "system"), None)
+            if system is not None and not isinstance(system, str):
+                raise UserError(f"{where}: the system prompt is a {type(system).__name__}, expected a text")
             return turns, system
     found = ", ".join(sorted(row)) or "nothing"
     raise UserError(f"{where}: a prompt row needs 'turns', 'messages' or 'conversations'; found {found}")

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from dspark.decoding.request import FinishReason
 from dspark.foundation.errors import UserError
 from dspark.foundation.records import read_jsonl
+from dspark.speculation.acceptance import Finish
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Response:
     messages: list[dict[str, str]]
     prompt_ids: list[int]
     output_ids: list[int]
-    finish_reason: FinishReason
+    finish_reason: Finish
     model: str
     sampling: dict[str, float]
 
@@ -48,8 +48,8 @@ def parse_response(row: dict[str, Any], where: str) -> Response:
         ids = row[name]
         if not isinstance(ids, list) or not ids or not all(type(i) is int and i >= 0 for i in ids):
             raise UserError(f"{where}: {name} must be a list of token ids that is not empty")
-    if row["finish_reason"] not in get_args(FinishReason):
+    if row["finish_reason"] not in get_args(Finish):
         raise UserError(
-            f"{where}: finish_reason is {row['finish_reason']!r}, expected one of {', '.join(get_args(FinishReason))}"
+            f"{where}: finish_reason is {row['finish_reason']!r}, expected one of {', '.join(get_args(Finish))}"
         )
     return Response(**{name: row[name] for name in fields})

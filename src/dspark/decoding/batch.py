@@ -12,8 +12,9 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from dspark.decoding.request import Completion, FinishReason, Request
+from dspark.decoding.request import Completion, Request
 from dspark.foundation.errors import UserError
+from dspark.speculation.acceptance import Finish
 from dspark.speculation.draws import Purpose, SeededDraws, invert_rows
 from dspark.speculation.sampling import Sampling, distribution
 from dspark.targets.model import Target
@@ -32,6 +33,7 @@ class _Running:
     output_ids: list[int] = field(default_factory=list)
 
 
+@torch.inference_mode()
 def decode(target: Target, requests: Iterable[Request], slots: int, capacity: int) -> Iterator[Completion]:
     """Answer ``requests`` with at most ``slots`` of them under way; completions come in the order they finish.
 
@@ -41,32 +43,31 @@ def decode(target: Target, requests: Iterable[Request], slots: int, capacity: in
     waiting = iter(requests)
     cache = target.new_cache(slots, capacity)
     running: dict[int, _Running] = {}
-    with torch.inference_mode():
-        while True:
-            free = [slot for slot in range(slots) if slot not in running]
-            admitted = dict(zip(free, islice(waiting, len(free)), strict=False))
-            for slot, request in admitted.items():
-                _check_fits(request, capacity)
-                running[slot] = _Running(request, SeededDraws(request.seed))
-            for group in _prefill_groups(admitted):
-                batch = RaggedBatch(cache, list(group), [len(r.prompt_ids) for r in group.values()])
-                ids = torch.tensor([i for r in group.values() for i in r.prompt_ids], device=target.device)
-                hidden_TD = target.forward(ids, batch).hidden_TD
-                ends = torch.tensor(batch.counts, device=target.device).cumsum(0) - 1
-                _append(target.head(hidden_TD[ends]), [running[slot] for slot in group])
-            if not running:
-                return
-            for slot in sorted(running):
-                reason = _finished(running[slot], target.stop_ids)
-                if reason is not None:
-                    done = running.pop(slot)
-                    cache.release(slot)
-                    yield Completion(done.request, done.output_ids, reason)
-            if running:
-                order = sorted(running)
-                batch = RaggedBatch(cache, order, [1] * len(order))
-                ids = torch.tensor([running[slot].output_ids[-1] for slot in order], device=target.device)
-                _append(target.head(target.forward(ids, batch).hidden_TD), [running[slot] for slot in order])
+    while True:
+        free = [slot for slot in range(slots) if slot not in running]
+        admitted = dict(zip(free, islice(waiting, len(free)), strict=False))
+        for slot, request in admitted.items():
+            _check_fits(request, capacity)
+            running[slot] = _Running(request, SeededDraws(request.seed))
+        for group in _prefill_groups(admitted):
+            batch = RaggedBatch(cache, list(group), [len(r.prompt_ids) for r in group.values()])
+            ids = torch.tensor([i for r in group.values() for i in r.prompt_ids], device=target.device)
+            hidden_TD = target.forward(ids, batch).hidden_TD
+            ends = torch.tensor(batch.counts, device=target.device).cumsum(0) - 1
+            _append(target.head(hidden_TD[ends]), [running[slot] for slot in group])
+        if not running:
+            return
+        for slot in sorted(running):
+            reason = _finished(running[slot], target.stop_ids)
+            if reason is not None:
+                done = running.pop(slot)
+                cache.release(slot)
+                yield Completion(done.request, done.output_ids, reason)
+        if running:
+            order = sorted(running)
+            batch = RaggedBatch(cache, order, [1] * len(order))
+            ids = torch.tensor([running[slot].output_ids[-1] for slot in order], device=target.device)
+            _append(target.head(target.forward(ids, batch).hidden_TD), [running[slot] for slot in order])
 
 
 def _check_fits(request: Request, capacity: int) -> None:
@@ -105,7 +106,7 @@ def _append(logits_RV: Tensor, rows: list[_Running]) -> None:
             rows[index].output_ids.append(token)
 
 
-def _finished(row: _Running, stop_ids: frozenset[int]) -> FinishReason | None:
+def _finished(row: _Running, stop_ids: frozenset[int]) -> Finish | None:
     if row.output_ids[-1] in stop_ids:
         return "stop"
     return "length" if len(row.output_ids) >= row.request.max_tokens else None

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
+from dspark.speculation.acceptance import Finish
 from dspark.speculation.sampling import Sampling
-
-FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
@@ -27,4 +25,4 @@ class Completion:
 
     request: Request
     output_ids: list[int]
-    finish_reason: FinishReason
+    finish_reason: Finish

@@ -37,24 +37,22 @@ class Decoder:
 
         Raises UserError for a prompt that leaves no room in the target's context, or mode "dspark" without a drafter.
         """
-        block = 0
         taps: tuple[int, ...] = ()
         state: DrafterState | None = None
         if mode == "dspark":
             if self.drafter is None:
                 raise UserError("speculative decoding was asked for without a drafter; give one with --drafter")
-            taps, block = self.drafter.config.target_layer_ids, self.drafter.config.block_size
+            taps = self.drafter.config.target_layer_ids
             state = DSparkState(self.drafter)
         elif mode == "ngram":
-            state, block = PromptLookup(LOOKUP_BLOCK), LOOKUP_BLOCK
+            state = PromptLookup(LOOKUP_BLOCK)
         limit = self.target.max_positions
         if len(prompt_ids) >= limit:
             raise UserError(
                 f"the prompt has {len(prompt_ids)} tokens, the context of {self.target.name} holds {limit}; shorten it"
             )
-        # A round may run up to a block beyond the last token that is kept.
-        capacity = min(limit, len(prompt_ids) + max_tokens) + block + 1
-        session = TargetSession(self.target, capacity, taps)
+        # Exactly enough: no round verifies more than the room that is left.
+        session = TargetSession(self.target, min(limit, len(prompt_ids) + max_tokens), taps)
         return generate(
             session,
             state,

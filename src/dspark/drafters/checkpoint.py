@@ -93,12 +93,6 @@ def load_drafter(
     return drafter.eval()
 
 
-def read_config(path: Path) -> DSparkConfig:
-    """Configuration of a checkpoint folder, its draft vocabulary included; errors as in ``load_drafter``."""
-    path = Path(path)
-    return _config(path, _read_config(path), read_tensors(path / WEIGHTS).get(_D2T))
-
-
 def read_identity(path: Path) -> ModelIdentity:
     """The target that a native checkpoint was trained for. UserError where the manifest doesn't say."""
     manifest = read_json(Path(path) / MANIFEST)

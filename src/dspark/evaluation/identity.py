@@ -51,7 +51,10 @@ class Comparison:
 
 @dataclass
 class IdentityTally:
-    """Pooled over prompts; the record that every --json calls `identical`."""
+    """Pooled over prompts; the record that every --json calls `identical`.
+
+    `gaps`: at each first difference, how far the worse of the two tokens lay below plain's top logit.
+    """
 
     equal: int = 0
     total: int = 0

@@ -20,8 +20,8 @@ from dspark.speculation.acceptance import Round
 Way = Literal["plain", "dspark"]
 WAYS: tuple[Way, Way] = ("plain", "dspark")
 
-FEWEST_REPEATS = 3  # whatever the time: quartiles of less say nothing
-FEWEST_TOKENS = 24  # shorter answers are mostly prefill
+FEWEST_REPEATS = 5  # whatever the time: quartiles of less say nothing
+FEWEST_TOKENS = 16  # shorter answers are mostly prefill
 WARM_UP_TOKENS = 12
 SHOWN_SHARE = 0.35  # of the time, at most, is spent on the texts that are shown
 RESERVE = 0.95  # of what is left is planned for, so that a little noise does not cost the last repeat

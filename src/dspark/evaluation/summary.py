@@ -66,8 +66,9 @@ def _figures(groups: Sequence[Sequence[Trial]]) -> dict[str, Any]:
         "intervals": {"tau": interval(sums, _tau), "speedup": interval(sums, _speedup)},
     }
     if any(trial.comparisons for trial in trials):
-        figures["identical"] = identity_of(trials, "dspark")
-        figures["ngram_identical"] = identity_of(trials, "ngram")
+        drafted, looked_up = identity_of(trials, "dspark"), identity_of(trials, "ngram")
+        figures |= {"identical": drafted.as_json(), "identical_gaps": drafted.gaps}
+        figures |= {"ngram_identical": looked_up.as_json(), "ngram_identical_gaps": looked_up.gaps}
     return figures
 
 
@@ -86,12 +87,12 @@ def tokens_a_second(trials: Sequence[Trial], mode: Mode) -> float:
     return tokens / seconds if seconds else float("nan")
 
 
-def identity_of(trials: Sequence[Trial], mode: Mode) -> dict[str, int]:
-    """The record called ``identical``: equal, total and unexplained texts beside plain's."""
+def identity_of(trials: Sequence[Trial], mode: Mode) -> IdentityTally:
+    """Texts of one mode beside plain's."""
     tally = IdentityTally()
     for trial in trials:
         tally.add(trial.comparisons[mode])
-    return tally.as_json()
+    return tally
 
 
 def _sums(trial: Trial) -> list[float]:

@@ -7,6 +7,7 @@ a process that is killed half-way leaves the previous version, and never half of
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import math
@@ -27,10 +28,10 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then put that in the place of ``path``.
 
     Parents are made. On any failure the temporary file is removed and ``path`` is as it was. The temporary
-    name keeps the suffix, since some writers choose a format by it. Raises UserError when the disk (or a
-    quota) is full.
+    name keeps the suffix, since some writers choose a format by it; a symbolic link is followed, not
+    replaced. Raises UserError when the disk (or a quota) is full.
     """
-    path = Path(path)
+    path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _sibling(path)
     try:
@@ -88,10 +89,11 @@ def folder_atomic(path: Path, *, marker: str | None = "manifest.json") -> Iterat
 
     On failure the temporary folder is removed and ``path`` is as it was. An existing folder is replaced only
     when it is empty or holds ``marker`` (None: always), so a wrong path can't wipe a folder that is not ours:
-    UserError, before any work is done. A kill between the two renames of a replacement leaves the old folder
-    as ``.NAME.<hex>.old``.
+    UserError, before any work is done. What a kill between the two renames of a replacement leaves is put
+    right by ``recover_folder``, which comes first here.
     """
     path = Path(path).resolve()
+    recover_folder(path)
     _check_replaceable(path, marker)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _sibling(path)
@@ -107,6 +109,19 @@ def folder_atomic(path: Path, *, marker: str | None = "manifest.json") -> Iterat
         raise_if_full(error, path)
         raise
     sync(path.parent)
+
+
+def recover_folder(path: Path) -> None:
+    """Bring back the folder that a kill in the middle of its replacement left as ``.NAME.<hex>.old``.
+
+    Where ``path`` is there, such leftovers are removed.
+    """
+    path = Path(path).resolve()
+    for old in path.parent.glob(f".{glob.escape(path.name)}.????????.old"):
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.rename(old, path)
 
 
 def raise_if_full(error: BaseException, path: Path) -> None:

@@ -8,3 +8,8 @@ class UserError(ValueError):
 
     The command line prints it as a single line and exits with 2; anything else is a failure of ours.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what a library says about its error; the kind of error where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -13,9 +13,8 @@ from dspark.foundation.errors import UserError
 class ModelIdentity:
     """A frozen model as manifests record it.
 
-    ``config_hash`` covers what shapes the computation, ``weights_hash`` the bf16-rounded embedding and head
-    (cheap, and the same for one model stored in several precisions), ``tokenizer_hash`` the vocabulary and
-    the chat template.
+    ``config_hash`` covers the sizes, ``weights_hash`` the bf16-rounded embedding and head (cheap, and the
+    same for one model stored in several precisions), ``tokenizer_hash`` the id of every token.
     """
 
     name: str

@@ -1,7 +1,8 @@
 """Rows of JSON, one a line, that survive a kill at any moment.
 
-A row counts once its newline is on the disk. What a killed writer left after the last newline is cut off (or,
-where it is a whole row, completed) by the next writer that opens the file.
+A row counts once its newline is on the disk. The beginning of a row that a killed writer left after the last newline
+is cut off (or, where it is a whole row, completed) by the next writer that opens the file; what else may stand there
+is not ours.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ class JsonlWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115 - close() closes it
         except OSError as error:
             raise UserError(f"{self.path}: can't be opened for writing ({error.strerror or error})") from error
@@ -117,6 +118,11 @@ class JsonlWriter:
         if whole:
             write_all(self._file.fileno(), b"\n")
             return size + 1
+        if not tail.startswith(b"{"):
+            raise UserError(
+                f"{self.path}: does not end like a file of JSON rows, so nothing is cut off it or added to it;"
+                " choose another file, or end its last line"
+            )
         self._file.truncate(keep)
         return keep
 

@@ -16,13 +16,3 @@ class Ends:
 
     embedding: Tensor
     head: Tensor
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of rows V."""
-        return self.embedding.shape[0]
-
-    @property
-    def hidden_size(self) -> int:
-        """Width d."""
-        return self.embedding.shape[1]

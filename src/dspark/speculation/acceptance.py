@@ -73,15 +73,6 @@ class RoundTally:
         for round in rounds:
             self.add(round)
 
-    def merge(self, other: RoundTally) -> None:
-        """Add another tally's counts to this one."""
-        for name in ("prompts", "rounds", "tokens", "drafted", "verified", "accepted"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self._widen(len(other.observed_at))
-        for k, (observed, accepted) in enumerate(zip(other.observed_at, other.accepted_at, strict=True)):
-            self.observed_at[k] += observed
-            self.accepted_at[k] += accepted
-
     @property
     def tau(self) -> float:
         """Tokens gained a round, the target's own included; NaN without rounds."""

@@ -174,7 +174,8 @@ def _settle(
     kept = draft.tokens[:length]
     step = target.extend([anchor, *kept], logits=length + 1)
     p_t_NV = distribution(step.logits_NV, sampling)
-    verdict = verify(kept, draft.dense(p_t_NV.shape[-1])[:length], p_t_NV, draws, round)
+    p_d_KV = draft.dense(p_t_NV.shape[-1])[:length].to(p_t_NV.device)
+    verdict = verify(kept, p_d_KV, p_t_NV, draws, round)
     committed = verdict.accepted + 1  # anchor and accepted drafts; the token after them has not run yet
     target.truncate(start + committed)
     return verdict, None if step.features_TF is None else step.features_TF[:committed]

@@ -15,7 +15,7 @@ from dspark.foundation.errors import UserError
 
 
 @dataclass(frozen=True)
-class LayerShape:
+class KVShape:
     """Key/value heads and head size of one decoder layer."""
 
     heads: int
@@ -29,7 +29,7 @@ class KVCache:
 
     def __init__(
         self,
-        layers: Sequence[LayerShape],
+        layers: Sequence[KVShape],
         slots: int,
         capacity: int,
         dtype: torch.dtype,
@@ -37,17 +37,11 @@ class KVCache:
     ) -> None:
         if slots < 1 or capacity < 1:
             raise UserError(f"a cache of {slots} slots and {capacity} positions was asked for; both must be at least 1")
-        self.slots = slots
         self.capacity = capacity
         shapes = [(slots, capacity, layer.heads, layer.head_dim) for layer in layers]
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
         self.lengths = [0] * slots
-
-    @property
-    def bytes(self) -> int:
-        """Memory held, in bytes."""
-        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
 
     def truncate(self, slot: int, length: int) -> None:
         """Forget positions from ``length`` on (rejected drafts); the rows are overwritten by the next tokens."""

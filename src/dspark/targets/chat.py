@@ -28,7 +28,9 @@ class Chat:
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Ids of ``messages`` as the template renders them, ready for the assistant's answer."""
         if not getattr(self._tokenizer, "chat_template", None):
-            raise UserError("the target has no chat template; use a chat model, or raw prompts (--raw)")
+            raise UserError(
+                "the target has no chat template; use a chat model (only `generate` can do without one: --raw)"
+            )
         rendered = self._tokenizer.apply_chat_template(
             [dict(m) for m in messages], add_generation_prompt=True, tokenize=True
         )

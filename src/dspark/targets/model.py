@@ -17,13 +17,13 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from dspark.foundation.devices import resolve_device, resolve_dtype
-from dspark.foundation.errors import UserError
+from dspark.foundation.errors import UserError, first_line
 from dspark.foundation.identity import ModelIdentity
 from dspark.nn.ends import Ends
 from dspark.nn.packed import pack_linears
 from dspark.speculation.sampling import Sampling
 from dspark.targets.attention import SEAM
-from dspark.targets.cache import KVCache, LayerShape
+from dspark.targets.cache import KVCache, KVShape
 from dspark.targets.chat import Chat
 from dspark.targets.probe import probe, probe_ids
 from dspark.targets.ragged import RaggedBatch
@@ -114,7 +114,7 @@ class Target:
     def new_cache(self, slots: int, capacity: int) -> KVCache:
         """An empty K/V cache for ``slots`` requests of at most ``capacity`` positions each."""
         head_dim = getattr(self.config, "head_dim", None) or self.hidden_size // self.config.num_attention_heads
-        layers = [LayerShape(self.config.num_key_value_heads, head_dim)] * self.num_layers
+        layers = [KVShape(self.config.num_key_value_heads, head_dim)] * self.num_layers
         return KVCache(layers, slots, capacity, self.dtype, self.device)
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -158,17 +158,26 @@ class Target:
 
 def load_target(target: str, dtype: str = "auto", device: str = "auto", pack: bool = True) -> Target:
     """Load the target named ``target`` (see ``resolve_source``); ``pack=False`` keeps its weights readable."""
-    source = resolve_source(target)
     where = resolve_device(device)
+    precision = resolve_dtype(dtype, where)
+    source = resolve_source(target)
     try:
         config = AutoConfig.from_pretrained(source.folder)
-        model = AutoModelForCausalLM.from_pretrained(
-            source.folder, config=config, dtype=resolve_dtype(dtype, where), attn_implementation="eager"
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source.folder, config=config, dtype=precision, attn_implementation="eager", output_loading_info=True
         )
+        model, found = loaded
         tokenizer = AutoTokenizer.from_pretrained(source.folder)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{source.folder} does not load as a Hugging Face causal language model: {reason}") from error
+    except Exception as error:  # readers raise many kinds on a damaged or unknown file
+        raise UserError(
+            f"{source.folder} does not load as a Hugging Face causal language model ({first_line(error)});"
+            " get its files again, or use another target"
+        ) from error
+    missing = sorted(found["missing_keys"])
+    if missing:  # transformers fills them with random numbers and says so in its log alone
+        raise UserError(
+            f"{source.folder} lacks {len(missing)} weights of its model, {missing[0]} among them; get its files again"
+        )
     torch.nn.Module.to(model, device=where)  # transformers' own wrapper of it is not typed
     return Target(model, Chat(tokenizer), source, pack=pack)
 

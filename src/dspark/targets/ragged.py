@@ -57,11 +57,6 @@ class RaggedBatch:
         self.runs = list(self._runs())
         self._masks: dict[tuple[int, int, int | None], Tensor | None] = {}
 
-    @property
-    def tokens(self) -> int:
-        """Number of tokens T."""
-        return sum(self.counts)
-
     def commit(self) -> None:
         """Count the step's tokens as cached; called once after the forward pass."""
         for slot, start, count in zip(self.slots, self.starts, self.counts, strict=True):

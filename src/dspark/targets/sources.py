@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dspark.foundation.artifacts import folder_atomic, sha256_file
 from dspark.foundation.cache import cache_dir
-from dspark.foundation.errors import UserError
+from dspark.foundation.errors import UserError, first_line
 from dspark.speculation.sampling import Sampling
 from dspark.targets.bundled import bundled_gguf
 
@@ -64,9 +64,8 @@ def _from_hub(repo: str) -> Path:
     try:
         return Path(snapshot_download(repo, allow_patterns=wanted))
     except Exception as error:  # the hub client raises many kinds: offline, gated, missing
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"the hub gave no model {repo!r} ({reason}); check the id and the network, or give a local folder"
+            f"the hub gave no model {repo!r} ({first_line(error)}); check id and network, or give a local folder"
         ) from error
 
 
@@ -90,7 +89,7 @@ def _converted(gguf: Path) -> Path:
         model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
     except Exception as error:  # readers raise many kinds on a damaged or unknown file
         raise UserError(
-            f"{gguf} can't be read as a GGUF language model ({error}); get the file again or use another"
+            f"{gguf} can't be read as a GGUF language model ({first_line(error)}); get the file again or use another"
         ) from error
     # The weights are ordinary numbers now: without its quantiser the model saves like any other.
     if hasattr(model.config, "quantization_config"):

@@ -79,6 +79,9 @@ class Recipe(Settings):
     """Everything that decides the outcome of a run."""
 
     target: str = "smollm2-135m"
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Of the target; the drafter is trained in fp32."""
+    device: str = "auto"
     data: DataSettings
     drafter: DrafterSettings
     loss: LossSettings = LossSettings()

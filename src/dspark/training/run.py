@@ -2,7 +2,7 @@
 
 RUN/recipe.yaml   the resolved configuration; a run is only resumed with the same one
 RUN/log.jsonl     one row a logged step or validation
-RUN/state/        weights, optimiser, step; replaced whole
+RUN/state.pt      weights, optimiser, step; replaced whole
 RUN/drafter/      native checkpoint, replaced whole
 """
 
@@ -13,35 +13,44 @@ from typing import Any
 
 import torch
 
-from dspark.foundation.artifacts import folder_atomic, write_atomic
-from dspark.foundation.errors import UserError
+from dspark.foundation.artifacts import recover_folder, write_atomic
+from dspark.foundation.errors import UserError, first_line
 from dspark.training.recipe import Recipe
-
-_STATE = "state.pt"
 
 
 class Run:
     """The folder of one run."""
 
     def __init__(self, folder: Path, recipe: Recipe, *, resume: bool) -> None:
-        """Open or create ``folder``; raises UserError where it holds another run, or a state that was not asked for."""
+        """Open or create ``folder``.
+
+        Raises UserError where it holds another run, a state that was not asked for, or nothing to resume. A run that
+        ended before its first state left nothing to protect: its recipe is replaced.
+        """
         self.folder = folder
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--run {folder} is a file; give the path of a folder")
         text = recipe.to_yaml()
         path = folder / "recipe.yaml"
-        if path.exists() and path.read_text(encoding="utf-8") != text:
+        if resume and not path.exists():
+            raise UserError(f"--resume: there is no run in {folder}; check --run, or begin one without --resume")
+        if self.has_state and not resume:
+            raise UserError(f"{folder} holds a run that was begun; go on with --resume, or use another --run folder")
+        if self.has_state and path.read_text(encoding="utf-8") != text:
             raise UserError(
                 f"{folder} holds a run of another recipe ({path}); use another --run folder, or its own recipe"
             )
-        if self.has_state and not resume:
-            raise UserError(f"{folder} holds a run that was begun; go on with --resume, or use another --run folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            write_atomic(path, lambda temporary: _write_text(temporary, text))
+        recover_folder(self.drafter)
+        write_atomic(path, lambda temporary: _write_text(temporary, text))
 
     @property
     def has_state(self) -> bool:
         """Whether there is something to resume."""
-        return (self.folder / "state" / _STATE).exists()
+        return self._state.exists()
+
+    @property
+    def _state(self) -> Path:
+        return self.folder / "state.pt"
 
     @property
     def drafter(self) -> Path:
@@ -55,16 +64,15 @@ class Run:
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Replace the state to resume from, whole or not at all."""
-        with folder_atomic(self.folder / "state", marker=_STATE) as temporary:
-            torch.save(state, temporary / _STATE)
+        write_atomic(self._state, lambda temporary: torch.save(state, temporary))
 
     def load_state(self) -> dict[str, Any]:
         """The last saved state."""
         try:
-            state: dict[str, Any] = torch.load(self.folder / "state" / _STATE, weights_only=True)
+            state: dict[str, Any] = torch.load(self._state, weights_only=True)
         except Exception as error:  # torch raises many kinds for a damaged archive
             raise UserError(
-                f"{self.folder / 'state'} can't be read ({error}); remove it to begin the run anew"
+                f"{self._state} can't be read ({first_line(error)}); remove it to begin the run anew"
             ) from error
         return state
 

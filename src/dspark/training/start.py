@@ -69,7 +69,7 @@ def _config(recipe: Recipe, target: Target, draft_ids: tuple[int, ...] | None) -
     return DSparkConfig(
         vocab_size=target.vocab_size,
         hidden_size=target.hidden_size,
-        intermediate_size=model.intermediate_size,
+        intermediate_size=_needed(target, "intermediate_size"),
         num_hidden_layers=settings.layers,
         num_attention_heads=model.num_attention_heads,
         num_key_value_heads=model.num_key_value_heads,
@@ -80,8 +80,18 @@ def _config(recipe: Recipe, target: Target, draft_ids: tuple[int, ...] | None) -
         block_size=settings.block_size,
         markov_rank=settings.markov_rank,
         rope_theta=float(rope.get("rope_theta", 10000.0)),
-        rms_norm_eps=model.rms_norm_eps,
+        rms_norm_eps=_needed(target, "rms_norm_eps"),
         max_position_embeddings=target.max_positions,
         num_anchors=recipe.trainer.anchors,
         draft_ids=draft_ids,
     )
+
+
+def _needed(target: Target, name: str) -> Any:
+    value = getattr(target.config, name, None)
+    if value is None:
+        raise UserError(
+            f"{target.name} ({target.architecture}) has no {name} in its config, which a drafter of the Llama family"
+            " takes from its target; train for another target"
+        )
+    return value

@@ -1,15 +1,19 @@
 """Training a drafter for a frozen target, in one process.
 
-A step is a pure function of the recipe and its number: which examples, which anchors, which learning rate. So a run
-that was killed goes on from its last state as if nothing had happened.
+A step is a pure function of the recipe, the answers and its number: which examples, which anchors, which learning rate.
+So a run that was killed goes on from its last state as if nothing had happened (up to the rounding of features, which
+are computed in whatever batch asks for them first).
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import resource
 import sys
 import time
+import warnings
 from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -61,8 +65,10 @@ def train(recipe: Recipe, run_folder: Path, resume: bool) -> TrainResult:
     there.
     """
     run = Run(run_folder, recipe, resume=resume)
-    training, held = _examples(recipe.data)
-    target = load_target(recipe.target, pack=False)
+    responses = [response for path in recipe.data.responses for response in read_responses(path)]
+    training, held = split_examples(responses, recipe.data)
+    target = load_target(recipe.target, recipe.dtype, recipe.device, pack=False)
+    _check_origin(responses, target)
     drafter = new_drafter(recipe, target, training)
     target.pack()
     trainer = Trainer(recipe, run, target, drafter, training, held)
@@ -93,6 +99,7 @@ class Trainer:
         self._training = self._source(training, recipe.data.feature_memory_gb * 1e9)
         # Few, and needed again at every validation: always kept.
         self._held = self._source(held[: recipe.trainer.validation_examples], math.inf)
+        self._data = _digest(training, held)
         lengths = [len(example.ids) for example in training]
         self._batches = Batches(lengths, recipe.trainer.sequences, recipe.trainer.seed)
         settings = recipe.optimizer
@@ -105,20 +112,18 @@ class Trainer:
         """Steps until the recipe's number, saving and validating on the way."""
         settings = self.recipe.trainer
         started, tokens = time.perf_counter(), 0
-        validation = None
         with JsonlWriter(self.run.log) as log, progress(settings.steps - self.step, "train", "steps") as bar:
             while self.step < settings.steps:
-                validation = None
                 tokens += self._train_step()
                 averages = self._averages()
                 if self.step % _LOG_EVERY == 0:
                     log.append([{"step": self.step, "seconds": time.perf_counter() - started, **averages}])
                 if self.step % settings.validate_every == 0 and self.step < settings.steps:
-                    validation = self._validate_and_export(log)
+                    self._validate_and_export(log)
                 if self.step % settings.save_every == 0 or self.step == settings.steps:
                     self.run.save_state(self.state())
                 bar.advance(1, loss=averages["loss"], l1=averages["l1"])
-            validation = validation or self._validate_and_export(log)
+            validation = self._validate_and_export(log)
         seconds = time.perf_counter() - started
         return TrainResult(settings.steps, tokens, seconds, tokens / seconds, validation, _peak_memory())
 
@@ -126,12 +131,20 @@ class Trainer:
         """Everything a later process needs."""
         return {
             "step": self.step,
+            "data": self._data,
             "drafter": self.drafter.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take over a saved state."""
+        """Take over a saved state. UserError where it was trained on other answers: they choose the batches and the
+        draft vocabulary, so the weights would mean something else.
+        """
+        if state.get("data") != self._data:
+            raise UserError(
+                f"{self.run.folder} was begun with other answers than data.responses holds now; give it the files as"
+                " they were, or begin a new run"
+            )
         self.step = state["step"]
         self.drafter.load_state_dict(state["drafter"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -195,9 +208,11 @@ class Trainer:
         )
 
 
-def _examples(settings: DataSettings) -> tuple[list[Example], list[Example]]:
-    """Training and held-out examples of all response files; raises UserError where either side is empty."""
-    responses = [response for path in settings.responses for response in read_responses(path)]
+def split_examples(responses: list[Response], settings: DataSettings) -> tuple[list[Example], list[Example]]:
+    """Training and held-out examples; raises UserError where either side is empty.
+
+    Those held out come in an order of their own (by hash), so that the first few are as good a sample as any.
+    """
     sides: tuple[list[Response], list[Response]] = ([], [])
     for response in responses:
         sides[held_out(response.id, settings.held_out_percent)].append(response)
@@ -207,7 +222,31 @@ def _examples(settings: DataSettings) -> tuple[list[Example], list[Example]]:
             f"{len(responses)} answers leave {len(training)} to train on and {len(held)} held out; both must be"
             " at least 1: regenerate more answers, or change data.held_out_percent"
         )
-    return training, held
+    return training, sorted(held, key=lambda example: hashlib.sha256(example.id.encode()).digest())
+
+
+def _check_origin(responses: list[Response], target: Target) -> None:
+    """UserError for answers that can't be this target's, a warning for those that say they are another's."""
+    for response in responses:
+        largest = max(*response.prompt_ids, *response.output_ids)
+        if largest >= target.vocab_size:
+            raise UserError(
+                f"data.responses: the answer to {response.id} holds the token id {largest}, the vocabulary of"
+                f" {target.name} has {target.vocab_size}; regenerate the answers with this target"
+            )
+    others = sorted({response.model for response in responses} - {target.name})
+    if others:
+        warnings.warn(
+            f"some answers are those of {', '.join(others)}, not of {target.name}; a drafter learns best from its own"
+            " target's answers",
+            stacklevel=2,
+        )
+
+
+def _digest(*sides: list[Example]) -> str:
+    """What the answers were, their order and their split included."""
+    content = json.dumps([[(e.id, e.start, e.ids) for e in side] for side in sides])
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _figures(terms: Terms, norm: float) -> dict[str, float]:
