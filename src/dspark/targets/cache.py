@@ -15,21 +15,24 @@ from dspark.foundation.errors import UserError
 
 
 @dataclass(frozen=True)
-class KVShape:
-    """Key/value heads and head size of one decoder layer."""
+class KVLayer:
+    """Key/value heads and head size of one decoder layer, and the layer whose keys and values it reads."""
 
     heads: int
     head_dim: int
+    source: int
 
 
 class KVCache:
     """Preallocated ``[N, S, H, D]`` tensors per layer; a slot's length moves up with tokens and back with
     rejections.
+
+    A layer that reads an earlier one's keys and values has that one's tensors.
     """
 
     def __init__(
         self,
-        layers: Sequence[KVShape],
+        layers: Sequence[KVLayer],
         slots: int,
         capacity: int,
         dtype: torch.dtype,
@@ -38,9 +41,17 @@ class KVCache:
         if slots < 1 or capacity < 1:
             raise UserError(f"a cache of {slots} slots and {capacity} positions was asked for; both must be at least 1")
         self.capacity = capacity
-        shapes = [(slots, capacity, layer.heads, layer.head_dim) for layer in layers]
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+        self._layers = list(layers)
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        for index, layer in enumerate(layers):
+            for tensors in (self.keys, self.values):
+                if layer.source == index:
+                    tensors.append(
+                        torch.zeros(slots, capacity, layer.heads, layer.head_dim, dtype=dtype, device=device)
+                    )
+                else:
+                    tensors.append(tensors[layer.source])
         self.lengths = [0] * slots
 
     def truncate(self, slot: int, length: int) -> None:
@@ -53,6 +64,8 @@ class KVCache:
         self.lengths[slot] = 0
 
     def store(self, layer: int, rows_T: Tensor, key_HTD: Tensor, value_HTD: Tensor) -> None:
-        """Write one step's keys and values at flat rows ``slot * S + position``."""
+        """Write one step's keys and values at flat rows ``slot * S + position``, unless the layer reads another's."""
+        if self._layers[layer].source != layer:
+            return
         for cache, new in ((self.keys[layer], key_HTD), (self.values[layer], value_HTD)):
             cache.view(-1, *cache.shape[2:]).index_copy_(0, rows_T, new.transpose(0, 1))

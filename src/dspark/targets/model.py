@@ -23,8 +23,9 @@ from dspark.nn.ends import Ends
 from dspark.nn.packed import pack_linears
 from dspark.speculation.sampling import Sampling
 from dspark.targets.attention import SEAM
-from dspark.targets.cache import KVCache, KVShape
+from dspark.targets.cache import KVCache
 from dspark.targets.chat import Chat
+from dspark.targets.family import kv_layers, rope_types, scales_of
 from dspark.targets.probe import probe, probe_ids
 from dspark.targets.ragged import RaggedBatch
 from dspark.targets.sources import Source, resolve_source
@@ -65,7 +66,10 @@ class Target:
         self._base: Any = model.base_model
         embedding: Any = model.get_input_embeddings()
         head: Any = model.get_output_embeddings()
-        self.ends = Ends(embedding.weight, head.weight)
+        self._embedding = embedding
+        self._matrices = Ends(embedding.weight, head.weight)
+        self._scales = scales_of(config)
+        self._kv_layers = kv_layers(config)
         self.weights_hash  # noqa: B018  # hashed before packing replaces the head
         with torch.inference_mode():
             model.set_attn_implementation("eager")
@@ -84,7 +88,7 @@ class Target:
     def weights_hash(self) -> str:
         """Hash of the bf16-rounded embedding and head: what a drafter was trained against."""
         digest = hashlib.sha256()
-        for matrix in {id(m): m for m in (self.ends.embedding, self.ends.head)}.values():
+        for matrix in {id(m): m for m in (self._matrices.embedding, self._matrices.head)}.values():
             digest.update(matrix.detach().to(torch.bfloat16).cpu().contiguous().view(torch.int16).numpy().tobytes())
         return digest.hexdigest()
 
@@ -111,20 +115,31 @@ class Target:
             tokenizer_hash=self.chat.tokenizer_hash,
         )
 
+    @cached_property
+    def ends(self) -> Ends:
+        """Embedding and head as a drafter borrows them, the family's scales worked in.
+
+        UserError for a target whose logits are capped, which no matrix can express and no drafter here does yet.
+        """
+        if self._scales.softcap is not None:
+            raise UserError(f"{self.name} caps its logits, which drafters can't do yet: it can be decoded plainly only")
+        scale = self._scales.embedding * float(getattr(self._embedding, "embed_scale", 1.0))
+        matrices = self._matrices
+        if scale == 1.0 and self._scales.logits == 1.0:
+            return matrices
+        return Ends(matrices.embedding * scale, matrices.head * self._scales.logits)
+
     def new_cache(self, slots: int, capacity: int) -> KVCache:
         """An empty K/V cache for ``slots`` requests of at most ``capacity`` positions each."""
-        head_dim = getattr(self.config, "head_dim", None) or self.hidden_size // self.config.num_attention_heads
-        layers = [KVShape(self.config.num_key_value_heads, head_dim)] * self.num_layers
-        return KVCache(layers, slots, capacity, self.dtype, self.device)
+        return KVCache(self._kv_layers, slots, capacity, self.dtype, self.device)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings ``[..., d]`` as the first layer receives them."""
-        return torch.nn.functional.embedding(ids, self.ends.embedding)
+        return self._scales.embedded(self._embedding(ids))
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits ``[..., V]`` of last hidden states ``[..., d]``."""
-        logits: Tensor = self._model.get_output_embeddings()(hidden)
-        return logits
+        return self._scales.scored(self._model.get_output_embeddings()(hidden))
 
     def forward(self, ids_T: Tensor, batch: RaggedBatch, taps: Sequence[int] = ()) -> Forward:
         """Run one ragged step and append its keys and values to the cache.
@@ -225,6 +240,10 @@ def _refuse_unservable(model: PreTrainedModel, name: str) -> None:
     kinds = set(getattr(config, "layer_types", None) or ())
     if kinds - {"full_attention", "sliding_attention"}:
         raise UserError(f"{name} has layers of type {', '.join(sorted(kinds))}; only attention layers can be served")
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope in {"dynamic", "longrope"}:
-        raise UserError(f"{name} uses RoPE of type {rope!r}, which changes logits with the length; use another target")
+    if getattr(config, "use_bidirectional_attention", None) in (True, "all"):
+        raise UserError(f"{name} lets tokens see later ones, so its text can't be grown; use another target")
+    switching = sorted(rope_types(config) & {"dynamic", "longrope"})
+    if switching:
+        raise UserError(
+            f"{name} uses RoPE of type {switching[0]!r}, which changes logits with the length; use another target"
+        )
