@@ -41,3 +41,16 @@ def test_answers_training_and_decoding_follow_each_other(
     drafted = cli(*line, "--drafter", "run/drafter")
     assert drafted.code == 0, drafted.err
     assert drafted.out == cli(*line, "--plain").out
+
+
+def test_answers_of_another_model_are_pointed_out(cli: Cli, tiny_target: Path, tmp_path: Path) -> None:
+    row = {"turn": 0, "messages": [], "prompt_ids": [7, 8], "output_ids": [9, 10, 11, 12], "finish_reason": "length"}
+    rows = [row | {"id": str(i), "model": "somebody-else", "sampling": {}} for i in range(12)]
+    (tmp_path / "responses.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows), encoding="utf-8")
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(RECIPE.format(target=tiny_target), encoding="utf-8")
+    outcome = cli("train", "--recipe", recipe, "--run", "run", "--seed", 3, "--dtype", "float32", "--device", "cpu")
+    assert outcome.code == 0, outcome.err
+    assert "warning: some answers are those of somebody-else, not of tiny-target" in outcome.err
+    resolved = (tmp_path / "run" / "recipe.yaml").read_text(encoding="utf-8")
+    assert "seed: 3" in resolved and "dtype: float32" in resolved and "device: cpu" in resolved
