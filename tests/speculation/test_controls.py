@@ -16,6 +16,7 @@ from torch import Tensor
 from dspark.speculation import loop, rejection
 from dspark.speculation.acceptance import acceptance_probability
 from dspark.speculation.loop import Draft, Sample, VerifyLength
+from dspark.speculation.planner import EarlyStop
 from dspark.speculation.sampling import Sampling, distribution
 from enumeration import (
     TableDrafter,
@@ -164,11 +165,7 @@ def retrospective(sps: list[float]) -> VerifyLength:
 
 
 def early_stop(sps: list[float]) -> VerifyLength:
-    def length(drafted: int, survival: Tensor | None) -> int:
-        gain = gains(survival, sps)
-        return next((j for j in range(drafted) if gain[j + 1] <= gain[j]), drafted)
-
-    return length
+    return EarlyStop(tuple(1 / each for each in sps))
 
 
 APP_A_SPS = [1, 0.5, 0.45]

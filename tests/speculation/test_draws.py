@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dspark.speculation.draws import Purpose, SeededDraws, invert, invert_rows
+from dspark.speculation.draws import CertainDraws, Purpose, SeededDraws, invert, invert_rows
 
 WEIGHTS = st.lists(st.integers(0, 5), min_size=1, max_size=12).filter(any)
 UNIFORM = st.floats(0, 1, exclude_max=True) | st.sampled_from([0.0, 0.5, 1 - 2**-53])
@@ -87,3 +87,15 @@ def test_draws_follow_their_probabilities() -> None:
     assert abs(accepted / n - 0.25) < 4 * (0.25 / n) ** 0.5
     assert draws.bernoulli(1.0, round=0, slot=0, purpose=Purpose.ACCEPT)
     assert not draws.bernoulli(0.0, round=0, slot=0, purpose=Purpose.ACCEPT)
+
+
+def test_certain_outcomes_are_those_that_any_number_would_give_and_nothing_else_passes() -> None:
+    key = {"round": 1, "slot": 0, "purpose": Purpose.RESIDUAL}
+    one_hot, shared = torch.tensor([0.0, 0.0, 1.0, 0.0]), torch.tensor([0.0, 0.5, 0.5, 0.0])
+    for source in (CertainDraws(), *map(SeededDraws, range(5))):
+        assert source.categorical(one_hot, **key) == 2
+        assert source.bernoulli(1.0, **key) and not source.bernoulli(torch.tensor(0.0), **key)
+    with pytest.raises(ArithmeticError, match="expected 1"):
+        CertainDraws().categorical(shared, **key)
+    with pytest.raises(ArithmeticError, match="expected 0 or 1"):
+        CertainDraws().bernoulli(0.999, **key)

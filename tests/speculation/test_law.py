@@ -12,6 +12,7 @@ from dspark.drafters.ngram import PromptLookup
 from dspark.speculation.acceptance import acceptance_probability
 from dspark.speculation.draws import Draws, Purpose
 from dspark.speculation.loop import Draft, DrafterState, Sample, VerifyLength
+from dspark.speculation.planner import EarlyStop
 from dspark.speculation.rejection import residual, verify
 from dspark.speculation.sampling import Sampling, distribution
 from enumeration import (
@@ -110,19 +111,8 @@ def keep(length: int) -> VerifyLength:
 
 
 def early_stop(sps: list[float]) -> VerifyLength:
-    """Algorithm 1 for one request: sps[B - 1] complete rounds a second for B tokens."""
-
-    def length(drafted: int, survival: Tensor | None) -> int:
-        assert survival is not None
-        gained, best = 1.0, sps[0]
-        for j, a in enumerate(survival.tolist()):
-            gained += a
-            if gained * sps[j + 1] <= best:
-                return j
-            best = gained * sps[j + 1]
-        return drafted
-
-    return length
+    """The product's planner for sps[B - 1] complete rounds a second for B tokens."""
+    return EarlyStop(tuple(1 / each for each in sps))
 
 
 @pytest.mark.parametrize("hook", [keep(1), keep(2), early_stop([1, 0.75, 0.55, 0.48])], ids=["1", "2", "early stop"])

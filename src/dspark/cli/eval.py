@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,10 +29,12 @@ from dspark.foundation.errors import UserError
 
 if TYPE_CHECKING:
     from dspark.cli.pair import Pair
+    from dspark.decoding.single import Decoder
     from dspark.evaluation.evaluate import Mode, Task, Trial
     from dspark.evaluation.identity import Comparison
     from dspark.speculation.loop import Round
     from dspark.speculation.sampling import Sampling
+    from dspark.targets.model import Target
 
 
 def evaluate(
@@ -46,6 +49,12 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="N prompts a domain, taken from its files in turn.")
     ] = None,
+    planned: Annotated[
+        bool,
+        typer.Option(
+            "--planned", help="Verify as many drafts as pay here, as `generate` does; else all, to see them judged."
+        ),
+    ] = False,
     max_tokens: MaxTokensOption = 128,
     temperature: TemperatureOption = 0.0,
     top_k: TopKOption = 0,
@@ -67,6 +76,7 @@ def evaluate(
     from dspark.cli.pair import load_pair
     from dspark.evaluation.summary import summarise
     from dspark.foundation.artifacts import write_json
+    from dspark.speculation.loop import verify_all
     from dspark.speculation.sampling import Sampling
 
     load = load_now()
@@ -75,14 +85,12 @@ def evaluate(
     messages = _messages(files, limit)
     pair = load_pair(target, drafter, dtype, device)
     tasks = _tasks(pair, messages, seed)
-    figures = summarise(_trials(pair, tasks, sampling, max_tokens))
+    decoder = pair.decoder if planned else replace(pair.decoder, verify_length=verify_all)
+    figures = summarise(_trials(decoder, tasks, sampling, max_tokens))
     if json is not None:
         settings = {"sampling": vars(sampling), "max_tokens": max_tokens, "seed": seed, "limit": limit}
-        sources = {name: [str(path) for path in paths] for name, paths in files.items()}
-        write_json(
-            json,
-            figures | pair.asdict() | settings | {"files": sources, "machine": machine_facts(pair.target.device, load)},
-        )
+        where = {"files": _names(files), "machine": machine_facts(pair.target.device, load)}
+        write_json(json, figures | pair.asdict() | settings | {"planned": planned} | where)
     print_table(figures)
     if unexplained(figures):
         raise typer.Exit(DIFFERENT)
@@ -101,6 +109,10 @@ def domains_of(prompts: list[Path], named: list[str]) -> dict[str, list[Path]]:
     if not files:
         raise UserError("no prompts were given; name files with --prompts FILE or --domain NAME=FILE")
     return files
+
+
+def _names(files: dict[str, list[Path]]) -> dict[str, list[str]]:
+    return {name: [str(path) for path in paths] for name, paths in files.items()}
 
 
 def _messages(files: dict[str, list[Path]], limit: int | None) -> list[tuple[str, str, list[dict[str, str]]]]:
@@ -131,19 +143,19 @@ def _tasks(pair: Pair, messages: list[tuple[str, str, list[dict[str, str]]]], se
     return tasks
 
 
-def _trials(pair: Pair, tasks: list[Task], sampling: Sampling, max_tokens: int) -> list[Trial]:
+def _trials(decoder: Decoder, tasks: list[Task], sampling: Sampling, max_tokens: int) -> list[Trial]:
     from dspark.evaluation.evaluate import measure
     from dspark.evaluation.summary import tally_of
     from dspark.foundation.progress import progress
 
     def decode(task: Task, mode: Mode) -> list[Round]:
         rounds = list(
-            pair.decoder.rounds(task.prompt_ids, mode=mode, sampling=sampling, seed=task.seed, max_tokens=max_tokens)
+            decoder.rounds(task.prompt_ids, mode=mode, sampling=sampling, seed=task.seed, max_tokens=max_tokens)
         )
-        pair.target.chat.decode([token for each in rounds for token in each.tokens])
+        decoder.target.chat.decode([token for each in rounds for token in each.tokens])
         return rounds
 
-    judge = _judge(pair) if sampling.greedy else None
+    judge = _judge(decoder.target) if sampling.greedy else None
     trials: list[Trial] = []
     with progress(len(tasks), "eval", "prompts") as bar:
         for trial in measure(tasks, decode, time.perf_counter, judge):
@@ -152,7 +164,7 @@ def _trials(pair: Pair, tasks: list[Task], sampling: Sampling, max_tokens: int) 
     return trials
 
 
-def _judge(pair: Pair) -> Callable[[Task, list[int], list[int]], Comparison]:
+def _judge(target: Target) -> Callable[[Task, list[int], list[int]], Comparison]:
     """Compares greedy texts; at a first difference plain's logits are computed anew, as plain did."""
     from dspark.evaluation.identity import judge, replay
     from dspark.targets.session import TargetSession
@@ -161,8 +173,8 @@ def _judge(pair: Pair) -> Callable[[Task, list[int], list[int]], Comparison]:
         capacity = len(task.prompt_ids) + len(plain_ids) + 1
 
         def fresh() -> TargetSession:
-            return TargetSession(pair.target, capacity)
+            return TargetSession(target, capacity)
 
-        return judge(plain_ids, other_ids, replay(fresh, task.prompt_ids, plain_ids), pair.target.dtype)
+        return judge(plain_ids, other_ids, replay(fresh, task.prompt_ids, plain_ids), target.dtype)
 
     return compare

@@ -27,6 +27,8 @@ class Pair:
 
     decoder: Decoder
     drafter: str | None
+    round_seconds: tuple[float, ...] = ()
+    """What a round that verifies 0..K drafts takes here, as measured on loading."""
 
     @property
     def target(self) -> Target:
@@ -40,6 +42,7 @@ class Pair:
             "drafter": self.drafter,
             "dtype": str(self.target.dtype).removeprefix("torch."),
             "device": str(self.target.device),
+            "round_ms": [1000 * each for each in self.round_seconds],
         }
 
 
@@ -51,14 +54,17 @@ def load_pair(target: str = BUNDLED, drafter: str | None = BUNDLED, dtype: str =
     folder = None if drafter is None else resolve_drafter(drafter)
     loaded = load_quietly(target, dtype, device)
 
+    from dspark.decoding.profile import measure_rounds
     from dspark.decoding.single import Decoder
     from dspark.drafters.checkpoint import load_drafter
+    from dspark.speculation.planner import EarlyStop
 
     if folder is None:
         return Pair(Decoder(loaded), None)
     model = load_drafter(folder, loaded.identity, loaded.ends, loaded.dtype, loaded.device)
     model.pack()
-    return Pair(Decoder(loaded, model), drafter)
+    seconds = measure_rounds(loaded, model)
+    return Pair(Decoder(loaded, model, EarlyStop(seconds)), drafter, seconds)
 
 
 def load_quietly(target: str, dtype: str = "auto", device: str = "auto") -> Target:

@@ -12,7 +12,7 @@ from dspark.drafters.state import DSparkState
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round
 from dspark.speculation.draws import SeededDraws
-from dspark.speculation.loop import DrafterState, generate
+from dspark.speculation.loop import DrafterState, VerifyLength, generate, verify_all
 from dspark.speculation.sampling import Sampling
 from dspark.targets.model import Target
 from dspark.targets.session import TargetSession
@@ -25,10 +25,15 @@ LOOKUP_BLOCK = 7
 
 @dataclass(frozen=True)
 class Decoder:
-    """A target with the drafter that was loaded for it (None: only plain decoding and prompt lookup)."""
+    """A target with the drafter that was loaded for it (None: only plain decoding and prompt lookup).
+
+    ``verify_length`` plans the rounds of greedy requests. Sampled ones verify every draft: there the length of a round
+    decides which draws are used, and a seed must give the same text on a machine of another speed.
+    """
 
     target: Target
     drafter: DSparkDrafter | None = None
+    verify_length: VerifyLength = verify_all
 
     def rounds(
         self, prompt_ids: list[int], *, mode: Mode, sampling: Sampling, seed: int, max_tokens: int
@@ -61,5 +66,6 @@ class Decoder:
             draws=SeededDraws(seed),
             max_tokens=max_tokens,
             stop_ids=self.target.stop_ids,
+            verify_length=self.verify_length if mode == "dspark" and sampling.greedy else verify_all,
             context_limit=limit,
         )

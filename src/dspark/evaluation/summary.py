@@ -53,6 +53,7 @@ def _figures(groups: Sequence[Sequence[Trial]]) -> dict[str, Any]:
         "rounds": tally.rounds,
         "tokens": tally.tokens + tally.prompts,
         "drafted": tally.drafted,
+        "verified": tally.verified,
         "accepted": tally.accepted,
         "conditional_acceptance": tally.conditional_acceptance,
         "survival": tally.survival,

@@ -28,8 +28,9 @@ def explanation(record: DemoRecord) -> list[str]:
     """How it works, where the gain comes from on this machine, and when there is none."""
     everything = record.overall
     how = (
-        f"A small drafter proposes {record.block} tokens at a time; the target checks them all in one pass,"
-        " keeps the ones that it would have written itself, and puts its own token after the last of them. A"
+        f"A small drafter proposes {record.block} tokens at a time and says how sure it is of each; the target checks"
+        " those that are worth it on this machine in one pass, keeps the ones that it would have written itself, and"
+        " puts its own token after the last of them. A"
         " wrong guess costs time and never changes the text: what comes out is the target's own, its"
         " mistakes included."
     )
@@ -45,9 +46,9 @@ def explanation(record: DemoRecord) -> list[str]:
     if everything.speedup < 1:
         gain += " Here drafting costs more than it saves: this pair is slower than plain decoding."
     limit = (
-        f"It would not help where tau stays below {even:.2f}: on text that the drafter can't foresee, at a"
-        " high temperature, or when many requests share the machine and a pass over more tokens is no longer"
-        " nearly free."
+        "It helps little on text that the drafter can't foresee, at a high temperature, or when many requests share"
+        " the machine and a pass over more tokens is no longer nearly free: few drafts are worth checking then, and"
+        " drafting them takes its time all the same."
     )
     return [how, gain, limit]
 

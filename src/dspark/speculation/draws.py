@@ -59,6 +59,25 @@ class SeededDraws:
         return invert(p_V, self.uniform(round=round, slot=slot, purpose=purpose))
 
 
+class CertainDraws:
+    """For laws that leave nothing to chance (temperature 0): outcomes are read off and no number is drawn.
+
+    Raises ArithmeticError for a law that does leave something.
+    """
+
+    def bernoulli(self, p: Tensor | float, *, round: int, slot: int, purpose: Purpose) -> bool:
+        chance = float(p)
+        if chance not in (0.0, 1.0):
+            raise ArithmeticError(f"a certain outcome has probability {chance}, expected 0 or 1")
+        return chance == 1.0
+
+    def categorical(self, p_V: Tensor, *, round: int, slot: int, purpose: Purpose) -> int:
+        index = int(p_V.argmax())
+        if float(p_V[index]) != 1.0:
+            raise ArithmeticError(f"a certain outcome has probability {float(p_V[index])}, expected 1")
+        return index
+
+
 def invert(p_V: Tensor, u: float) -> int:
     """Inverse CDF in float64: the first index whose cumulative probability exceeds u, 0 <= u < 1.
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Finish, Round, survival
-from dspark.speculation.draws import Draws, Purpose
+from dspark.speculation.draws import CertainDraws, Draws, Purpose
 from dspark.speculation.rejection import Verdict, verify
 from dspark.speculation.sampling import Sampling, distribution
 
@@ -136,6 +136,8 @@ def generate(
     lossless. Raises UserError for an empty prompt, max_tokens < 1, or a prompt that leaves no room.
     """
     limit = _output_limit(len(prompt_ids), max_tokens, context_limit)
+    if sampling.greedy:
+        draws = CertainDraws()
     ids = list(prompt_ids)
     stops = frozenset(stop_ids)
     step = target.extend(ids, logits=1)

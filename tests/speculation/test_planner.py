@@ -1,0 +1,96 @@
+"""Algorithm 1 for one request against brute force, and the measurement that feeds it on a machine made of numbers."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dspark.decoding.profile import REPEATS, time_rounds
+from dspark.foundation.errors import UserError
+from dspark.speculation.loop import Step
+from dspark.speculation.planner import EarlyStop, early_stop
+from enumeration import TableDrafter, TableTarget, random_logits
+
+CONDITIONAL = st.lists(st.floats(0, 1), min_size=1, max_size=7)
+
+
+@given(conditional=CONDITIONAL, first=st.floats(0.01, 10), token=st.floats(0, 2))
+def test_on_a_straight_cost_line_the_first_stop_is_the_best_length(
+    conditional: list[float], first: float, token: float
+) -> None:
+    survival = list(itertools.accumulate(conditional, lambda a, c: a * c))
+    seconds = [first + token * length for length in range(len(survival) + 1)]
+    rates = [(1 + sum(survival[:length])) / seconds[length] for length in range(len(survival) + 1)]
+    chosen = early_stop(survival, seconds)
+    assert rates[chosen] == pytest.approx(max(rates), rel=1e-12)
+    assert not any(rate >= rates[chosen] * (1 + 1e-12) for rate in rates[:chosen]), "no shorter one is as good"
+
+
+@given(conditional=CONDITIONAL, change=st.floats(0, 1), at=st.integers(0, 6))
+def test_a_later_confidence_never_decides_about_an_earlier_draft(
+    conditional: list[float], change: float, at: int
+) -> None:
+    seconds = [1 + 0.3 * length**1.5 for length in range(len(conditional) + 1)]
+    other = [*conditional[:at], *([change] * (len(conditional) - at))]
+    lengths = [early_stop(list(itertools.accumulate(c, lambda a, b: a * b)), seconds) for c in (conditional, other)]
+    # c_k for k >= at differ: whether a draft before them is verified does not
+    assert min(lengths[0], at) == min(lengths[1], at)
+
+
+def test_without_confidence_every_draft_is_verified() -> None:
+    plan = EarlyStop((1.0, 5.0, 9.0))
+    assert plan(2, None) == 2
+    assert plan(2, torch.tensor([0.9, 0.8])) == 0
+    assert EarlyStop((1.0, 1.0, 1.0))(2, torch.tensor([0.1, 0.01])) == 2
+
+
+@pytest.mark.parametrize("seconds", [(), (1.0, 0.0), (1.0, float("nan")), (1.0, float("inf"))])
+def test_costs_that_are_none_are_refused(seconds: tuple[float, ...]) -> None:
+    with pytest.raises(UserError, match="seconds"):
+        EarlyStop(seconds)
+
+
+class Machine:
+    """A clock that moves with the work: equally for every draft more, but for the first rounds and one later."""
+
+    def __init__(self, slope: float = 0.5) -> None:
+        self.time, self.steps, self.slope = 0.0, 0, slope
+
+    def __call__(self) -> float:
+        return self.time
+
+    def work(self, tokens: int) -> None:
+        self.steps += 1
+        disturbed = 50.0 if self.steps <= 3 or self.steps == 7 else 0.0
+        self.time += 3.0 + self.slope * (tokens - 1) + disturbed
+
+
+class TimedTable(TableTarget):
+    """A table that takes the machine's time."""
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__(random_logits(3, "timed"))
+        self.machine = machine
+
+    def extend(self, ids: list[int], logits: int) -> Step:
+        self.machine.work(len(ids))
+        return super().extend(ids, logits)
+
+
+@pytest.mark.parametrize(("slope", "expected"), [(0.5, [3.0, 3.5, 4.0, 4.5]), (-0.5, [3.0] * 4)])
+def test_the_measurement_finds_the_machines_line(slope: float, expected: list[float]) -> None:
+    machine = Machine(slope)
+    drafter = TableDrafter(random_logits(3, "timed drafter"), 3)
+    assert time_rounds(TimedTable(machine), drafter, [0, 1], 3, 200, machine) == pytest.approx(expected)
+    assert machine.steps == 1 + 2 * (REPEATS + 1)
+
+
+def test_a_context_too_short_to_measure_in_verifies_everything() -> None:
+    drafter = TableDrafter(random_logits(3, "timed drafter"), 3)
+    seconds = time_rounds(TimedTable(Machine()), drafter, [0, 1], 3, 6, Machine())
+    assert len(seconds) == 4
+    assert EarlyStop(seconds)(3, torch.tensor([0.5, 0.1, 0.01])) == 3
