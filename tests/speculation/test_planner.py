@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dspark.decoding.profile import REPEATS, time_rounds
+from dspark.decoding.profile import REPEATS, WARM_UP, time_rounds
 from dspark.foundation.errors import UserError
 from dspark.speculation.loop import Step
 from dspark.speculation.planner import EarlyStop, early_stop
@@ -65,7 +65,7 @@ class Machine:
 
     def work(self, tokens: int) -> None:
         self.steps += 1
-        disturbed = 50.0 if self.steps <= 3 or self.steps == 7 else 0.0
+        disturbed = 50.0 if self.steps <= 5 or self.steps == 9 else 0.0
         self.time += 3.0 + self.slope * (tokens - 1) + disturbed
 
 
@@ -86,7 +86,7 @@ def test_the_measurement_finds_the_machines_line(slope: float, expected: list[fl
     machine = Machine(slope)
     drafter = TableDrafter(random_logits(3, "timed drafter"), 3)
     assert time_rounds(TimedTable(machine), drafter, [0, 1], 3, 200, machine) == pytest.approx(expected)
-    assert machine.steps == 1 + 2 * (REPEATS + 1)
+    assert machine.steps == 1 + 2 * (WARM_UP + REPEATS)
 
 
 def test_a_context_too_short_to_measure_in_verifies_everything() -> None:

@@ -23,16 +23,17 @@ from dspark.targets.model import Target
 from dspark.targets.session import TargetSession
 
 CONTEXT = 128
-# Of each kind; the first two rounds warm up and are not counted.
+# Rounds of each kind: the first few warm up, the others are counted.
+WARM_UP = 2
 REPEATS = 5
 
 
 def measure_rounds(target: Target, drafter: DSparkDrafter) -> tuple[float, ...]:
-    """Seconds of a greedy round that verifies 0..K drafts; takes about ten rounds."""
+    """Seconds of a greedy round that verifies 0..K drafts; takes fourteen rounds."""
     block = drafter.config.block_size
     context = min(CONTEXT, target.max_positions // 2)
     ids = torch.randint(0, target.vocab_size, (context,), generator=torch.Generator().manual_seed(0)).tolist()
-    room = min(target.max_positions, context + 2 * (REPEATS + 2) * (block + 1))
+    room = min(target.max_positions, context + 2 * (WARM_UP + REPEATS + 1) * (block + 1))
     session = TargetSession(target, room, drafter.config.target_layer_ids)
     return time_rounds(session, DSparkState(drafter), ids, block, room, time.perf_counter)
 
@@ -59,13 +60,13 @@ def time_rounds(
     next(rounds)
     taken: dict[int, list[float]] = {0: [], block: []}
     started = clock()
-    for each in itertools.islice(rounds, 2 * (REPEATS + 1)):
+    for each in itertools.islice(rounds, 2 * (WARM_UP + REPEATS)):
         now = clock()
         if each.verified in taken:
             taken[each.verified].append(now - started)
         started = now
-    if min(map(len, taken.values())) < 2:
+    if min(map(len, taken.values())) <= WARM_UP:
         return (1.0,) * (block + 1)  # no room to measure in: as if drafts cost nothing to verify
-    none, whole = (statistics.median(taken[length][1:]) for length in (0, block))
+    none, whole = (statistics.median(taken[length][WARM_UP:]) for length in (0, block))
     slope = max(0.0, whole - none) / block
     return tuple(none + slope * length for length in range(block + 1))
