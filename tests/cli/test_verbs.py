@@ -123,7 +123,6 @@ def test_eval_verifies_every_draft_unless_it_is_told_to_plan(evaluated: Callable
     whole, planned = evaluated()[0], evaluated("--planned")[0]
     assert (whole["planned"], planned["planned"]) == (False, True)
     assert len(planned["round_ms"]) == 5 and planned["round_ms"] == sorted(planned["round_ms"])
-    assert planned["verified"] <= planned["drafted"]
     assert whole["verified"] > 0.8 * whole["drafted"], "all but those that the end of an answer has no room for"
     assert planned["identical"] == whole["identical"]
 

@@ -10,6 +10,7 @@ from dspark.decoding.request import Request
 from dspark.decoding.single import Decoder
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round, RoundTally
+from dspark.speculation.planner import EarlyStop
 from dspark.speculation.sampling import Sampling
 from dspark.targets.session import TargetSession
 from tiny import tiny_drafter, tiny_llama, tiny_target
@@ -50,6 +51,23 @@ def test_greedy_speculation_gives_the_plain_text(mode: str) -> None:
         total.extend(rounds)
     assert total.drafted > 0
     assert total.accepted > 0
+
+
+def test_greedy_rounds_are_planned_and_sampled_ones_are_not() -> None:
+    target = tiny_target(sharpness=2.0)
+    drafter = tiny_drafter(target)
+    whole, planned = Decoder(target, drafter), Decoder(target, drafter, EarlyStop((1.0, 1.2, 1.4, 1.6, 1.8)))
+    drafted = verified = accepted = 0
+    for prompt in PROMPTS:
+        text, rounds = tokens_of(planned, prompt, "dspark", GREEDY)
+        assert text == tokens_of(whole, prompt, "plain", GREEDY)[0]
+        drafted += sum(r.drafted for r in rounds)
+        verified += sum(r.verified for r in rounds)
+        accepted += sum(r.accepted for r in rounds)
+        # a seed means the same rounds on every machine
+        sampled = [tokens_of(decoder, prompt, "dspark", Sampling(1.0), 3) for decoder in (whole, planned)]
+        assert sampled[0] == sampled[1]
+    assert 0 < accepted < verified < drafted
 
 
 def test_one_wrong_rollback_changes_a_text(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,8 @@
 """Frozen linear layers in layouts made for few rows: the fast fp32 path of a CPU without bf16 units.
 
 ``torch.nn.functional.linear`` hands fp32 products of few rows to a general matrix product that re-reads and re-orders
-the weight at every call; a weight re-ordered once serves 1 and 8 rows at nearly the same cost, and one that fits into
-half precision is read in half the time (docs/lab_log.md). The same sums in another order: results agree with ``linear``
-to fp32 rounding.
+the weight at every call; a weight re-ordered once costs far less, and one that fits into half precision less again
+(docs/lab_log.md). The same sums in another order: results agree with ``linear`` to fp32 rounding.
 """
 
 from __future__ import annotations
