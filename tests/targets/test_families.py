@@ -21,6 +21,8 @@ from transformers import PreTrainedModel
 from dspark.foundation.errors import UserError
 from dspark.targets.model import Target
 from dspark.targets.ragged import RaggedBatch
+from dspark.training.recipe import Recipe
+from dspark.training.start import new_drafter
 from tiny import VOCAB, tiny_target
 
 SIZES: dict[str, Any] = dict(
@@ -215,3 +217,20 @@ def test_a_target_that_caps_its_logits_lends_its_ends_to_no_drafter() -> None:
         ids, hidden = TEXTS[0], torch.randn(5, target.hidden_size)
         torch.testing.assert_close(torch.nn.functional.embedding(ids, target.ends.embedding), target.embed(ids))
         torch.testing.assert_close(hidden @ target.ends.head.T, target.head(hidden), rtol=1e-5, atol=1e-5)
+
+
+FROM_THE_TARGET, FROM_NOTHING = {"Llama", "Mistral", "Qwen3", "Granite"}, {"Qwen2", "Gemma 3", "gpt-oss"}
+
+
+@pytest.mark.parametrize("initial", ["target", "random"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_drafter_is_made_or_refused_as_the_document_says(family: str, initial: str) -> None:
+    shape = {"layers": 1, "block_size": 2, "markov_rank": 4, "draft_vocab_size": 0, "initial": initial}
+    shape |= {"target_layer_ids": [0, 1], "mask_token_id": 1}
+    recipe = Recipe.model_validate({"data": {"responses": ["x"]}, "drafter": shape})
+    target = tiny_target(model_of(family), pack=False)
+    if family in FROM_THE_TARGET or (initial == "random" and family in FROM_NOTHING):
+        assert new_drafter(recipe, target, []).config.hidden_size == 32
+    else:
+        with pytest.raises(UserError):
+            new_drafter(recipe, target, [])

@@ -64,6 +64,8 @@ def draft_vocabulary(answers: Iterable[int], size: int, vocab_size: int, always:
 
 def _config(recipe: Recipe, target: Target, draft_ids: tuple[int, ...] | None) -> DSparkConfig:
     settings, model = recipe.drafter, target.config
+    if getattr(model, "is_heterogeneous", False):
+        raise UserError(f"{target.name} has layers of different shapes, which drafters can't copy yet; use another")
     rope: dict[str, Any] = getattr(model, "rope_parameters", None) or {}
     head_dim = getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads
     return DSparkConfig(
