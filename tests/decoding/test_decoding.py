@@ -39,17 +39,21 @@ def test_plain_decoding_is_hugging_faces_greedy_text() -> None:
     assert [tokens_of(decoder, prompt, "plain", GREEDY)[0] for prompt in PROMPTS] == expected
 
 
-@pytest.mark.parametrize("mode", ["dspark", "ngram"])
-def test_greedy_speculation_gives_the_plain_text(mode: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "lookup", "sources"),
+    [("dspark", False, {"drafter"}), ("dspark", True, {"drafter", "lookup"}), ("ngram", True, {"lookup"})],
+)
+def test_greedy_speculation_gives_the_plain_text(mode: str, lookup: bool, sources: set[str]) -> None:
     target = tiny_target(sharpness=2.0)
-    decoder = Decoder(target, tiny_drafter(target))
-    total = RoundTally()
+    decoder = Decoder(target, tiny_drafter(target), lookup=lookup)
+    total, drafting = RoundTally(), set()
     for prompt in PROMPTS:
         plain, _ = tokens_of(decoder, prompt, "plain", GREEDY)
         drafted, rounds = tokens_of(decoder, prompt, mode, GREEDY)
         assert drafted == plain
         total.extend(rounds)
-    assert total.drafted > 0
+        drafting |= {r.source for r in rounds if r.drafted}
+    assert drafting == sources
     assert total.accepted > 0
 
 

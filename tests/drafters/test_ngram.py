@@ -16,9 +16,9 @@ def no_draws(slot: int, logits: Tensor) -> tuple[int, Tensor]:
     raise AssertionError("prompt lookup draws nothing")
 
 
-def by_search(ids: list[int], block: int) -> list[int]:
+def by_search(ids: list[int], block: int, fewest: int) -> list[int]:
     """The definition by scanning: longest suffix first, latest occurrence, the copy may run over itself."""
-    for n in range(min(3, len(ids)), 0, -1):
+    for n in range(min(3, len(ids)), fewest - 1, -1):
         for end in range(len(ids) - 1, n - 1, -1):
             if ids[end - n : end] == ids[-n:]:
                 text = list(ids)
@@ -28,13 +28,17 @@ def by_search(ids: list[int], block: int) -> list[int]:
     return []
 
 
-@given(ids=st.lists(st.integers(0, 3), min_size=1, max_size=40), grown=st.lists(st.integers(1, 5)))
-def test_proposals_are_those_of_a_search(ids: list[int], grown: list[int]) -> None:
-    lookup = PromptLookup(4)
+@given(
+    ids=st.lists(st.integers(0, 3), min_size=1, max_size=40),
+    grown=st.lists(st.integers(1, 5)),
+    fewest=st.integers(1, 3),
+)
+def test_proposals_are_those_of_a_search(ids: list[int], grown: list[int], fewest: int) -> None:
+    lookup = PromptLookup(4, 3, fewest)
     end = 1
     for step in [*grown, len(ids)]:  # the index grows with the request, some ids a round
         draft = lookup.draft(ids[:end], None, no_draws)
-        assert draft.tokens == by_search(ids[:end], 4)
+        assert draft.tokens == by_search(ids[:end], 4, fewest)
         dense = draft.dense(4)
         assert dense.shape == (len(draft.tokens), 4)
         assert torch.equal(dense, torch.eye(4)[draft.tokens])
@@ -56,6 +60,7 @@ def test_a_text_without_repetition_proposes_nothing() -> None:
     assert draft.dense(9).shape == (0, 9)
 
 
-def test_a_block_of_nothing_is_refused() -> None:
+@pytest.mark.parametrize("arguments", [(0,), (1, 0, 0), (1, 2, 3)])
+def test_impossible_sizes_are_refused(arguments: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match="at least 1"):
-        PromptLookup(0)
+        PromptLookup(*arguments)

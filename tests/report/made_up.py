@@ -29,7 +29,7 @@ def showing(domain: str, text: str, number: int, prompt: str = "How many eggs ar
         piece = data[position : position + count + 1]
         rounds.append((piece, min(count, len(piece))))
         position += len(piece)
-    bars = tuple(RoundBar(7, accepted, len(piece)) for piece, accepted in rounds[1:])
+    bars = tuple(RoundBar(7, accepted, len(piece), i % 3 == 2) for i, (piece, accepted) in enumerate(rounds[1:]))
     return Showing(
         id=f"{domain}-{number}",
         domain=domain,

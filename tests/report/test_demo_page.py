@@ -129,7 +129,7 @@ def test_page_carries_texts_figures_and_the_machine(record: DemoRecord) -> None:
         assert spoken == one.plain_text
         assert reader.text.count(one.plain_text) >= 2  # plain and, piece by piece, speculative
     accepted = [span.text for one in record.showings for span in one.spec_spans if span.accepted]
-    assert reader.marked[1:] == accepted  # the first mark is the legend's
+    assert reader.marked[2:] == accepted  # the first two marks are the legend's
     assert len(accepted) > 20
     for fact in (*record.machine.values(), record.date, record.command, record.dtype):
         assert fact in reader.text
@@ -144,9 +144,16 @@ def test_strip_has_a_cell_for_every_token(record: DemoRecord) -> None:
     assert strip is not None
     cells = {kind: d.count("z") for kind, d in re.findall(r'<path class="(\w+)" d="(.*?)"/>', strip[0])}
     bars = record.showings[0].rounds
-    accepted = sum(bar.accepted for bar in bars)
+    accepted = sum(bar.accepted for bar in bars if not bar.copied)
+    copied = sum(bar.accepted for bar in bars if bar.copied)
+    assert min(accepted, copied) > 0
     drafted, gained = sum(bar.drafted for bar in bars), sum(bar.tokens for bar in bars)
-    assert cells == {"own": gained - accepted, "accepted": accepted, "rejected": drafted - accepted}
+    assert cells == {
+        "own": gained - accepted - copied,
+        "accepted": accepted,
+        "copied": copied,
+        "rejected": drafted - accepted - copied,
+    }
 
 
 def test_a_changed_text_is_the_headline(record: DemoRecord) -> None:

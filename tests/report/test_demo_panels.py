@@ -55,7 +55,8 @@ def test_a_terminal_underlines_accepted_drafts_and_leaves_nothing_out(
     record: DemoRecord, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = shown(record, width=width, terminal=True)
-    assert "\x1b[4;32m" in out
+    assert "\x1b[4;32m" in out  # drafts
+    assert "\x1b[4;36m" in out  # copies
     assert "…" not in out
     monkeypatch.setenv("NO_COLOR", "1")
     bare = shown(record, width=width, terminal=True)

@@ -188,6 +188,7 @@ class Measured:
     drafted: float = 0.0
     verified: float = 0.0
     accepted: float = 0.0
+    by_source: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     @property
     def error(self) -> float:
@@ -238,6 +239,8 @@ def measure(
         measured.drafted += p * sum(r.drafted for r in done)
         measured.verified += p * sum(r.verified for r in done)
         measured.accepted += p * sum(r.accepted for r in done)
+        for r in done:
+            measured.by_source[r.source] += p * r.drafted
     return measured
 
 

@@ -29,7 +29,9 @@ def showing_of(lap: Lap, prompt: str, decode: Text) -> Showing:
         spec_spans=spans(decode, [(each.tokens, each.accepted) for each in spec.rounds]),
         spec_tokens=len(spec.ids),
         spec_tok_s=len(spec.ids) / spec.seconds,
-        rounds=tuple(RoundBar(r.drafted, r.accepted, len(r.tokens)) for r in spec.rounds if r.index),
+        rounds=tuple(
+            RoundBar(r.drafted, r.accepted, len(r.tokens), r.source == "lookup") for r in spec.rounds if r.index
+        ),
         tau=_tally([lap]).tau,
         verdict=verdict_of(lap.comparison),
     )

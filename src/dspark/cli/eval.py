@@ -18,6 +18,7 @@ from dspark.cli.options import (
     DrafterOption,
     DtypeOption,
     JsonOption,
+    LookupOption,
     MaxTokensOption,
     SeedOption,
     TargetOption,
@@ -55,6 +56,7 @@ def evaluate(
             "--planned", help="Verify as many drafts as pay here, as `generate` does; else all, to see them judged."
         ),
     ] = False,
+    lookup: LookupOption = True,
     max_tokens: MaxTokensOption = 128,
     temperature: TemperatureOption = 0.0,
     top_k: TopKOption = 0,
@@ -85,12 +87,13 @@ def evaluate(
     messages = _messages(files, limit)
     pair = load_pair(target, drafter, dtype, device)
     tasks = _tasks(pair, messages, seed)
-    decoder = pair.decoder if planned else replace(pair.decoder, verify_length=verify_all)
+    verify_length = pair.decoder.verify_length if planned else verify_all
+    decoder = replace(pair.decoder, lookup=lookup, verify_length=verify_length)
     figures = summarise(_trials(decoder, tasks, sampling, max_tokens))
     if json is not None:
         settings = {"sampling": vars(sampling), "max_tokens": max_tokens, "seed": seed, "limit": limit}
-        where = {"files": _names(files), "machine": machine_facts(pair.target.device, load)}
-        write_json(json, figures | pair.asdict() | settings | {"planned": planned} | where)
+        settings |= {"planned": planned, "lookup": lookup, "machine": machine_facts(pair.target.device, load)}
+        write_json(json, figures | pair.asdict() | settings | {"files": _names(files)})
     print_table(figures)
     if unexplained(figures):
         raise typer.Exit(DIFFERENT)

@@ -68,7 +68,13 @@ def _positions(rows: dict[str, dict[str, Any]], style: box.Box | None) -> Table:
 
 
 def _notes(figures: dict[str, Any]) -> list[str]:
+    own, copied = (figures["sources"][name] for name in ("drafter", "lookup"))
     notes = []
+    if copied["rounds"]:
+        notes.append(
+            f"{copied['rounds']} rounds were copied by lookup (tau {_number(copied['tau'])}), {own['rounds']} were the"
+            f" drafter's own (tau {_number(own['tau'])}); acceptance by position is of these alone"
+        )
     if any(few for f in (figures, *figures["domains"].values()) for few in f["too_few_rounds"]):
         notes.append("* reached in fewer than 200 rounds: reported, not judged")
     notes += [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +16,7 @@ from dspark.cli.options import (
     DrafterOption,
     DtypeOption,
     JsonOption,
+    LookupOption,
     MaxTokensOption,
     SeedOption,
     TargetOption,
@@ -33,6 +35,7 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="What to answer.", show_default=False)],
     plain: Annotated[bool, typer.Option("--plain", help="Without drafting.")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Go on with the text as it is: no chat template.")] = False,
+    lookup: LookupOption = True,
     system: Annotated[str | None, typer.Option("--system", help="System prompt.")] = None,
     max_tokens: MaxTokensOption = 256,
     temperature: TemperatureOption = 0.0,
@@ -64,15 +67,16 @@ def generate(
     prompt_ids = chat.encode(prompt) if raw else chat.prompt_ids(_messages(prompt, system))
     mode: Any = "plain" if plain else "dspark"
     started = time.perf_counter()
-    coming = pair.decoder.rounds(prompt_ids, mode=mode, sampling=sampling, seed=seed, max_tokens=max_tokens)
+    decoder = replace(pair.decoder, lookup=lookup)
+    coming = decoder.rounds(prompt_ids, mode=mode, sampling=sampling, seed=seed, max_tokens=max_tokens)
     rounds = _stream(coming, chat)
     figures = _figures(rounds, time.perf_counter() - started)
     print(_line(figures), file=sys.stderr)
     if json is not None:
         ids = [token for each in rounds for token in each.tokens]
         answer = {"text": chat.decode(ids), "token_ids": ids, "finish_reason": rounds[-1].finish}
-        settings = {"mode": mode, "sampling": vars(sampling), "seed": seed, "prompt_tokens": len(prompt_ids)}
-        write_json(json, answer | figures | settings | pair.asdict())
+        settings = {"mode": mode, "lookup": lookup, "sampling": vars(sampling), "seed": seed}
+        write_json(json, answer | figures | settings | {"prompt_tokens": len(prompt_ids)} | pair.asdict())
 
 
 def _stream(coming: Iterator[Round], chat: Chat) -> list[Round]:

@@ -44,6 +44,13 @@ SeedOption = Annotated[int, typer.Option("--seed", help="Fixes every random draw
 TemperatureOption = Annotated[float, typer.Option("--temperature", help="0 is greedy.")]
 TopKOption = Annotated[int, typer.Option("--top-k", min=0, help="Keep the k likeliest tokens; 0 is off.")]
 TopPOption = Annotated[float, typer.Option("--top-p", help="Keep the likeliest tokens of this mass; 1 is off.")]
+LookupOption = Annotated[
+    bool,
+    typer.Option(
+        "--lookup/--no-lookup",
+        help="Copy what followed the last words where they stood before, and draft elsewhere; or draft everywhere.",
+    ),
+]
 MaxTokensOption = Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer in tokens.")]
 JsonOption = Annotated[
     Path | None,

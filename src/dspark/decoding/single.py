@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dspark.drafters.dspark import DSparkDrafter
-from dspark.drafters.ngram import PromptLookup
+from dspark.drafters.ngram import LookupFirst, PromptLookup
 from dspark.drafters.state import DSparkState
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round
@@ -21,6 +21,8 @@ Mode = Literal["plain", "dspark", "ngram"]
 
 # As many tokens as a drafter of the usual block size proposes.
 LOOKUP_BLOCK = 7
+# In front of a drafter: a single id that has occurred before says less than the drafter knows, two say more.
+SPARED_MIN_NGRAM, SPARED_MAX_NGRAM = 2, 8
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,14 @@ class Decoder:
     """A target with the drafter that was loaded for it (None: only plain decoding and prompt lookup).
 
     ``verify_length`` plans the rounds of greedy requests. Sampled ones verify every draft: there the length of a round
-    decides which draws are used, and a seed must give the same text on a machine of another speed.
+    decides which draws are used, and a seed must give the same text on a machine of another speed. ``lookup`` spares
+    the drafter where the last words have occurred before; without it every draft is the drafter's own.
     """
 
     target: Target
     drafter: DSparkDrafter | None = None
     verify_length: VerifyLength = verify_all
+    lookup: bool = True
 
     def rounds(
         self, prompt_ids: list[int], *, mode: Mode, sampling: Sampling, seed: int, max_tokens: int
@@ -49,6 +53,8 @@ class Decoder:
                 raise UserError("speculative decoding was asked for without a drafter; give one with --drafter")
             taps = self.drafter.config.target_layer_ids
             state = DSparkState(self.drafter)
+            if self.lookup:
+                state = LookupFirst(PromptLookup(LOOKUP_BLOCK, SPARED_MAX_NGRAM, SPARED_MIN_NGRAM), state)
         elif mode == "ngram":
             state = PromptLookup(LOOKUP_BLOCK)
         limit = self.target.max_positions

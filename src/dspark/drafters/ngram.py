@@ -1,9 +1,9 @@
-"""Prompt lookup: what followed the last words the last time. A drafter without weights, and the free
-baseline.
+"""Prompt lookup: what followed the last words the last time. A drafter without weights: the free baseline, and
+what a trained drafter is spared where the text repeats itself.
 
 Its p_d is exactly one-hot, so the same rejection sampling makes it lossless at every temperature.
 
-Shapes: `_KU` drafted tokens times the distinct ids among them.
+Shapes: `_KU` drafted tokens times the distinct ids among them, `_TF` positions times L*d tapped features.
 """
 
 from __future__ import annotations
@@ -12,22 +12,26 @@ import torch
 from torch import Tensor
 
 from dspark.foundation.errors import UserError
-from dspark.speculation.loop import Draft, Sample
+from dspark.speculation.loop import Draft, DrafterState, Sample
 
 
 class PromptLookup:
     """One request of prompt lookup (a DrafterState).
 
     Finds the most recent earlier occurrence of the longest suffix of prompt and output, max_ngram ids down to
-    one, and proposes the `block` ids that followed it. Where they run into the end of the text the copy goes
-    on over its own proposals, so a loop of any period is proposed in full. No occurrence: an empty draft.
+    min_ngram, and proposes the `block` ids that followed it. Where they run into the end of the text the copy
+    goes on over its own proposals, so a loop of any period is proposed in full. No occurrence: an empty draft.
     """
 
-    def __init__(self, block: int, max_ngram: int = 3) -> None:
-        if block < 1 or max_ngram < 1:
-            raise UserError(f"block is {block} and max_ngram {max_ngram}; both must be at least 1")
+    def __init__(self, block: int, max_ngram: int = 3, min_ngram: int = 1) -> None:
+        if block < 1 or not 1 <= min_ngram <= max_ngram:
+            raise UserError(
+                f"block is {block}, min_ngram {min_ngram} and max_ngram {max_ngram}; all must be at least 1, and"
+                " min_ngram at most max_ngram"
+            )
         self.block = block
         self.max_ngram = max_ngram
+        self.min_ngram = min_ngram
         # n-gram -> position behind its last occurrence that has a token behind it.
         self._continuation: dict[tuple[int, ...], int] = {}
         self._indexed = 0
@@ -39,23 +43,49 @@ class PromptLookup:
         self._index(ids)
         start = self._find(ids)
         if start is None:
-            return Draft([], torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64))
+            return Draft([], torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64), source="lookup")
         period = len(ids) - start
         tokens = [ids[start + i % period] for i in range(self.block)]
         support_U, index_K = torch.unique(torch.tensor(tokens), return_inverse=True)
         p_KU = torch.nn.functional.one_hot(index_K, len(support_U)).float()
-        return Draft(tokens, p_KU, support_U)
+        return Draft(tokens, p_KU, support_U, source="lookup")
 
     def _index(self, ids: list[int]) -> None:
         """Note every n-gram that ends before the last id; each position once in the life of the request."""
         for end in range(self._indexed + 1, len(ids)):
-            for n in range(1, min(self.max_ngram, end) + 1):
+            for n in range(self.min_ngram, min(self.max_ngram, end) + 1):
                 self._continuation[tuple(ids[end - n : end])] = end
         self._indexed = max(self._indexed, len(ids) - 1)
 
     def _find(self, ids: list[int]) -> int | None:
-        for n in range(min(self.max_ngram, len(ids)), 0, -1):
+        for n in range(min(self.max_ngram, len(ids)), self.min_ngram - 1, -1):
             start = self._continuation.get(tuple(ids[-n:]))
             if start is not None:
                 return start
         return None
+
+
+class LookupFirst:
+    """Prompt lookup where the last words have been written before, the drafter everywhere else (a DrafterState).
+
+    A copy costs nothing to draft and is right more often than the drafter once two ids in a row have occurred
+    before (docs/lab_log.md). Which of the two proposes rests on the committed ids alone, never on a draw of the
+    round, so both keep the target's law. The drafter gets the features of the rounds it sat out with its next
+    call: its context is always that of ids[:-1].
+    """
+
+    def __init__(self, lookup: PromptLookup, drafter: DrafterState) -> None:
+        self.lookup = lookup
+        self.drafter = drafter
+        self._unseen: list[Tensor] = []
+
+    def draft(self, ids: list[int], features: Tensor | None, sample: Sample) -> Draft:
+        """Copy or draft; see DrafterState."""
+        if features is not None:
+            self._unseen.append(features)
+        copied = self.lookup.draft(ids, None, sample)
+        if copied.tokens:
+            return copied
+        rows_TF = torch.cat(self._unseen) if self._unseen else None
+        self._unseen = []
+        return self.drafter.draft(ids, rows_TF, sample)

@@ -15,7 +15,7 @@ from dspark.evaluation.evaluate import Mode, Trial
 from dspark.evaluation.identity import IdentityTally
 from dspark.evaluation.intervals import Floats, interval
 from dspark.evaluation.repeats import repeat_share, rounds_outside_repeats
-from dspark.speculation.acceptance import RoundTally
+from dspark.speculation.acceptance import RoundTally, Source
 
 # Positions reached in fewer rounds are reported, not judged.
 ENOUGH_ROUNDS = 200
@@ -24,7 +24,8 @@ ENOUGH_ROUNDS = 200
 def summarise(trials: Sequence[Trial]) -> dict[str, Any]:
     """All figures: pooled over everything, and the same for each domain under ``domains``.
 
-    ``macro_tau`` is the mean over domains. Undefined figures are NaN (no rounds) or None (no interval).
+    ``macro_tau`` is the mean over domains. Acceptance by position is of the drafter's own rounds, without those that
+    lookup spared it. Undefined figures are NaN (no rounds) or None (no interval).
     """
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
@@ -38,7 +39,8 @@ def summarise(trials: Sequence[Trial]) -> dict[str, Any]:
 def _figures(groups: Sequence[Sequence[Trial]]) -> dict[str, Any]:
     """Figures of the trials of all groups together; groups only matter to the intervals."""
     trials = [trial for group in groups for trial in group]
-    tally, lookup = tally_of(trials, "dspark"), tally_of(trials, "ngram")
+    tally, ngrams = tally_of(trials, "dspark"), tally_of(trials, "ngram")
+    own, copied = tally_of(trials, "dspark", "drafter"), tally_of(trials, "dspark", "lookup")
     outside = RoundTally()
     for trial in trials:
         outside.extend(rounds_outside_repeats(trial.runs["dspark"].rounds))
@@ -55,11 +57,12 @@ def _figures(groups: Sequence[Sequence[Trial]]) -> dict[str, Any]:
         "drafted": tally.drafted,
         "verified": tally.verified,
         "accepted": tally.accepted,
-        "conditional_acceptance": tally.conditional_acceptance,
-        "survival": tally.survival,
-        "reached": list(tally.observed_at),
-        "too_few_rounds": [n < ENOUGH_ROUNDS for n in tally.observed_at],
-        "ngram_tau": lookup.tau,
+        "sources": {name: {"rounds": t.rounds, "tau": t.tau} for name, t in (("drafter", own), ("lookup", copied))},
+        "conditional_acceptance": own.conditional_acceptance,
+        "survival": own.survival,
+        "reached": list(own.observed_at),
+        "too_few_rounds": [n < ENOUGH_ROUNDS for n in own.observed_at],
+        "ngram_tau": ngrams.tau,
         "ngram_tok_s": ngram,
         "ngram_speedup": ngram / plain,
         "repeat_share": repeat_share(trial.runs["dspark"].ids for trial in trials),
@@ -73,11 +76,11 @@ def _figures(groups: Sequence[Sequence[Trial]]) -> dict[str, Any]:
     return figures
 
 
-def tally_of(trials: Sequence[Trial], mode: Mode) -> RoundTally:
-    """Pooled counts of the rounds of one mode."""
+def tally_of(trials: Sequence[Trial], mode: Mode, source: Source | None = None) -> RoundTally:
+    """Pooled counts of the rounds of one mode; with a source, of those alone whose draft came from it."""
     tally = RoundTally()
     for trial in trials:
-        tally.extend(trial.runs[mode].rounds)
+        tally.extend(r for r in trial.runs[mode].rounds if source is None or not r.index or r.source == source)
     return tally
 
 

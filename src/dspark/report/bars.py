@@ -24,12 +24,13 @@ def bar(spread: Spread, largest: float, kind: str, label: str) -> str:
 
 
 def strip(rounds: Sequence[RoundBar]) -> str:
-    """One column a round: at the foot the target's own token, above it accepted drafts, then rejected ones."""
+    """One column a round: at the foot the target's own token, then accepted drafts or copies, then rejected ones."""
     top = max((bar.drafted for bar in rounds), default=0) + 1
-    cells: dict[str, list[str]] = {"own": [], "accepted": [], "rejected": []}
+    cells: dict[str, list[str]] = {"own": [], "accepted": [], "copied": [], "rejected": []}
     for number, one in enumerate(rounds):
         own = one.tokens - one.accepted
-        fates = ["own"] * own + ["accepted"] * one.accepted + ["rejected"] * (one.drafted - one.accepted)
+        kept = "copied" if one.copied else "accepted"
+        fates = ["own"] * own + [kept] * one.accepted + ["rejected"] * (one.drafted - one.accepted)
         for place, fate in enumerate(fates):
             x, y = number * _COLUMN, (top - 1 - place) * _ROW
             cells[fate].append(f"M{x} {y}h{_WIDTH}v{_HEIGHT}h-{_WIDTH}z")

@@ -51,11 +51,12 @@ class Verdict:
 
 @dataclass(frozen=True)
 class RoundBar:
-    """One speculative round: tokens drafted, accepted and gained in all."""
+    """One speculative round: tokens drafted, accepted and gained in all; ``copied``: drafted by lookup."""
 
     drafted: int
     accepted: int
     tokens: int
+    copied: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,12 @@ class Showing:
 
     @property
     def drafted(self) -> int:
-        """Tokens proposed by the drafter."""
+        """Tokens proposed, copies included."""
         return sum(bar.drafted for bar in self.rounds)
+
+    def is_copy(self, span: Span) -> bool:
+        """Whether the drafts of the span's round were looked up; round 0 reads the prompt and has no bar."""
+        return span.round > 0 and self.rounds[span.round - 1].copied
 
     @property
     def accepted(self) -> int:

@@ -119,10 +119,12 @@ def _spread(spread: Spread) -> str:
 
 def _texts(record: DemoRecord) -> str:
     legend = (
-        '<p class="legend"><mark>Marked</mark>: drafted and accepted. Unmarked: the target’s own token, one a round.'
+        '<p class="legend"><mark>Marked</mark>: drafted and accepted; <mark class="copied">marked so</mark>: copied'
+        " from where the last words stood before, and accepted. Unmarked: the target’s own token, one a round."
         " In the strips each column is a round, read from the foot:"
         ' <span class="key"><i class="own"></i>the target’s own token</span>'
         ' <span class="key"><i class="accepted"></i>accepted drafts</span>'
+        ' <span class="key"><i class="copied"></i>accepted copies</span>'
         ' <span class="key"><i class="rejected"></i>rejected drafts</span></p>'
     )
     return _section("The texts", legend + "".join(_showing(one) for one in record.showings))
@@ -149,8 +151,9 @@ def _span(span: Span, one: Showing) -> str:
         return literal(span.text)
     # Round 0 reads the prompt and drafts nothing: the strip begins with round 1.
     fate = one.rounds[span.round - 1]
-    title = f"round {span.round}: {fate.accepted} of {fate.drafted} drafted tokens accepted"
-    return f'<mark title="{literal(title)}">{literal(span.text)}</mark>'
+    kind = "copied" if fate.copied else "drafted"
+    title = f"round {span.round}: {fate.accepted} of {fate.drafted} {kind} tokens accepted"
+    return f'<mark class="{kind}" title="{literal(title)}">{literal(span.text)}</mark>'
 
 
 def _setting(record: DemoRecord) -> str:

@@ -14,7 +14,8 @@ from rich.text import Text
 from dspark.report.demo import DemoRecord, PairFigures, Showing, Spread
 from dspark.report.story import cautions, explanation, figure, method
 
-ACCEPTED = "green underline"  # underlined, so that it can be told without colours too
+# Underlined, so that they can be told from the target's own without colours too.
+ACCEPTED, COPIED = "green underline", "cyan underline"
 _SIDE_BY_SIDE = 76  # terminal columns that two texts need
 _HEAD = ("domain", "plain tok/s", "speculative tok/s", "speed-up", "tau", "identical")
 
@@ -34,13 +35,15 @@ class DemoPanels:
         if self._rich:
             text = Text.assemble(
                 ("accepted draft", ACCEPTED),
-                ": proposed by the drafter, kept by the target; everything else the target wrote itself\n",
+                ": proposed by the drafter, kept by the target; ",
+                ("accepted copy", COPIED),
+                ": looked up where the last words stood before, and kept; everything else the target wrote itself\n",
             )
             self._console.print(text)
         else:
             self._lines(
-                f"{self._open}accepted draft{self._close}: proposed by the drafter, kept by the target;"
-                " everything else the target wrote itself\n"
+                f"{self._open}accepted draft{self._close}: proposed by the drafter, or looked up where the last words"
+                " stood before, and kept by the target; everything else the target wrote itself\n"
             )
 
     def showing(self, one: Showing, number: int, total: int) -> None:
@@ -61,7 +64,8 @@ class DemoPanels:
         self._console.print(Text(self._safe(one.prompt), style="italic"))
         text = Text(overflow="fold")  # a line that does not fit goes on below: nothing of a text is left out
         for span in one.spec_spans:
-            text.append(self._safe(span.text), ACCEPTED if span.accepted else None)
+            style = COPIED if one.is_copy(span) else ACCEPTED
+            text.append(self._safe(span.text), style if span.accepted else None)
         self._panels(Text(self._safe(one.plain_text), overflow="fold"), plain, text, spec)
         bad = one.verdict.unexplained
         self._console.print(Text(verdict, style="bold red" if bad else "dim"))

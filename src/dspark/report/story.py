@@ -30,9 +30,9 @@ def explanation(record: DemoRecord) -> list[str]:
     how = (
         f"A small drafter proposes {record.block} tokens at a time and says how sure it is of each; the target checks"
         " those that are worth it on this machine in one pass, keeps the ones that it would have written itself, and"
-        " puts its own token after the last of them. A"
-        " wrong guess costs time and never changes the text: what comes out is the target's own, its"
-        " mistakes included."
+        " puts its own token after the last of them. Where the last words stood before, what followed them then is"
+        " proposed instead, which costs nothing. A wrong guess costs time and never changes the text: what comes out"
+        " is the target's own, its mistakes included."
     )
     step, turn, even = record.step_ms, record.round_ms, record.break_even
     if not math.isfinite(even * everything.tau):

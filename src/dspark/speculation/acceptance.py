@@ -12,6 +12,8 @@ from typing import Literal
 from torch import Tensor
 
 Finish = Literal["stop", "length"]
+# What proposed a draft: the drafter's own weights, or a copy of what followed the same words before.
+Source = Literal["drafter", "lookup"]
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,8 @@ class Round:
 
     `tokens` are the output ids of the round, cut at the stop id or the limit. The first `accepted` of them
     are accepted drafts, what follows is the target's own token; accepted drafts behind the cut are not
-    counted. `drafted` were proposed, `verified` of them were run through the target. `finish` is None while
-    it goes on.
+    counted. `drafted` were proposed by `source`, `verified` of them were run through the target. `finish` is
+    None while it goes on.
     """
 
     index: int
@@ -30,6 +32,7 @@ class Round:
     verified: int
     accepted: int
     finish: Finish | None
+    source: Source = "drafter"
 
     @property
     def observed(self) -> int:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dspark.foundation.errors import UserError
-from dspark.speculation.acceptance import Finish, Round, survival
+from dspark.speculation.acceptance import Finish, Round, Source, survival
 from dspark.speculation.draws import CertainDraws, Draws, Purpose
 from dspark.speculation.rejection import Verdict, verify
 from dspark.speculation.sampling import Sampling, distribution
@@ -77,13 +77,14 @@ class Draft:
 
     probs[K, V_d] are the tensors that were sampled from, over `support` (int64[V_d] target ids, ascending) or
     over the whole vocabulary where that is None. confidence[K] are logits of c_k (Eq. 7), which never see
-    x_k.
+    x_k. `source` says what proposed them.
     """
 
     tokens: list[int]
     probs: Tensor
     support: Tensor | None = None
     confidence: Tensor | None = None
+    source: Source = "drafter"
 
     def dense(self, vocab_size: int) -> Tensor:
         """p_d[K, V] over the target's vocabulary: zero outside the support."""
@@ -159,7 +160,7 @@ def generate(
         verdict, features_TF = _settle(target, ids[-1], draft, length, sampling, draws, index)
         tokens, finish = _cut([*draft.tokens[: verdict.accepted], verdict.next_token], room, stops)
         accepted = min(verdict.accepted, len(tokens))
-        yield Round(index, tuple(tokens), len(draft.tokens), length, accepted, finish)
+        yield Round(index, tuple(tokens), len(draft.tokens), length, accepted, finish, draft.source)
 
 
 def _settle(

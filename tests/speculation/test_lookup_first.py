@@ -1,0 +1,76 @@
+"""Lookup in front of a drafter: lossless, because the past alone says which of the two proposes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from dspark.drafters.ngram import LookupFirst, PromptLookup
+from dspark.drafters.state import DSparkState
+from dspark.speculation.loop import Draft, DrafterState, Sample
+from dspark.speculation.sampling import Sampling
+from enumeration import TOLERANCE, TableDrafter, after, assert_law, measure, mixed, random_logits
+from test_drafter_law import TappedTable, drafter_of, target_table
+
+TARGET = random_logits(2, "lookup first target")
+DRAFTER = mixed(TARGET, random_logits(2, "lookup first drafter"))
+
+
+def table_drafter() -> TableDrafter:
+    """Refuses, at every call, features that are not those of the committed tokens."""
+    return TableDrafter(DRAFTER, 2)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(0.7), Sampling(1.0, top_p=0.8)], ids=str)
+@pytest.mark.parametrize("ngrams", [(1, 2), (2, 3)], ids=["from 1", "from 2"])
+def test_copies_and_drafts_together_have_the_targets_law(ngrams: tuple[int, int], sampling: Sampling) -> None:
+    fewest, most = ngrams
+    measured = measure(TARGET, lambda: LookupFirst(PromptLookup(2, most, fewest), table_drafter()), sampling, tokens=6)
+    assert_law(measured)
+    assert min(measured.by_source["drafter"], measured.by_source["lookup"]) > 0.1
+
+
+def test_the_real_drafters_context_survives_rounds_it_sat_out() -> None:
+    drafter = drafter_of(2, 2, None)
+    measured = measure(
+        target_table(2),
+        lambda: LookupFirst(PromptLookup(2, 2, 2), DSparkState(drafter)),
+        Sampling(1.0),
+        tokens=7,
+        target=TappedTable,
+    )
+    assert_law(measured, TOLERANCE[torch.float32])
+    assert min(measured.by_source["drafter"], measured.by_source["lookup"]) > 0.1
+
+
+def test_a_greedy_text_is_the_targets() -> None:
+    logits = after(1, random_logits(3, "lookup first greedy"))
+    measured = measure(
+        logits,
+        lambda: LookupFirst(PromptLookup(3, 2, 1), TableDrafter(mixed(logits, random_logits(3, "noise"), 0.8), 2)),
+        Sampling(0.0),
+        tokens=40,
+    )
+    assert_law(measured)
+    assert min(measured.by_source["drafter"], measured.by_source["lookup"]) > 0
+
+
+class ChosenAfterDrafting:
+    """Wrong: drafts first, and takes the copy where the draft that was drawn disagrees with it."""
+
+    def __init__(self, lookup: PromptLookup, drafter: DrafterState) -> None:
+        self.lookup, self.drafter = lookup, drafter
+
+    def draft(self, ids: list[int], features: Tensor | None, sample: Sample) -> Draft:
+        drafted = self.drafter.draft(ids, features, sample)
+        copied = self.lookup.draft(ids, None, sample)
+        return copied if copied.tokens and copied.tokens[0] != drafted.tokens[0] else drafted
+
+
+def test_control_a_choice_that_has_seen_the_draft_is_caught() -> None:
+    measured = measure(
+        TARGET, lambda: ChosenAfterDrafting(PromptLookup(2, 2, 1), table_drafter()), Sampling(1.0), tokens=5
+    )
+    assert measured.accepted > 0
+    assert measured.error > 0.01
