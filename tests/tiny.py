@@ -10,6 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from dspark.drafters.config import DSparkConfig
 from dspark.drafters.dspark import DSparkDrafter
+from dspark.nn.blocks import BlockTable
+from dspark.targets.cache import KVCache
 from dspark.targets.chat import Chat
 from dspark.targets.model import Target
 from dspark.targets.sources import Source
@@ -82,3 +84,14 @@ def tiny_drafter(target: Target, seed: int = 0, **changes: Any) -> DSparkDrafter
     drafter = DSparkDrafter(DSparkConfig(**(sizes | changes)), target.ends)
     torch.nn.init.normal_(drafter.markov_head.markov_w2.weight, std=0.5)
     return drafter.eval()
+
+
+def cache_of(target: Target, requests: int, capacity: int, size: int | None = None) -> tuple[KVCache, list[BlockTable]]:
+    """A cache and a table for each request: a block of its own each, or blocks of ``size`` in no order at all."""
+    if size is None:
+        cache = target.new_cache(requests, capacity)
+        return cache, cache.tables()
+    each = -(-capacity // size)
+    numbers = torch.randperm(requests * each, generator=torch.Generator().manual_seed(5)).tolist()
+    tables = [BlockTable(numbers[i * each : (i + 1) * each]) for i in range(requests)]
+    return target.new_cache(requests * each, size), tables

@@ -175,7 +175,8 @@ def test_regeneration_goes_on_where_it_was_killed(
     assert figures["tok_s"] > 0
     assert sorted(killed.read_bytes().splitlines()) == sorted(whole.read_bytes().splitlines())
     row = json.loads(lines[0])
-    assert row["sampling"] == {"temperature": 1.0, "top_k": 0, "top_p": 1.0}  # what the target recommends
+    recommended = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    assert row["sampling"] == recommended
     assert figures["tokens"] == sum(
         len(json.loads(text)["output_ids"]) for text in killed.read_bytes().splitlines()[2:]
     )

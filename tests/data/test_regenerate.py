@@ -38,7 +38,7 @@ def test_rows_hold_what_was_rendered_and_sampled(tmp_path: Path) -> None:
     for response in responses:
         prompt = next(p for p in PROMPTS if p.id == response.id)
         assert response.prompt_ids == TARGET.chat.prompt_ids(prompt.first_messages())
-        assert response.sampling == {"temperature": 0.8, "top_k": 0, "top_p": 0.9}
+        assert response.sampling == {"temperature": 0.8, "top_k": 0, "top_p": 0.9, "min_p": 0.0}
         assert (response.finish_reason == "stop") == (response.output_ids[-1] in TARGET.stop_ids)
 
 
@@ -57,6 +57,17 @@ def test_answers_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
     answer(tmp_path / "r.jsonl")
     with pytest.raises(UserError, match="holds answers of tiny with .*0.8"):
         answer(tmp_path / "r.jsonl", temperature=0.3)
+
+
+def test_answers_from_before_a_setting_existed_count_as_without_it(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    answer(path)
+    path.write_text(path.read_text().replace(', "min_p": 0.0', ""))
+    assert "min_p" not in path.read_text()
+    assert (again := answer(path)).already_done == 12 and again.responses == 0
+    path.write_text(path.read_text().replace('"top_k": 0', '"unheard_of": 0'))
+    with pytest.raises(UserError, match="unheard_of"):
+        answer(path)
 
 
 def test_a_prompt_that_is_too_long_is_counted_not_lost_in_silence(tmp_path: Path) -> None:

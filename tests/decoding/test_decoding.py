@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dspark.decoding.batch import decode
-from dspark.decoding.request import Request
 from dspark.decoding.single import Decoder
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round, RoundTally
@@ -17,7 +15,6 @@ from tiny import tiny_drafter, tiny_llama, tiny_target
 
 PROMPTS = [[1, 5, 9, 13], [1, 7], [1, 4, 4, 8, 16, 32, 3, 6, 12], [1, 9, 11], [1, 20, 21, 22, 23]]
 GREEDY = Sampling()
-SAMPLINGS = [GREEDY, Sampling(1.0), Sampling(0.8, top_k=12), Sampling(1.0, top_p=0.7)]
 
 
 def tokens_of(
@@ -90,27 +87,6 @@ def test_one_wrong_rollback_changes_a_text(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(TargetSession, "truncate", truncate)
     assert [tokens_of(decoder, prompt, "dspark", GREEDY)[0] for prompt in PROMPTS] != expected
     assert wrong
-
-
-@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
-def test_a_batch_answers_every_request_as_if_it_were_alone(sampling: Sampling) -> None:
-    target = tiny_target(sharpness=2.0)
-    requests = [Request(str(i), prompt, sampling, seed=i, max_tokens=40) for i, prompt in enumerate(PROMPTS)]
-    decoder = Decoder(target)
-    alone = {r.id: tokens_of(decoder, r.prompt_ids, "plain", sampling, r.seed)[0] for r in requests}
-    for slots in (1, 2, 5):
-        completions = list(decode(target, requests, slots=slots, capacity=64))
-        assert {c.request.id: c.output_ids for c in completions} == alone
-        assert {c.finish_reason for c in completions} <= {"stop", "length"}
-        for c in completions:
-            assert (c.finish_reason == "stop") == (c.output_ids[-1] in target.stop_ids)
-            assert len(c.output_ids) == 40 or c.finish_reason == "stop"
-
-
-def test_a_request_beyond_the_capacity_is_refused_by_id() -> None:
-    request = Request("long-one", [1] * 30, GREEDY, seed=0, max_tokens=40)
-    with pytest.raises(UserError, match="long-one needs 70 positions"):
-        list(decode(tiny_target(), [request], slots=1, capacity=64))
 
 
 def test_a_prompt_longer_than_the_context_is_refused() -> None:

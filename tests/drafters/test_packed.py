@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dspark.nn.packed import HalfLinear, PackedLinear, can_halve, few_rows_linear, pack_linears
+from dspark.nn.packed import (
+    HalfLinear,
+    JoinedLinear,
+    PackedLinear,
+    can_halve,
+    few_rows_linear,
+    join_linears,
+    pack_linears,
+)
 
 WEIGHT = torch.randn(40, 24, generator=torch.Generator().manual_seed(0))
 
@@ -43,3 +51,34 @@ def test_linears_are_replaced_in_place() -> None:
     expected = module(x).detach()
     assert pack_linears(module) == 2 and isinstance(module[0], PackedLinear)
     torch.testing.assert_close(module(x), expected, rtol=1e-5, atol=1e-5)
+
+
+class Attention(torch.nn.Module):
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj = torch.nn.Linear(8, 6, bias=bias), torch.nn.Linear(8, 2, bias=bias)
+        self.v_proj = torch.nn.Linear(8, 2, bias=bias)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_projections_of_the_same_rows_become_one_product_in_any_order_of_calls(bias: bool) -> None:
+    module = Attention(bias)
+    plain = {name: child for name, child in module.named_children()}
+    assert join_linears(module) == 2
+    x, other = torch.randn(3, 8), torch.randn(3, 8)
+    for name, rows in [("q_proj", x), ("k_proj", x), ("v_proj", x), ("v_proj", x), ("q_proj", other), ("k_proj", x)]:
+        child = getattr(module, name)
+        assert isinstance(child, JoinedLinear)
+        torch.testing.assert_close(child(rows), plain[name](rows), rtol=1e-5, atol=1e-5)
+    joined = module.q_proj.joined
+    for name in ("q_proj", "k_proj", "v_proj"):
+        getattr(module, name)(other)
+    assert joined._rows is None and not joined._parts, "nothing is kept when all parts are taken"
+
+
+def test_projections_that_do_not_go_together_are_left_alone() -> None:
+    module = Attention(bias=False)
+    module.k_proj = torch.nn.Linear(8, 2, bias=True)
+    assert join_linears(module) == 0
+    del module.v_proj
+    assert join_linears(module) == 0

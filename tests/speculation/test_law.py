@@ -34,6 +34,7 @@ SAMPLINGS = [
     Sampling(1.0, top_k=2),
     Sampling(1.0, top_p=0.7),
     Sampling(0.7, top_k=2, top_p=0.8),
+    Sampling(1.0, min_p=0.4),
 ]
 
 

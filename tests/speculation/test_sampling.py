@@ -23,6 +23,7 @@ SAMPLINGS = st.builds(
     temperature=st.sampled_from([0.0, 1e-5, 0.3, 0.7, 1.0, 5.0]),
     top_k=st.sampled_from([0, 1, 2, 5, 39, 1000]),
     top_p=st.sampled_from([1e-9, 0.1, 0.5, 0.9, 0.999, 1 - 1e-12, 1.0]),
+    min_p=st.sampled_from([0.0, 0.0, 0.05, 0.3, 0.999]),
 )
 
 
@@ -36,16 +37,20 @@ def by_sorting(row: Tensor, sampling: Sampling) -> Tensor:
         kept = sorted(ids, key=lambda i: (-z[i].item(), i))[: sampling.top_k]
         z = torch.full_like(z, -math.inf).index_copy(0, torch.tensor(kept), z[kept])
     p = z.softmax(0)
-    if sampling.top_p == 1:
-        return p
+    if sampling.top_p < 1:
+        p = nucleus_of(p, sampling.top_p)
+    p = torch.where(p >= sampling.min_p * p.max(), p, 0.0)
+    return p / p.sum()
+
+
+def nucleus_of(p: Tensor, top_p: float) -> Tensor:
     nucleus, mass = [], 0.0
-    for i in sorted(ids, key=lambda i: (-p[i].item(), i)):
+    for i in sorted(range(len(p)), key=lambda i: (-p[i].item(), i)):
         nucleus.append(i)
         mass += p[i].item()
-        if mass >= sampling.top_p:
+        if mass >= top_p:
             break
-    cut = torch.zeros_like(p).index_copy(0, torch.tensor(nucleus), p[nucleus])
-    return cut / cut.sum()
+    return torch.zeros_like(p).index_copy(0, torch.tensor(nucleus), p[nucleus])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -85,6 +90,16 @@ def test_greedy_is_the_lowest_id_of_the_maximum(row: list[float]) -> None:
     assert int(greedy_ids(torch.tensor(row))) == min(range(len(row)), key=lambda i: (-row[i], i))
 
 
+@pytest.mark.parametrize("width", [127, 128, 256, 1280, 128 * 300])
+def test_greedy_over_a_wide_vocabulary_finds_the_first_of_equals(width: int) -> None:
+    logits = torch.randn(5, 3, width, generator=torch.Generator().manual_seed(width)).round(decimals=1)
+    expected = [[row.index(max(row)) for row in rows] for rows in logits.tolist()]
+    assert greedy_ids(logits).tolist() == expected
+    logits[2, 1, -1] = math.nan
+    with pytest.raises(ArithmeticError, match="NaN"):
+        greedy_ids(logits)
+
+
 def test_masked_logits_have_no_probability() -> None:
     logits = torch.tensor([-math.inf, 1.0, -math.inf, 1.0])
     for sampling in (Sampling(1.0), Sampling(1.0, top_k=3), Sampling(1.0, top_p=0.99)):
@@ -107,6 +122,9 @@ def test_broken_logits_are_not_sampled_from() -> None:
         {"top_p": 0},
         {"top_p": 1.1},
         {"top_p": math.nan},
+        {"min_p": -0.1},
+        {"min_p": 1},
+        {"min_p": math.nan},
     ],
     ids=str,
 )

@@ -20,11 +20,13 @@ from transformers import (
 )
 
 from dspark.foundation.errors import UserError
+from dspark.nn.blocks import BlockTable
 from dspark.targets.attention import ragged_attention
+from dspark.targets.cache import KVCache
 from dspark.targets.model import Target
 from dspark.targets.ragged import RaggedBatch
 from dspark.targets.session import TargetSession
-from tiny import VOCAB, tiny_llama, tiny_target
+from tiny import VOCAB, cache_of, tiny_llama, tiny_target
 
 TEXTS = torch.randint(0, VOCAB, (3, 40), generator=torch.Generator().manual_seed(1))
 
@@ -36,39 +38,40 @@ def reference(model: torch.nn.Module, ids: Tensor) -> Tensor:
         return model(input_ids=ids[None], use_cache=False).logits[0]
 
 
-def step(target: Target, cache: object, slots: list[int], parts: list[Tensor]) -> list[Tensor]:
+def step(target: Target, cache: KVCache, tables: list[BlockTable], parts: list[Tensor]) -> list[Tensor]:
     """One ragged step; logits of each request's tokens."""
-    batch = RaggedBatch(cache, slots, [len(part) for part in parts])
+    batch = RaggedBatch(cache, tables, [len(part) for part in parts])
     with torch.inference_mode():
         hidden = target.forward(torch.cat(parts), batch).hidden_TD
         return list(target.head(hidden).split(batch.counts))
 
 
+@pytest.mark.parametrize("size", [None, 3, 16])
 @pytest.mark.parametrize("pack", [True, False])
-def test_mixed_prefill_ragged_verification_and_rollback_match_hugging_face(pack: bool) -> None:
+def test_mixed_prefill_ragged_verification_and_rollback_match_hugging_face(pack: bool, size: int | None) -> None:
     expected = [reference(tiny_llama(), ids) for ids in TEXTS]
     target = tiny_target(pack=pack)
-    cache = target.new_cache(slots=3, capacity=40)
+    cache, tables = cache_of(target, 3, 40, size)
     done = [0, 0, 0]
     # prefill of different lengths, a chunked one, verification of 1..8 tokens, single tokens, in any mixture
     for counts in ([5, 12, 1], [7, 1, 8], [1, 2, 3], [4, 4, 4], [1, 1, 1], [8, 1, 5]):
         parts = [TEXTS[i, done[i] : done[i] + n] for i, n in enumerate(counts)]
-        for i, logits in enumerate(step(target, cache, [0, 1, 2], parts)):
+        for i, logits in enumerate(step(target, cache, tables, parts)):
             torch.testing.assert_close(logits, expected[i][done[i] : done[i] + counts[i]], rtol=1e-4, atol=1e-4)
             done[i] += counts[i]
         # wrong drafts, then rejected: they must leave no trace
-        step(target, cache, [0, 1, 2], [(TEXTS[i, : 3 + i] + 7) % VOCAB for i in range(3)])
-        for slot, length in enumerate(done):
-            cache.truncate(slot, length)
+        step(target, cache, tables, [(TEXTS[i, : 3 + i] + 7) % VOCAB for i in range(3)])
+        for table, length in zip(tables, done, strict=True):
+            table.truncate(length)
 
 
 def test_a_forgotten_rollback_is_seen() -> None:
     expected = reference(tiny_llama(), TEXTS[0])
     target = tiny_target()
-    cache = target.new_cache(slots=1, capacity=40)
-    step(target, cache, [0], [TEXTS[0, :5]])
-    step(target, cache, [0], [(TEXTS[0, 5:7] + 7) % VOCAB])  # rejected, but kept
-    logits = step(target, cache, [0], [TEXTS[0, 5:9]])[0]
+    cache, tables = cache_of(target, 1, 40)
+    step(target, cache, tables, [TEXTS[0, :5]])
+    step(target, cache, tables, [(TEXTS[0, 5:7] + 7) % VOCAB])  # rejected, but kept
+    logits = step(target, cache, tables, [TEXTS[0, 5:9]])[0]
     assert (logits - expected[5:9]).abs().max() > 1e-2
 
 
@@ -77,19 +80,22 @@ def test_a_forgotten_rollback_is_seen() -> None:
     slots=st.permutations(range(4)).flatmap(lambda order: st.integers(1, 4).map(lambda n: sorted(order[:n]))),
     counts=st.lists(st.integers(1, 9), min_size=4, max_size=4),
     starts=st.lists(st.integers(0, 12), min_size=4, max_size=4),
+    size=st.sampled_from([None, 1, 4]),
 )
-def test_neighbours_do_not_change_a_request(slots: list[int], counts: list[int], starts: list[int]) -> None:
+def test_neighbours_do_not_change_a_request(
+    slots: list[int], counts: list[int], starts: list[int], size: int | None
+) -> None:
     target = tiny_target()
-    shared, alone = target.new_cache(4, 24), target.new_cache(1, 24)
+    (shared, tables), (alone, own) = cache_of(target, 4, 24, size), cache_of(target, 1, 24)
     texts = {slot: torch.randint(0, VOCAB, (24,), generator=torch.Generator().manual_seed(slot)) for slot in slots}
     for slot in slots:
         if starts[slot]:
-            step(target, shared, [slot], [texts[slot][: starts[slot]]])
+            step(target, shared, [tables[slot]], [texts[slot][: starts[slot]]])
     parts = [texts[slot][starts[slot] : starts[slot] + counts[slot]] for slot in slots]
-    together = step(target, shared, slots, parts)
+    together = step(target, shared, [tables[slot] for slot in slots], parts)
     for slot, found in zip(slots, together, strict=True):
-        alone.release(0)
-        whole = step(target, alone, [0], [texts[slot][: starts[slot] + counts[slot]]])[0]
+        own[0].truncate(0)
+        whole = step(target, alone, own, [texts[slot][: starts[slot] + counts[slot]]])[0]
         torch.testing.assert_close(found, whole[starts[slot] :], rtol=1e-4, atol=1e-4)
 
 
@@ -113,9 +119,9 @@ def test_a_sliding_window_shorter_than_the_context() -> None:
     unwindowed = reference(MistralForCausalLM(MistralConfig(**sizes | {"sliding_window": None})), TEXTS[0])
     assert (expected - unwindowed).abs().max() > 1e-2  # the window matters here
     target = tiny_target(model)
-    cache = target.new_cache(1, 40)
+    cache, tables = cache_of(target, 1, 40)
     parts = [TEXTS[0, :15], TEXTS[0, 15:23], TEXTS[0, 23:24], TEXTS[0, 24:]]
-    found = torch.cat([step(target, cache, [0], [part])[0] for part in parts])
+    found = torch.cat([step(target, cache, tables, [part])[0] for part in parts])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -133,7 +139,7 @@ def test_taps_are_the_outputs_of_the_layers_named() -> None:
 def test_a_full_slot_is_a_clear_error() -> None:
     session = TargetSession(tiny_target(), capacity=8)
     session.extend([1] * 8, 1)
-    with pytest.raises(UserError, match="needs 9 positions but its cache slot holds 8"):
+    with pytest.raises(UserError, match="needs 9 positions but its part of the cache holds 8"):
         session.extend([1], 1)
 
 

@@ -132,7 +132,7 @@ class OnlineFeatures:
         with torch.no_grad():
             cache = self._target.new_cache(len(examples), max(counts))
             ids = torch.tensor([i for example in examples for i in example.ids], device=self._target.device)
-            step = self._target.forward(ids, RaggedBatch(cache, list(range(len(examples))), counts), self._taps)
+            step = self._target.forward(ids, RaggedBatch(cache, cache.tables(), counts), self._taps)
             assert step.features_TF is not None
             kept = []
             rows = zip(examples, step.features_TF.split(counts), step.hidden_TD.split(counts), strict=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dspark.data.prompts import Prompt
 from dspark.data.responses import Response, read_responses
-from dspark.decoding.batch import decode
+from dspark.decoding.engine import Engine, Limits
 from dspark.decoding.request import Completion, Request
 from dspark.foundation.errors import UserError
 from dspark.foundation.progress import progress
@@ -57,9 +57,8 @@ def regenerate(
     tokens = 0
     started = time.perf_counter()
     with JsonlWriter(out) as writer, progress(len(fitting), "regenerate", "answers") as bar:
-        # Neighbours of similar length share a step's attention call with little padding.
-        ordered = sorted(fitting, key=lambda request: len(request.prompt_ids) // 32)
-        for completion in decode(target, ordered, min(slots, max(1, len(ordered))), max_prompt + max_tokens):
+        limits = Limits(slots, cache_tokens=slots * (max_prompt + max_tokens))
+        for completion in Engine(target, fitting, limits).run():
             writer.append([_response(completion, messages, target.name).row()])
             tokens += len(completion.output_ids)
             bar.advance(1, tokens=tokens)
@@ -83,7 +82,7 @@ def _already_done(out: Path, target: Target, sampling: Sampling) -> set[str]:
         pass  # mends a last line that a kill cut short
     done = set()
     for response in _responses_or_none(out):
-        if response.model != target.name or response.sampling != asdict(sampling):
+        if response.model != target.name or _sampling(response) != sampling:
             raise UserError(
                 f"{out} holds answers of {response.model} with {response.sampling}, not of {target.name}"
                 f" with {asdict(sampling)}; give another --out"
@@ -95,6 +94,14 @@ def _already_done(out: Path, target: Target, sampling: Sampling) -> set[str]:
 def _responses_or_none(out: Path) -> Iterator[Response]:
     if out.stat().st_size:
         yield from read_responses(out)
+
+
+def _sampling(response: Response) -> Sampling | None:
+    """The settings that an answer was sampled with; None where they are none that we know."""
+    try:
+        return Sampling(**response.sampling)  # type: ignore[arg-type]  # as JSON gave them
+    except (TypeError, UserError):
+        return None
 
 
 def _request(target: Target, prompt: Prompt, sampling: Sampling, seed: int, max_tokens: int) -> Request:

@@ -1,10 +1,13 @@
-"""What goes into the batched core and what comes out."""
+"""What goes into the batched core, what it keeps of a request under way, and what comes out."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from dspark.speculation.acceptance import Finish
+from dspark.drafters.ngram import PromptLookup
+from dspark.nn.blocks import BlockTable
+from dspark.speculation.acceptance import Finish, Round
+from dspark.speculation.draws import SeededDraws
 from dspark.speculation.sampling import Sampling
 
 
@@ -26,3 +29,42 @@ class Completion:
     request: Request
     output_ids: list[int]
     finish_reason: Finish
+    rounds: tuple[Round, ...]
+
+
+@dataclass(eq=False)
+class Running:
+    """A request under way. ``ids`` are prompt and output; the cache holds the first ``table.length`` of them."""
+
+    request: Request
+    draws: SeededDraws
+    lookup: PromptLookup | None = None
+    ids: list[int] = field(default_factory=list)
+    table: BlockTable = field(default_factory=BlockTable)
+    rounds: list[Round] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.ids = self.ids or list(self.request.prompt_ids)
+
+    @property
+    def output_ids(self) -> list[int]:
+        """What was answered so far."""
+        return self.ids[len(self.request.prompt_ids) :]
+
+    @property
+    def room(self) -> int:
+        """Output tokens that may still come."""
+        return self.request.max_tokens - (len(self.ids) - len(self.request.prompt_ids))
+
+    @property
+    def unread(self) -> int:
+        """Tokens to be run before the request can go on: of the prompt, or of everything after a preemption.
+
+        Before the first output token the whole prompt counts, later everything before the anchor.
+        """
+        return len(self.ids) - self.table.length - bool(self.rounds)
+
+    @property
+    def anchor(self) -> int:
+        """The last committed token, which the next round runs."""
+        return self.ids[-1]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
+from dspark.decoding.modes import Mode, lookup_of
 from dspark.drafters.dspark import DSparkDrafter
-from dspark.drafters.ngram import LookupFirst, PromptLookup
+from dspark.drafters.ngram import LookupFirst
 from dspark.drafters.state import DSparkState
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round
@@ -16,13 +16,6 @@ from dspark.speculation.loop import DrafterState, VerifyLength, generate, verify
 from dspark.speculation.sampling import Sampling
 from dspark.targets.model import Target
 from dspark.targets.session import TargetSession
-
-Mode = Literal["plain", "dspark", "ngram"]
-
-# As many tokens as a drafter of the usual block size proposes.
-LOOKUP_BLOCK = 7
-# In front of a drafter: a single id that has occurred before says less than the drafter knows, two say more.
-SPARED_MIN_NGRAM, SPARED_MAX_NGRAM = 2, 8
 
 
 @dataclass(frozen=True)
@@ -47,16 +40,15 @@ class Decoder:
         Raises UserError for a prompt that leaves no room in the target's context, or mode "dspark" without a drafter.
         """
         taps: tuple[int, ...] = ()
-        state: DrafterState | None = None
+        lookup = lookup_of(mode, self.lookup)
+        state: DrafterState | None = lookup
         if mode == "dspark":
             if self.drafter is None:
                 raise UserError("speculative decoding was asked for without a drafter; give one with --drafter")
             taps = self.drafter.config.target_layer_ids
             state = DSparkState(self.drafter)
-            if self.lookup:
-                state = LookupFirst(PromptLookup(LOOKUP_BLOCK, SPARED_MAX_NGRAM, SPARED_MIN_NGRAM), state)
-        elif mode == "ngram":
-            state = PromptLookup(LOOKUP_BLOCK)
+            if lookup is not None:
+                state = LookupFirst(lookup, state)
         limit = self.target.max_positions
         if len(prompt_ids) >= limit:
             raise UserError(

@@ -98,6 +98,7 @@ class DFlashBackbone(nn.Module):
             groups: Sequence[BlockGroup] = WHOLE_CONTEXT
         else:
             query_groups = config.num_attention_heads // config.num_key_value_heads
+            assert isinstance(context[0], ContextRows), "only a context computed at once is seen in part"
             rows = context[0].length
             groups = rows_before_anchors(anchor_positions_BA, rows, config.block_size, query_groups)
         for layer, rows_of_layer in zip(self._draft_layers(), context, strict=True):

@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
 from dspark.nn.context import Context, ContextRows
 from dspark.nn.mlp import SwiGLU
@@ -55,19 +53,7 @@ class BlockAttention(nn.Module):
         q_BAKQD = rotate(self.q_norm(self._split(self.q_proj(x_BAKd))), at)
         q_BHGAKD = q_BAKQD.view(*q_BAKQD.shape[:3], self.kv_heads, -1, self.head_dim).permute(0, 3, 4, 1, 2, 5)
         k_BHAKD, v_BHAKD = (t.permute(0, 3, 1, 2, 4) for t in self._keys_values(x_BAKd, at))
-        attended = [
-            _attend(
-                q_BHGAKD[:, :, :, group.blocks],
-                *context.join(
-                    k_BHAKD[:, :, group.blocks].flatten(2, 3),
-                    v_BHAKD[:, :, group.blocks].flatten(2, 3),
-                    group.rows,
-                ),
-                group.mask,
-            )
-            for group in groups
-        ]
-        out_BHGAKD = attended[0] if len(attended) == 1 else torch.cat(attended, dim=3)
+        out_BHGAKD = context.attend(q_BHGAKD, k_BHAKD, v_BHAKD, groups)
         out: Tensor = self.o_proj(out_BHGAKD.permute(0, 3, 4, 1, 2, 5).flatten(3))
         return out
 
@@ -93,9 +79,3 @@ class DraftLayer(nn.Module):
         x_BAKd = x_BAKd + self.self_attn(self.input_layernorm(x_BAKd), at, context, groups)
         out: Tensor = x_BAKd + self.mlp(self.post_attention_layernorm(x_BAKd))
         return out
-
-
-def _attend(q_BHGAKD: Tensor, k_BHND: Tensor, v_BHND: Tensor, mask: Tensor | None) -> Tensor:
-    # The query heads that share a key/value head become one longer query: keys and values are never repeated.
-    folded = scaled_dot_product_attention(q_BHGAKD.flatten(2, 4), k_BHND, v_BHND, attn_mask=mask)
-    return folded.view(q_BHGAKD.shape)

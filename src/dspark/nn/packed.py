@@ -81,6 +81,65 @@ def few_rows_linear(weight: Tensor, bias: Tensor | None = None) -> PackedLinear 
     return HalfLinear(weight, bias) if can_halve(weight) else PackedLinear(weight, bias)
 
 
+class JoinedProduct:
+    """Several products of the same rows as one: a call costs as much again as a small weight's bytes.
+
+    Modules ask for their own parts one after another; the first computes all, and what is kept is dropped with the
+    last. Rows are known by identity, so that parts of other rows are never mixed up.
+    """
+
+    def __init__(self, linears: list[nn.Linear], make: Callable[[Tensor, Tensor | None], nn.Module]) -> None:
+        biases = [each.bias for each in linears]
+        bias = None if biases[0] is None else torch.cat([b.detach() for b in biases])
+        self.product = make(torch.cat([each.weight.detach() for each in linears]), bias)
+        self._widths = [each.out_features for each in linears]
+        self._rows: Tensor | None = None
+        self._parts: dict[int, Tensor] = {}
+
+    def part(self, index: int, x: Tensor) -> Tensor:
+        """The product of ``x`` with the weight of that number."""
+        if x is not self._rows or index not in self._parts:
+            self._rows = x
+            self._parts = dict(enumerate(self.product(x).split(self._widths, dim=-1)))
+        part = self._parts.pop(index)
+        if not self._parts:
+            self._rows = None
+        return part
+
+
+class JoinedLinear(nn.Module):
+    """One of the products of a ``JoinedProduct``."""
+
+    def __init__(self, joined: JoinedProduct, index: int, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.joined, self._index = joined, index
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x [..., in]`` to ``[..., out]``, a view of the joined result."""
+        return self.joined.part(self._index, x)
+
+
+# Projections of one parent that read the same rows, in the families that name them so.
+_SAME_ROWS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+
+
+def join_linears(module: nn.Module, make: Callable[[Tensor, Tensor | None], nn.Module] = PackedLinear) -> int:
+    """Replace packable projections of the same rows by parts of one product; returns how many products are saved."""
+    saved = 0
+    for parent in list(module.modules()):
+        for names in _SAME_ROWS:
+            linears = [child for name in names if type(child := getattr(parent, name, None)) is nn.Linear]
+            alike = {(each.in_features, each.bias is None) for each in linears}
+            if len(linears) < len(names) or len(alike) > 1 or not all(can_pack(each.weight) for each in linears):
+                continue
+            joined = JoinedProduct(linears, make)
+            for index, (name, linear) in enumerate(zip(names, linears, strict=True)):
+                setattr(parent, name, JoinedLinear(joined, index, linear))
+            saved += len(names) - 1
+    return saved
+
+
 def pack_linears(module: nn.Module, make: Callable[[Tensor, Tensor | None], nn.Module] = PackedLinear) -> int:
     """Replace every packable ``nn.Linear`` below ``module`` in place by ``make(weight, bias)``; returns how many.
 

@@ -31,6 +31,7 @@ __all__ = [
     "Step",
     "TargetState",
     "VerifyLength",
+    "cut",
     "generate",
     "verify_all",
 ]
@@ -144,7 +145,7 @@ def generate(
     step = target.extend(ids, logits=1)
     p_V = distribution(step.logits_NV[-1], sampling)
     token = draws.categorical(p_V, round=0, slot=0, purpose=Purpose.RESIDUAL)
-    tokens, finish = _cut([token], limit, stops)
+    tokens, finish = cut([token], limit, stops)
     features_TF = step.features_TF
     yield Round(0, tuple(tokens), drafted=0, verified=0, accepted=0, finish=finish)
     index = 0
@@ -158,7 +159,7 @@ def generate(
         asked = verify_length(len(draft.tokens), draft.survival()) if draft.tokens else 0
         length = max(0, min(asked, len(draft.tokens), room - 1))
         verdict, features_TF = _settle(target, ids[-1], draft, length, sampling, draws, index)
-        tokens, finish = _cut([*draft.tokens[: verdict.accepted], verdict.next_token], room, stops)
+        tokens, finish = cut([*draft.tokens[: verdict.accepted], verdict.next_token], room, stops)
         accepted = min(verdict.accepted, len(tokens))
         yield Round(index, tuple(tokens), len(draft.tokens), length, accepted, finish, draft.source)
 
@@ -204,7 +205,7 @@ def _sampler(sampling: Sampling, draws: Draws, round: int) -> Sample:
     return sample
 
 
-def _cut(tokens: list[int], room: int, stops: frozenset[int]) -> tuple[list[int], Finish | None]:
+def cut(tokens: list[int], room: int, stops: frozenset[int]) -> tuple[list[int], Finish | None]:
     """Cut behind the first stop id or at the end of the room, and say which it was (a stop id wins)."""
     tokens = tokens[:room]
     for i, token in enumerate(tokens):

@@ -1,7 +1,7 @@
 """The one definition of a sampling distribution, used for target and draft alike.
 
 Losslessness needs p_d and p_t to be made by the same function in the same precision (spec section 1), so
-every probability of the package comes from `distribution`. Temperature first, then top-k, then top-p. All
+every probability of the package comes from `distribution`. Temperature, then top-k, top-p and min-p. All
 ties are settled by the lower token id: the result is a function of the logits, never of a sort's internals.
 
 Shapes: `_V` vocabulary (or a draft's support), `_RV` rows of it; leading dimensions are free in public
@@ -22,18 +22,21 @@ from dspark.foundation.errors import UserError
 _LOWEST_TEMPERATURE = 1e-5
 # Width of the first search for the nucleus; most rows of a language model end well inside it.
 _FIRST_TOP_P_WIDTH = 128
+# Logits that are searched at once for the largest.
+_CHUNK = 128
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How a request turns logits into probabilities.
 
-    temperature 0 is greedy; top_k 0 and top_p 1 are off. Raises UserError for values outside the domain.
+    temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off. Raises UserError for values outside the domain.
     """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
         t = self.temperature
@@ -43,6 +46,8 @@ class Sampling:
             raise UserError(f"top_k is {self.top_k}; expected 0 (off) or a positive whole number")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p is {self.top_p}; expected a number in (0, 1], 1 switches it off")
+        if not 0 <= self.min_p < 1:
+            raise UserError(f"min_p is {self.min_p}; expected a number in [0, 1), 0 switches it off")
 
     @property
     def greedy(self) -> bool:
@@ -55,6 +60,11 @@ def greedy_ids(logits: Tensor) -> Tensor:
     torch.argmax leaves the choice among ties to the backend; this does not. NaN logits raise ArithmeticError.
     """
     width = logits.shape[-1]
+    if width > _CHUNK and width % _CHUNK == 0:  # the first best chunk, then the first best in it: one pass over V
+        chunks = logits.unflatten(-1, (-1, _CHUNK))
+        best = greedy_ids(chunks.amax(dim=-1))
+        inside = chunks.take_along_dim(best[..., None, None], dim=-2).squeeze(-2)
+        return best * _CHUNK + greedy_ids(inside)
     ids = torch.arange(width, dtype=torch.int32, device=logits.device)
     top = logits.amax(dim=-1, keepdim=True)
     first = torch.where(logits == top, ids, width).amin(dim=-1)
@@ -68,7 +78,8 @@ def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
 
     fp32 for fp32 and narrower logits (the rounding of a narrower head happened before and is part of the
     definition), float64 for float64. Temperature 0 gives the one-hot of `greedy_ids`. top-k keeps exactly
-    min(k, V) tokens; top-p keeps the smallest prefix, in the order (-p, id), whose mass reaches top_p.
+    min(k, V) tokens; top-p keeps the smallest prefix, in the order (-p, id), whose mass reaches top_p; min-p
+    keeps the tokens with at least min_p times the probability of the likeliest.
     """
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     if sampling.greedy:
@@ -82,6 +93,9 @@ def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
     p_RV = torch.softmax(scaled_RV, dim=-1)
     if sampling.top_p < 1:
         p_RV = p_RV.masked_fill(~_nucleus(p_RV, sampling.top_p), 0.0)
+    if sampling.min_p > 0:
+        p_RV = p_RV.masked_fill(p_RV < sampling.min_p * p_RV.amax(dim=-1, keepdim=True), 0.0)
+    if sampling.top_p < 1 or sampling.min_p > 0:
         p_RV = p_RV / p_RV.sum(dim=-1, keepdim=True)
     return p_RV.reshape(logits.shape)
 

@@ -1,6 +1,6 @@
-"""Keys and values of the target for a fixed number of slots, one request a slot.
+"""Keys and values of the target in blocks.
 
-Legend: N slots, S positions a slot, H key/value heads, D head size.
+Legend: N blocks, H key/value heads, D head size, T tokens of a step.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dspark.foundation.errors import UserError
+from dspark.nn.blocks import BlockTable
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,7 @@ class KVLayer:
 
 
 class KVCache:
-    """Preallocated ``[N, S, H, D]`` tensors per layer; a slot's length moves up with tokens and back with
-    rejections.
+    """Preallocated ``[H, N*size, D]`` tensors per layer; who holds which block is written in block tables elsewhere.
 
     A layer that reads an earlier one's keys and values has that one's tensors.
     """
@@ -33,39 +33,31 @@ class KVCache:
     def __init__(
         self,
         layers: Sequence[KVLayer],
-        slots: int,
-        capacity: int,
+        blocks: int,
+        size: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        if slots < 1 or capacity < 1:
-            raise UserError(f"a cache of {slots} slots and {capacity} positions was asked for; both must be at least 1")
-        self.capacity = capacity
+        if blocks < 1 or size < 1:
+            raise UserError(f"a cache of {blocks} blocks of {size} positions was asked for; both must be at least 1")
+        self.blocks, self.size = blocks, size
         self._layers = list(layers)
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         for index, layer in enumerate(layers):
             for tensors in (self.keys, self.values):
                 if layer.source == index:
-                    tensors.append(
-                        torch.zeros(slots, capacity, layer.heads, layer.head_dim, dtype=dtype, device=device)
-                    )
+                    tensors.append(torch.zeros(layer.heads, blocks * size, layer.head_dim, dtype=dtype, device=device))
                 else:
                     tensors.append(tensors[layer.source])
-        self.lengths = [0] * slots
 
-    def truncate(self, slot: int, length: int) -> None:
-        """Forget positions from ``length`` on (rejected drafts); the rows are overwritten by the next tokens."""
-        assert 0 <= length <= self.lengths[slot], (length, self.lengths[slot])
-        self.lengths[slot] = length
-
-    def release(self, slot: int) -> None:
-        """Empty a slot for the next request."""
-        self.lengths[slot] = 0
+    def tables(self) -> list[BlockTable]:
+        """A table for each block: as many requests as there are blocks, none longer than one."""
+        return [BlockTable([block]) for block in range(self.blocks)]
 
     def store(self, layer: int, rows_T: Tensor, key_HTD: Tensor, value_HTD: Tensor) -> None:
-        """Write one step's keys and values at flat rows ``slot * S + position``, unless the layer reads another's."""
+        """Write one step's keys and values at ``rows_T``, unless the layer reads another's."""
         if self._layers[layer].source != layer:
             return
-        for cache, new in ((self.keys[layer], key_HTD), (self.values[layer], value_HTD)):
-            cache.view(-1, *cache.shape[2:]).index_copy_(0, rows_T, new.transpose(0, 1))
+        self.keys[layer].index_copy_(1, rows_T, key_HTD)
+        self.values[layer].index_copy_(1, rows_T, value_HTD)

@@ -20,7 +20,7 @@ from dspark.foundation.devices import resolve_device, resolve_dtype
 from dspark.foundation.errors import UserError, first_line
 from dspark.foundation.identity import ModelIdentity
 from dspark.nn.ends import Ends
-from dspark.nn.packed import pack_linears
+from dspark.nn.packed import join_linears, pack_linears
 from dspark.speculation.sampling import Sampling
 from dspark.targets.attention import SEAM
 from dspark.targets.cache import KVCache
@@ -82,6 +82,7 @@ class Target:
 
     def pack(self) -> None:
         """Drop the readable linear weights for faster frozen ones (fp32 on a CPU; elsewhere nothing changes)."""
+        join_linears(self._model)
         pack_linears(self._model)
 
     @cached_property
@@ -129,9 +130,9 @@ class Target:
             return matrices
         return Ends(matrices.embedding * scale, matrices.head * self._scales.logits)
 
-    def new_cache(self, slots: int, capacity: int) -> KVCache:
-        """An empty K/V cache for ``slots`` requests of at most ``capacity`` positions each."""
-        return KVCache(self._kv_layers, slots, capacity, self.dtype, self.device)
+    def new_cache(self, blocks: int, size: int) -> KVCache:
+        """An empty K/V cache of ``blocks`` blocks of ``size`` positions each."""
+        return KVCache(self._kv_layers, blocks, size, self.dtype, self.device)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings ``[..., d]`` as the first layer receives them."""

@@ -33,12 +33,13 @@ def probe_ids(vocab_size: int) -> Tensor:
 def probe(target: Target, eager_logits_TV: Tensor) -> None:
     """Compare the seam with Hugging Face's own eager attention; raises UserError naming the check that failed."""
     ids_T = probe_ids(target.vocab_size).to(target.device)
-    cache = target.new_cache(slots=1, capacity=PROBE_TOKENS)
+    cache = target.new_cache(blocks=1, size=PROBE_TOKENS)
+    tables = cache.tables()
     # In two steps, so that cached positions are read back as well.
     half = PROBE_TOKENS // 2
     hidden = []
     for part in (ids_T[:half], ids_T[half:]):
-        batch = RaggedBatch(cache, [0], [len(part)])
+        batch = RaggedBatch(cache, tables, [len(part)])
         step = target.forward(part, batch, taps=(-1,))
         hidden.append(step.hidden_TD)
         if not torch.equal(_written(batch), torch.ones(len(cache.keys), dtype=torch.bool)):
@@ -52,7 +53,7 @@ def probe(target: Target, eager_logits_TV: Tensor) -> None:
 
 def _written(batch: RaggedBatch) -> Tensor:
     rows = batch.rows_T
-    return torch.tensor([bool(k.view(-1, *k.shape[2:])[rows].any()) for k in batch.cache.keys])
+    return torch.tensor([bool(k[:, rows].any()) for k in batch.cache.keys])
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:

@@ -23,12 +23,13 @@ class TargetSession:
     def __init__(self, target: Target, capacity: int, taps: Sequence[int] = ()) -> None:
         self._target = target
         self._taps = tuple(taps)
-        self._cache = target.new_cache(slots=1, capacity=capacity)
+        self._cache = target.new_cache(blocks=1, size=capacity)
+        (self._table,) = self._cache.tables()
 
     @property
     def length(self) -> int:
         """Positions in the cache."""
-        return self._cache.lengths[0]
+        return self._table.length
 
     def extend(self, ids: list[int], logits: int) -> Step:
         """Run ``ids`` after what is cached; logits ``[logits, V]`` of the last rows, features ``[N, F]`` of all
@@ -38,7 +39,7 @@ class TargetSession:
         with torch.inference_mode():
             for first in range(0, len(ids), PREFILL_CHUNK):
                 chunk = torch.tensor(ids[first : first + PREFILL_CHUNK], device=self._target.device)
-                batch = RaggedBatch(self._cache, [0], [len(chunk)])
+                batch = RaggedBatch(self._cache, [self._table], [len(chunk)])
                 step = self._target.forward(chunk, batch, self._taps)
                 hidden.append(step.hidden_TD)
                 if step.features_TF is not None:
@@ -48,4 +49,4 @@ class TargetSession:
 
     def truncate(self, length: int) -> None:
         """Keep the first ``length`` positions."""
-        self._cache.truncate(0, length)
+        self._table.truncate(length)

@@ -1,0 +1,223 @@
+"""Many requests at once: prompts in pieces, speculative rounds of any lengths, finished rows replaced at once.
+
+Every answer is the one that the reference loop would have given to that request alone: draws belong to the request,
+and neighbours share nothing but the passes over the weights. A step is
+
+    shares -> drafts -> lengths -> the target's pass -> verdicts -> committed -> finished
+
+Legend: T tokens of a step, N rows whose logits are needed, R requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from dspark.decoding.admission import Admission, Share
+from dspark.decoding.kvcache import BlockPool
+from dspark.decoding.laps import Laps
+from dspark.decoding.modes import LOOKUP_BLOCK, Mode, lookup_of
+from dspark.decoding.proposer import NO_DRAFT, propose
+from dspark.decoding.request import Completion, Request, Running
+from dspark.decoding.sampler import settle
+from dspark.drafters.blocks import DrafterBlocks
+from dspark.drafters.dspark import DSparkDrafter
+from dspark.foundation.errors import UserError
+from dspark.speculation.acceptance import Round
+from dspark.speculation.draws import SeededDraws
+from dspark.speculation.loop import Draft, VerifyLength, cut, verify_all
+from dspark.speculation.rejection import Verdict
+from dspark.targets.model import Target
+from dspark.targets.ragged import RaggedBatch
+
+# Positions of a block of the cache: fewer cost more calls of the kernel, more waste room and share less.
+BLOCK = 128
+# Tokens of a step: enough rows to keep the matrix products efficient, few enough to bound its memory.
+STEP_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Limits:
+    """``slots`` requests under way at once; ``cache_tokens`` positions in the cache, which bound its memory.
+
+    UserError for anything below 1.
+    """
+
+    slots: int
+    cache_tokens: int
+    step_tokens: int = STEP_TOKENS
+    block: int = BLOCK
+
+    def __post_init__(self) -> None:
+        wrong = {name: value for name, value in vars(self).items() if value < 1}
+        if wrong:
+            raise UserError(f"{', '.join(f'{name} is {value}' for name, value in wrong.items())}; expected at least 1")
+
+
+@dataclass
+class Work:
+    """One request's part in the pass over the target: ``count`` tokens of its text (0: its anchor), then drafts."""
+
+    row: Running
+    count: int
+    draft: Draft
+    length: int  # drafts that are verified
+
+    def __post_init__(self) -> None:
+        row, self.start = self.row, self.row.table.length
+        # A round leads to a token, and so does reading the end of a prompt.
+        self.answers = not self.count or (not row.rounds and self.start + self.count == len(row.ids))
+        self.ids = row.ids[self.start : self.start + (self.count or 1)] + self.draft.tokens[: self.length]
+
+
+class Engine:
+    """A target, its drafter and the requests under way.
+
+    ``mode`` and ``lookup`` are ``Decoder``'s, and so is ``verify_length``, which plans greedy rounds. Raises UserError
+    for mode "dspark" without a drafter, and, by id, for a request that the cache or the context can't hold.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        requests: Iterable[Request],
+        limits: Limits,
+        mode: Mode = "plain",
+        drafter: DSparkDrafter | None = None,
+        *,
+        lookup: bool = True,
+        verify_length: VerifyLength = verify_all,
+    ) -> None:
+        if mode == "dspark" and drafter is None:
+            raise UserError("speculative decoding was asked for without a drafter; give one with --drafter")
+        count = -(-limits.cache_tokens // limits.block)
+        self.target = target
+        self.pool = BlockPool(count, limits.block)
+        self.cache = target.new_cache(count, limits.block)
+        self.laps = Laps()
+        self._mode, self._lookup, self._verify_length = mode, lookup, verify_length
+        self._drafter: DrafterBlocks | None = None
+        self._taps: tuple[int, ...] = ()
+        drafted = 0 if mode == "plain" else LOOKUP_BLOCK
+        if mode == "dspark" and drafter is not None:
+            self._drafter = DrafterBlocks(drafter, count, limits.block)
+            self._taps = drafter.config.target_layer_ids
+            drafted = max(drafter.config.block_size, LOOKUP_BLOCK if lookup else 0)
+        self._round_tokens = 1 + drafted
+        self.admission = Admission(
+            self.pool,
+            requests,
+            self._start,
+            slots=limits.slots,
+            step_tokens=limits.step_tokens,
+            round_tokens=self._round_tokens,
+        )
+
+    def run(self) -> Iterator[Completion]:
+        """Answer everything; completions come in the order they finish."""
+        while shares := self.admission.shares():
+            yield from self.step(shares)
+        self.pool.check_integrity([])
+
+    @torch.inference_mode()
+    def step(self, shares: Sequence[Share]) -> list[Completion]:
+        """One pass over the target for everybody who has a part in it."""
+        self.laps.start()
+        works = self._works(shares)
+        batch = RaggedBatch(self.cache, [work.row.table for work in works], [len(work.ids) for work in works])
+        ids = torch.tensor([token for work in works for token in work.ids], device=self.target.device)
+        self.laps("bookkeeping")
+        forward = self.target.forward(ids, batch, self._taps)
+        answering = [work for work in works if work.answers]
+        rows = [work.row for work in answering]
+        verdicts: Iterator[Verdict] = iter(())
+        if answering:
+            logits_NV = self.target.head(forward.hidden_TD[_asked(works, ids.device)])
+            self.laps("verify")
+            verdicts = iter(settle(logits_NV, rows, [w.draft for w in answering], [w.length for w in answering]))
+        self.laps("sample")
+        kept = [self._commit(work, next(verdicts)) if work.answers else work.count for work in works]
+        self._take_features(forward.features_TF, batch, kept)
+        self.laps("features")
+        self._publish(works)
+        done = [self._finish(row) for row in rows if row.rounds[-1].finish is not None]
+        self.laps("bookkeeping")
+        return done
+
+    def _start(self, request: Request) -> Running:
+        if not request.prompt_ids or request.max_tokens < 1:
+            raise UserError(
+                f"request {request.id} has {len(request.prompt_ids)} prompt tokens and asks for {request.max_tokens};"
+                " expected at least one of each"
+            )
+        needed = len(request.prompt_ids) + request.max_tokens
+        room = min(self.target.max_positions, self.pool.count * self.pool.size - self._round_tokens + 1)
+        if needed > room:
+            raise UserError(
+                f"request {request.id} needs {needed} positions (prompt {len(request.prompt_ids)} and answer"
+                f" {request.max_tokens}), {room} are allowed; shorten it"
+            )
+        return Running(request, SeededDraws(request.seed), lookup_of(self._mode, self._lookup))
+
+    def _works(self, shares: Sequence[Share]) -> list[Work]:
+        """Everybody's part, rounds with their drafts and how many of these are verified."""
+        going_on = [share.row for share in shares if not share.count]
+        drafts = iter(propose(going_on, self._drafter, self.laps))
+        works = []
+        for share in shares:
+            draft = NO_DRAFT if share.count else next(drafts)
+            length = len(draft.tokens)
+            if length and share.row.request.sampling.greedy:
+                length = self._verify_length(length, draft.survival())
+            length = max(0, min(length, len(draft.tokens), share.row.room - 1))
+            works.append(Work(share.row, share.count, draft, length))
+        return works
+
+    def _commit(self, work: Work, verdict: Verdict) -> int:
+        """Take over what was decided and roll back what was not; how many of the tokens that were run stay."""
+        row, draft = work.row, work.draft
+        tokens, finish = cut([*draft.tokens[: verdict.accepted], verdict.next_token], row.room, self.target.stop_ids)
+        accepted = min(verdict.accepted, len(tokens))
+        row.rounds.append(
+            Round(len(row.rounds), tuple(tokens), len(draft.tokens), work.length, accepted, finish, draft.source)
+        )
+        row.ids += tokens
+        stay = (work.count or 1) + verdict.accepted
+        self.pool.truncate(row.table, work.start + stay)
+        return stay
+
+    def _take_features(self, features_TF: Tensor | None, batch: RaggedBatch, kept: Sequence[int]) -> None:
+        """Context rows of the committed tokens for the drafter."""
+        if self._drafter is None or features_TF is None:
+            return
+        firsts = accumulate(batch.counts, initial=0)
+        stay = torch.tensor([first + i for first, n in zip(firsts, kept, strict=False) for i in range(n)])
+        stay_T = stay.to(features_TF.device)
+        self._drafter.extend(features_TF[stay_T], batch.positions_T[stay_T], batch.rows_T[stay_T])
+
+    def _publish(self, works: Sequence[Work]) -> None:
+        """Make blocks findable that have become full."""
+        size = self.pool.size
+        for work in works:
+            table = work.row.table
+            if table.length // size > work.start // size:
+                self.pool.publish(table, work.row.ids[: table.length])
+
+    def _finish(self, row: Running) -> Completion:
+        self.admission.finish(row)
+        finish = row.rounds[-1].finish
+        assert finish is not None
+        return Completion(row.request, row.output_ids, finish, tuple(row.rounds))
+
+
+def _asked(works: Sequence[Work], device: torch.device) -> Tensor:
+    """Which of the step's tokens need logits ``int64 [N]``: the anchor (or a prompt's last) and the drafts."""
+    ends = accumulate(len(work.ids) for work in works)
+    asked = [
+        t for work, end in zip(works, ends, strict=True) if work.answers for t in range(end - work.length - 1, end)
+    ]
+    return torch.tensor(asked, dtype=torch.int64, device=device)

@@ -1,0 +1,71 @@
+"""Drafts for many requests at once: copies where the last words stood before, the drafter's blocks elsewhere.
+
+Legend: R requests, K slots of a block, V_d draft vocabulary, d hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from dspark.decoding.request import Running
+from dspark.decoding.sampler import sample
+from dspark.drafters.blocks import DrafterBlocks
+from dspark.speculation.draws import Purpose
+from dspark.speculation.loop import Draft
+
+Timer = Callable[[str], None]
+NO_DRAFT = Draft([], torch.zeros(0, 0))
+
+
+def propose(rows: Sequence[Running], blocks: DrafterBlocks | None, lap: Timer) -> list[Draft]:
+    """A draft for each request, exactly as the reference loop's drafter states would have made it.
+
+    Requests without room for a draft (their last token is the target's own) get none. ``lap`` is told when a piece of
+    the work is done.
+    """
+    drafts = [_copied(row) if row.room > 1 else NO_DRAFT for row in rows]
+    asking = [i for i, row in enumerate(rows) if row.room > 1 and not drafts[i].tokens]
+    lap("lookup")
+    if blocks is not None and asking:
+        chosen = [rows[i] for i in asking]
+        hidden_RKd = blocks.hidden([row.anchor for row in chosen], [row.table for row in chosen])
+        lap("draft, parallel")
+        for i, draft in zip(asking, _chains(blocks, chosen, hidden_RKd), strict=True):
+            drafts[i] = draft
+        lap("draft, sequential")
+    return drafts
+
+
+def _copied(row: Running) -> Draft:
+    if row.lookup is None:
+        return NO_DRAFT
+    return row.lookup.draft(row.ids, None, _no_sample)
+
+
+def _chains(blocks: DrafterBlocks, rows: Sequence[Running], hidden_RKd: Tensor) -> list[Draft]:
+    """The sequential stage (Eq. 4), a slot of all requests at a time."""
+    drafter = blocks.drafter
+    base_RKV = drafter.base_logits(hidden_RKd)
+    base_RKV = base_RKV.to(torch.promote_types(base_RKV.dtype, drafter.dtype))
+    chain_RK = torch.tensor([[row.anchor] * (base_RKV.shape[1] + 1) for row in rows], device=hidden_RKd.device)
+    probs = []
+    for slot in range(base_RKV.shape[1]):
+        logits_RV = base_RKV[:, slot] + drafter.markov_bias(chain_RK[:, slot])
+        index_R, p_RV = sample(logits_RV, rows, slot, Purpose.DRAFT)
+        chain_RK[:, slot + 1] = index_R if drafter.support is None else drafter.support[index_R]
+        probs.append(p_RV)
+    confidence = [None] * len(rows)
+    if drafter.confidence_head is not None:
+        confidence = list(drafter.confidence_logits(hidden_RKd, chain_RK[:, :-1]))
+    p_RKV = torch.stack(probs, dim=1)
+    return [
+        Draft(tokens, p_KV, drafter.support, c)
+        for tokens, p_KV, c in zip(chain_RK[:, 1:].tolist(), p_RKV, confidence, strict=True)
+    ]
+
+
+def _no_sample(slot: int, logits_V: Tensor) -> tuple[int, Tensor]:
+    raise AssertionError("a copy draws nothing")

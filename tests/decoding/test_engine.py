@@ -1,0 +1,166 @@
+"""Many requests at once: every answer, round for round, is the reference loop's for that request alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from dspark.decoding.engine import Engine, Limits
+from dspark.decoding.modes import Mode
+from dspark.decoding.request import Completion, Request
+from dspark.decoding.single import Decoder
+from dspark.drafters.blocks import DrafterBlocks
+from dspark.drafters.dspark import DSparkDrafter
+from dspark.foundation.errors import UserError
+from dspark.speculation.acceptance import Round, RoundTally
+from dspark.speculation.planner import EarlyStop
+from dspark.speculation.sampling import Sampling
+from dspark.targets.model import Target
+from tiny import tiny_drafter, tiny_llama, tiny_target
+
+PROMPTS = [[1, 5, 9, 13], [1, 7], [1, 4, 4, 8, 16, 32, 3, 6, 12], [1, 9, 11], [1, 20, 21, 22, 23], [1] * 21]
+SAMPLINGS = [Sampling(), Sampling(1.0), Sampling(0.8, top_k=12), Sampling(1.0, top_p=0.7), Sampling(1.0, min_p=0.2)]
+MODES: tuple[Mode, ...] = ("plain", "dspark", "ngram")
+TOKENS = 40
+
+
+def requests_of(samplings: Sequence[Sampling]) -> list[Request]:
+    return [
+        Request(f"{i}", prompt, samplings[i % len(samplings)], seed=i, max_tokens=TOKENS)
+        for i, prompt in enumerate(PROMPTS)
+    ]
+
+
+def alone(
+    target: Target, drafter: DSparkDrafter, mode: Mode, requests: list[Request], **more: Any
+) -> dict[str, list[Round]]:
+    decoder = Decoder(target, drafter, **more)
+    return {
+        r.id: list(decoder.rounds(r.prompt_ids, mode=mode, sampling=r.sampling, seed=r.seed, max_tokens=r.max_tokens))
+        for r in requests
+    }
+
+
+def rounds_of(completions: Sequence[Completion]) -> dict[str, list[Round]]:
+    return {c.request.id: list(c.rounds) for c in completions}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
+def test_every_answer_is_the_reference_loops(mode: Mode, sampling: Sampling) -> None:
+    target = tiny_target(sharpness=2.0)
+    drafter = tiny_drafter(target)
+    requests = requests_of([sampling])
+    expected = alone(target, drafter, mode, requests)
+    for limits in (Limits(4, 512), Limits(6, 512, step_tokens=7, block=4), Limits(6, 120, block=3)):
+        completions = list(Engine(target, requests, limits, mode, drafter).run())
+        assert rounds_of(completions) == expected
+        for c in completions:
+            assert c.output_ids == [token for r in c.rounds for token in r.tokens]
+            assert (c.finish_reason == "stop") == (c.output_ids[-1] in target.stop_ids)
+            assert len(c.output_ids) == TOKENS or c.finish_reason == "stop"
+    tally = RoundTally()
+    tally.extend(r for rounds in expected.values() for r in rounds)
+    assert mode == "plain" or tally.accepted > 0
+
+
+def test_requests_with_settings_of_their_own_share_steps() -> None:
+    target = tiny_target(sharpness=2.0)
+    drafter = tiny_drafter(target)
+    requests = requests_of(SAMPLINGS)
+    plan = EarlyStop((1.0, 1.2, 1.4, 1.6, 1.8))
+    for more in ({}, {"lookup": False}, {"verify_length": plan}):
+        completions = list(Engine(target, requests, Limits(6, 512), "dspark", drafter, **more).run())
+        assert rounds_of(completions) == alone(target, drafter, "dspark", requests, **more)
+
+
+def test_preempted_requests_go_on_as_if_nothing_had_happened() -> None:
+    target = tiny_target(sharpness=2.0)
+    drafter = tiny_drafter(target)
+    requests = requests_of(SAMPLINGS)
+    engine = Engine(target, requests, Limits(6, 110, block=2), "dspark", drafter)
+    completions = list(engine.run())
+    assert engine.admission.preemptions > 2
+    assert rounds_of(completions) == alone(target, drafter, "dspark", requests)
+
+
+def counting(engine: Engine) -> list[int]:
+    """Sizes of the steps that the engine is going to make."""
+    sizes: list[int] = []
+    right = engine.target.forward
+
+    def forward(ids: torch.Tensor, *rest: Any) -> Any:
+        sizes.append(len(ids))
+        return right(ids, *rest)
+
+    engine.target.forward = forward  # type: ignore[method-assign]
+    return sizes
+
+
+def test_a_shared_beginning_is_run_once_and_drafts_just_as_well() -> None:
+    target = tiny_target(sharpness=2.0)
+    drafter = tiny_drafter(target)
+    beginning = [1, *range(3, 27)]
+    requests = [Request(f"{i}", [*beginning, 30 + i], Sampling(1.0), seed=i, max_tokens=TOKENS) for i in range(3)]
+    expected = alone(target, drafter, "dspark", requests)
+    engine = Engine(target, requests, Limits(1, 512, block=4), "dspark", drafter)
+    sizes = counting(engine)
+    assert rounds_of(list(engine.run())) == expected
+    assert [size for size in sizes if size > 8] == [26], "the others find 24 of their 26 tokens"
+
+
+def test_control_a_drafter_that_loses_rows_drafts_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tiny_target(sharpness=2.0)
+    drafter = tiny_drafter(target)
+    requests = requests_of([Sampling()])
+    expected = alone(target, drafter, "dspark", requests, lookup=False)
+    right = DrafterBlocks.extend
+
+    def forgetful(self: DrafterBlocks, features: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor) -> None:
+        if len(rows) > 1:
+            right(self, features[:-1], positions[:-1], rows[:-1])
+
+    monkeypatch.setattr(DrafterBlocks, "extend", forgetful)
+    completions = list(Engine(target, requests, Limits(2, 512), "dspark", drafter, lookup=False).run())
+    found = rounds_of(completions)
+    assert found != expected
+    texts = {name: [token for r in rounds for token in r.tokens] for name, rounds in expected.items()}
+    assert {c.request.id: c.output_ids for c in completions} == texts, "a bad draft never changes a text"
+
+
+def test_plain_decoding_of_a_batch_is_hugging_faces_greedy_text() -> None:
+    model = tiny_llama(sharpness=2.0)
+    expected = {
+        r.id: model.generate(torch.tensor([r.prompt_ids]), max_new_tokens=TOKENS, do_sample=False, pad_token_id=0)[
+            0, len(r.prompt_ids) :
+        ].tolist()
+        for r in requests_of([Sampling()])
+    }
+    completions = Engine(tiny_target(model), requests_of([Sampling()]), Limits(3, 256)).run()
+    assert {c.request.id: c.output_ids for c in completions} == expected
+
+
+def test_a_request_beyond_the_cache_is_refused_by_id() -> None:
+    request = Request("long-one", [1] * 30, Sampling(), seed=0, max_tokens=40)
+    with pytest.raises(UserError, match="long-one needs 70 positions.*64 are allowed"):
+        list(Engine(tiny_target(), [request], Limits(1, 64, block=8)).run())
+
+
+@pytest.mark.parametrize(("prompt", "tokens"), [([], 4), ([1], 0)])
+def test_a_request_for_nothing_is_refused_by_id(prompt: list[int], tokens: int) -> None:
+    with pytest.raises(UserError, match="empty-one.*at least one of each"):
+        list(Engine(tiny_target(), [Request("empty-one", prompt, Sampling(), 0, tokens)], Limits(1, 64)).run())
+
+
+@pytest.mark.parametrize("name", ["slots", "cache_tokens", "step_tokens", "block"])
+def test_impossible_limits_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"{name} is 0"):
+        Limits(**{"slots": 1, "cache_tokens": 1, name: 0})
+
+
+def test_speculation_without_a_drafter_is_refused() -> None:
+    with pytest.raises(UserError, match="--drafter"):
+        Engine(tiny_target(), [], Limits(1, 64), "dspark")

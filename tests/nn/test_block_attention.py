@@ -1,0 +1,112 @@
+"""Attention over blocks against attention written out over each request alone."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dspark.nn.block_attention import attend
+from dspark.nn.blocks import BlockTable, Plan
+
+HEADS, GROUPS, WIDTH = 2, 3, 8
+
+
+def written_out(
+    q_QnD: Tensor,
+    k_HSD: Tensor,
+    v_HSD: Tensor,
+    start: int,
+    causal: bool,
+    window: int | None,
+    softcap: float | None,
+    sinks_Q: Tensor | None,
+) -> Tensor:
+    """One request: queries at positions from ``start`` on over rows in the order of positions; ``[n, Q, D]``."""
+    k, v = (t.repeat_interleave(GROUPS, dim=0).double() for t in (k_HSD, v_HSD))
+    scores = q_QnD.double() @ k.transpose(1, 2) / math.sqrt(WIDTH)
+    if softcap is not None:
+        scores = softcap * (scores / softcap).tanh()
+    for i in range(q_QnD.shape[1]):
+        for j in range(k.shape[1]):
+            if (causal and j > start + i) or (window is not None and j <= start + i - window):
+                scores[:, i, j] = -math.inf
+    if sinks_Q is not None:
+        scores = torch.cat((scores, sinks_Q.double()[:, None, None].expand(-1, scores.shape[1], 1)), dim=-1)
+    return (scores.softmax(dim=-1)[..., : k.shape[1]] @ v).transpose(0, 1)
+
+
+@st.composite
+def steps(draw: st.DrawFn) -> tuple[int, list[BlockTable], list[int]]:
+    """Block size, tables (whole beginnings may be shared), new tokens of each."""
+    size = draw(st.sampled_from([1, 3, 4, 32]))
+    counts = draw(st.lists(st.sampled_from([1, 1, 2, 5, 19]), min_size=1, max_size=5))
+    lengths = [draw(st.integers(0, 11)) for _ in counts]
+    numbers = list(range(-(-40 // size) * len(counts)))
+    if draw(st.booleans()):
+        draw(st.randoms()).shuffle(numbers)
+    tables = [
+        BlockTable([numbers.pop(0) for _ in range(-(-(length + count) // size))], length)
+        for length, count in zip(lengths, counts, strict=True)
+    ]
+    for table in tables[1:]:
+        shared = min(draw(st.integers(0, 2)), table.length // size, tables[0].length // size)
+        table.blocks[:shared] = tables[0].blocks[:shared]
+    return size, tables, counts
+
+
+@given(
+    step=steps(),
+    causal=st.booleans(),
+    window=st.sampled_from([None, None, 2, 7]),
+    softcap=st.sampled_from([None, None, 3.0]),
+    sinks=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float32, torch.bfloat16]),
+)
+def test_every_request_sees_exactly_its_own_rows(
+    step: tuple[int, list[BlockTable], list[int]],
+    causal: bool,
+    window: int | None,
+    softcap: float | None,
+    sinks: bool,
+    dtype: torch.dtype,
+) -> None:
+    size, tables, counts = step
+    made = torch.Generator().manual_seed(1)
+    rows = size * (1 + max(block for table in tables for block in table.blocks))
+    keys, values = (torch.randn(HEADS, rows, WIDTH, generator=made).to(dtype) for _ in range(2))
+    query = torch.randn(HEADS * GROUPS, sum(counts), WIDTH, generator=made).to(dtype)
+    sinks_Q = torch.randn(HEADS * GROUPS, generator=made) if sinks else None
+    plan = Plan(tables, counts, size, torch.device("cpu"), causal)
+    found = attend(query, keys, values, plan, window=window, softcap=softcap, sinks_Q=sinks_Q)
+    expected = []
+    for table, part in zip(tables, query.split(counts, dim=1), strict=True):
+        end = table.length + part.shape[1]
+        own = [table.blocks[p // size] * size + p % size for p in range(end)]
+        expected.append(written_out(part, keys[:, own], values[:, own], table.length, causal, window, softcap, sinks_Q))
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(found.double(), torch.cat(expected), rtol=tolerance, atol=tolerance)
+
+
+def test_neighbouring_blocks_of_many_requests_are_one_call_and_a_lone_request_is_one_piece() -> None:
+    many = Plan([BlockTable([0, 2], 5), BlockTable([1, 3], 6), BlockTable([4], 1)], [1, 1, 1], 4, torch.device("cpu"))
+    assert [[len(p.owners) for p in group.pieces] for group in many.groups] == [[5]]
+    alone = Plan([BlockTable([3, 4, 5], 9)], [2], 4, torch.device("cpu"))
+    assert alone.groups[0].whole and alone.groups[0].pieces[0].rows == 11
+
+
+@pytest.mark.parametrize("damage", ["order", "row"])
+def test_control_a_wrong_table_is_seen(damage: str) -> None:
+    made = torch.Generator().manual_seed(1)
+    keys, values = (torch.randn(HEADS, 16, WIDTH, generator=made) for _ in range(2))
+    query = torch.randn(HEADS * GROUPS, 2, WIDTH, generator=made)
+    right = BlockTable([0, 1, 2], 9)
+    wrong = BlockTable([1, 0, 2], 9) if damage == "order" else BlockTable([0, 1, 2], 8)
+    found = [
+        attend(query, keys, values, Plan([t], [2], 4, torch.device("cpu"), True), window=6) for t in (right, wrong)
+    ]
+    assert (found[0] - found[1]).abs().max() > 1e-2
