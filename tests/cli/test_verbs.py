@@ -119,6 +119,16 @@ def test_eval_figures_are_complete_and_hang_together(evaluated: Callable[..., An
         assert word in table
 
 
+def test_eval_says_who_drafted(evaluated: Callable[..., Any]) -> None:
+    both, alone = evaluated()[0], evaluated("--no-lookup")[0]
+    assert (both["lookup"], alone["lookup"]) == (True, False)
+    for figures in (both, alone):
+        sources = figures["sources"]
+        assert sum(each["rounds"] for each in sources.values()) == figures["rounds"]
+        assert figures["reached"][0] <= sources["drafter"]["rounds"]
+    assert both["sources"]["lookup"]["rounds"] > 0 == alone["sources"]["lookup"]["rounds"]
+
+
 def test_eval_verifies_every_draft_unless_it_is_told_to_plan(evaluated: Callable[..., Any]) -> None:
     whole, planned = evaluated()[0], evaluated("--planned")[0]
     assert (whole["planned"], planned["planned"]) == (False, True)

@@ -67,9 +67,10 @@ def test_every_answer_is_the_reference_loops(mode: Mode, sampling: Sampling) -> 
     assert mode == "plain" or tally.accepted > 0
 
 
-def test_requests_with_settings_of_their_own_share_steps() -> None:
+@pytest.mark.parametrize("draft_ids", [None, tuple(range(0, 64, 2))], ids=["full", "pruned"])
+def test_requests_with_settings_of_their_own_share_steps(draft_ids: tuple[int, ...] | None) -> None:
     target = tiny_target(sharpness=2.0)
-    drafter = tiny_drafter(target)
+    drafter = tiny_drafter(target, draft_ids=draft_ids)
     requests = requests_of(SAMPLINGS)
     plan = EarlyStop((1.0, 1.2, 1.4, 1.6, 1.8))
     for more in ({}, {"lookup": False}, {"verify_length": plan}):

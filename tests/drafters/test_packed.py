@@ -73,7 +73,25 @@ def test_projections_of_the_same_rows_become_one_product_in_any_order_of_calls(b
     joined = module.q_proj.joined
     for name in ("q_proj", "k_proj", "v_proj"):
         getattr(module, name)(other)
-    assert joined._rows is None and not joined._parts, "nothing is kept when all parts are taken"
+    assert joined._held is None, "nothing is kept when all parts are taken"
+
+
+def test_rows_of_two_threads_are_not_mixed_up() -> None:
+    module, a, b = Attention(bias=False), torch.randn(3, 8), torch.randn(3, 8)
+    plain = module.q_proj
+    join_linears(module)
+    product = module.q_proj.joined.product
+
+    class Interrupted(torch.nn.Module):
+        """While the product of ``a`` is made, somebody else asks for that of ``b``."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if x is a:
+                module.q_proj(b)
+            return product(x)
+
+    module.q_proj.joined.product = Interrupted()
+    torch.testing.assert_close(module.q_proj(a), plain(a), rtol=1e-5, atol=1e-5)
 
 
 def test_projections_that_do_not_go_together_are_left_alone() -> None:

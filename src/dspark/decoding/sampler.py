@@ -99,7 +99,7 @@ def _stands(row: Running, drafted: list[int], draft: Draft, p_t_NV: Tensor) -> i
         return 0
     ids = torch.tensor(drafted, device=p_t_NV.device)
     places = torch.arange(len(drafted), device=p_t_NV.device)
-    inside = ids if draft.support is None else torch.searchsorted(draft.support, ids)
+    inside = ids if draft.support is None else (draft.support == ids[:, None]).int().argmax(dim=-1)
     pairs = zip(draft.probs[places, inside].tolist(), p_t_NV[places, ids].tolist(), strict=True)
     for k, (p_d, p_t) in enumerate(pairs):
         if row.draws.uniform(round=len(row.rounds), slot=k, purpose=Purpose.ACCEPT) >= acceptance(p_d, p_t):

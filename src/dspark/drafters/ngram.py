@@ -68,10 +68,10 @@ class PromptLookup:
 class LookupFirst:
     """Prompt lookup where the last words have been written before, the drafter everywhere else (a DrafterState).
 
-    A copy costs nothing to draft and is right more often than the drafter once two ids in a row have occurred
-    before (docs/lab_log.md). Which of the two proposes rests on the committed ids alone, never on a draw of the
-    round, so both keep the target's law. The drafter gets the features of the rounds it sat out with its next
-    call: its context is always that of ids[:-1].
+    A copy costs nothing to draft and yields about as much as the drafter once two ids in a row have occurred
+    before, more after more (docs/lab_log.md). Which of the two proposes rests on the committed ids alone, never on
+    a draw of the round, so both keep the target's law. The drafter gets the features of the rounds it sat out with
+    its next call: its context is always that of ids[:-1].
     """
 
     def __init__(self, lookup: PromptLookup, drafter: DrafterState) -> None:

@@ -93,17 +93,15 @@ class JoinedProduct:
         bias = None if biases[0] is None else torch.cat([b.detach() for b in biases])
         self.product = make(torch.cat([each.weight.detach() for each in linears]), bias)
         self._widths = [each.out_features for each in linears]
-        self._rows: Tensor | None = None
-        self._parts: dict[int, Tensor] = {}
+        self._held: tuple[Tensor, dict[int, Tensor]] | None = None
 
     def part(self, index: int, x: Tensor) -> Tensor:
         """The product of ``x`` with the weight of that number."""
-        if x is not self._rows or index not in self._parts:
-            self._rows = x
-            self._parts = dict(enumerate(self.product(x).split(self._widths, dim=-1)))
-        part = self._parts.pop(index)
-        if not self._parts:
-            self._rows = None
+        held = self._held  # one read and one write of the pair: another thread's rows can't come between
+        if held is None or held[0] is not x or index not in held[1]:
+            held = (x, dict(enumerate(self.product(x).split(self._widths, dim=-1))))
+        part = held[1].pop(index)
+        self._held = held if held[1] else None
         return part
 
 
