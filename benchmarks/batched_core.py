@@ -43,16 +43,22 @@ def middle(values: list[float]) -> float:
     return 1000 * statistics.median(values)
 
 
+def plain_model(target: Target) -> Any:
+    """The same model as transformers alone runs it."""
+    return AutoModelForCausalLM.from_pretrained(resolve_source(target.name).folder, dtype=target.dtype).eval()
+
+
+def linears(model: nn.Module) -> list[tuple[nn.Module, int]]:
+    """Every product of transformers' own forward pass: the linear floor."""
+    return [(module, module.in_features) for module in model.modules() if isinstance(module, nn.Linear)]
+
+
 def products(target: Target) -> list[tuple[nn.Module, int]]:
-    """Every matrix product of a step, with the width of its input; joined ones once."""
+    """Every product of our step, in the form it has there, with the width of its input; joined ones once."""
     kinds = (nn.Linear, PackedLinear, HalfLinear)
-    found: dict[int, tuple[nn.Module, int]] = {}
-    for module in target._model.modules():
-        if isinstance(module, kinds):
-            found[id(module)] = (module, module.in_features)
-        elif isinstance(module, JoinedLinear):
-            found[id(module.joined)] = (module.joined.product, module.in_features)
-    return list(found.values())
+    modules = list(target._model.modules())
+    modules += [module.joined.product for module in modules if isinstance(module, JoinedLinear)]
+    return [(each, each.in_features) for each in dict.fromkeys(modules) if isinstance(each, kinds)]
 
 
 @torch.inference_mode()
@@ -65,43 +71,46 @@ def floor(matrices: list[tuple[nn.Module, int]], inputs: dict[int, Tensor]) -> f
 
 
 def steps(pair: Pair, repeats: int) -> Iterator[dict[str, Any]]:
-    """A whole greedy step of R requests with a context of about 256, beside the products of as many rows."""
+    """A whole greedy step of R requests with a context of about 256, beside two floors of as many rows: the products of
+    transformers' own layers, and our forms of them.
+    """
     target = pair.target
-    matrices = products(target)
+    floors = {"linear": linears(plain_model(target)), "products": products(target)}
     for count in (1, 4, 16):
         made = torch.Generator().manual_seed(count)
         prompts = torch.randint(0, target.vocab_size, (count, CONTEXT), generator=made).tolist()
         requests = [Request(f"{i}", ids, Sampling(), i, 4 * repeats) for i, ids in enumerate(prompts)]
         engine = Engine(target, requests, Limits(count, count * (CONTEXT + 4 * repeats + 128)))
-        while any(row.unread for row in engine.admission.running) or not engine.admission.running:
+        while any(row.unread for row in engine.admission.running) or len(engine.admission.running) < count:
             engine.step(engine.admission.shares())
-        inputs = {width: torch.randn(count, width, dtype=target.dtype) for _, width in matrices}
-        whole, bare = [], []
+        inputs = {width: torch.randn(count, width, dtype=target.dtype) for _, width in floors["products"]}
+        taken: dict[str, list[float]] = {name: [] for name in ("step", *floors)}
         for _ in range(repeats):
-            bare.append(floor(matrices, inputs))
+            for name, matrices in floors.items():
+                taken[name].append(floor(matrices, inputs))
             started = time.perf_counter()
             shares = engine.admission.shares()
             engine.step(shares)
             if len(shares) == count:  # nobody has finished
-                whole.append(time.perf_counter() - started)
-        ratio = statistics.median(whole) / statistics.median(bare)
-        yield {"requests": count, "step_ms": middle(whole), "floor_ms": middle(bare), "ratio": ratio}
+                taken["step"].append(time.perf_counter() - started)
+        found = {f"{name}_ms": middle(seconds) for name, seconds in taken.items()}
+        ratios = {f"over_{name}": found["step_ms"] / found[f"{name}_ms"] for name in floors}
+        yield {"requests": count, **found, **ratios}
 
 
 def throughput(pair: Pair, prompts: list[list[int]], tokens: int, batch: int) -> dict[str, Any]:
-    """All prompts through the core, and through transformers' generate in batches."""
+    """All prompts through the core, and through transformers' generate in batches, until each answer's own end."""
     target = pair.target
-    folder = resolve_source(target.name).folder
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=target.dtype).eval()
-    pad = AutoTokenizer.from_pretrained(folder).pad_token_id or 0
+    model = plain_model(target)
+    pad = AutoTokenizer.from_pretrained(resolve_source(target.name).folder).pad_token_id or 0
     cache_tokens = batch * (max(map(len, prompts)) + tokens)
 
-    def ours(part: list[list[int]]) -> int:
+    def ours(part: list[list[int]], tokens: int) -> int:
         requests = [Request(f"{i}", ids, Sampling(), i, tokens) for i, ids in enumerate(part)]
         return sum(len(c.output_ids) for c in Engine(target, requests, Limits(batch, cache_tokens)).run())
 
     @torch.inference_mode()
-    def theirs(part: list[list[int]]) -> int:
+    def theirs(part: list[list[int]], tokens: int) -> int:
         total = 0
         for first in range(0, len(part), batch):
             some = part[first : first + batch]
@@ -116,17 +125,19 @@ def throughput(pair: Pair, prompts: list[list[int]], tokens: int, batch: int) ->
                 total += min([*ends, len(row)])
         return total
 
-    rates: dict[str, float] = {}
-    ways: dict[str, Callable[[list[list[int]]], int]] = {"core": ours, "transformers": theirs}
+    ways: dict[str, Callable[[list[list[int]], int], int]] = {"core": ours, "transformers": theirs}
+    rates, answered = {}, {}
     for name, decode in ways.items():
-        decode(prompts[:batch])  # warms up
+        decode(prompts[:batch], 4)  # warms up
         started = time.perf_counter()
-        count = decode(prompts)
-        rates[name] = count / (time.perf_counter() - started)
+        answered[name] = decode(prompts, tokens)
+        rates[name] = answered[name] / (time.perf_counter() - started)
     layers = target.new_cache(1, 1)
     row = sum(t.numel() * t.element_size() for t in (*layers.keys, *layers.values))
     return {
         "prompts": len(prompts),
+        "prompt_tokens": sum(map(len, prompts)),
+        "answer_tokens": answered,
         **{f"{name}_tok_s": rate for name, rate in rates.items()},
         "ratio": rates["core"] / rates["transformers"],
         "cache_mb": cache_tokens * row / 1e6,
@@ -174,7 +185,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path, nargs="+", default=[OWN_PROMPTS])
     parser.add_argument("--only", default="step,throughput,rounds")
     parser.add_argument("--limit", type=int, default=256)
-    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=256, help="of an answer, at most (rounds: a quarter)")
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -190,7 +201,7 @@ def main() -> None:
         elif name == "throughput":
             found[name] = throughput(pair, prompts, options.tokens, batch=64)
         else:
-            found[name] = list(rounds(pair, prompts[:16], options.tokens))
+            found[name] = list(rounds(pair, prompts[:16], options.tokens // 4))
         print(name, json.dumps(found[name], indent=1), flush=True)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -146,8 +147,20 @@ def test_plain_decoding_of_a_batch_is_hugging_faces_greedy_text() -> None:
 
 def test_a_request_beyond_the_cache_is_refused_by_id() -> None:
     request = Request("long-one", [1] * 30, Sampling(), seed=0, max_tokens=40)
-    with pytest.raises(UserError, match="long-one needs 70 positions.*64 are allowed"):
+    with pytest.raises(UserError, match="long-one needs 70 positions.*the cache has 64"):
         list(Engine(tiny_target(), [request], Limits(1, 64, block=8)).run())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_answer_ends_where_the_context_does(mode: Mode) -> None:
+    target = tiny_target(sharpness=2.0, eos_token_id=None)
+    drafter = tiny_drafter(target)
+    requests = [Request("0", [1, 5, 9] * 80, Sampling(), seed=0, max_tokens=1000)]
+    completion = Decoder(target, drafter).answer(requests[0], mode)
+    assert len(completion.output_ids) == target.max_positions - 240 and completion.finish_reason == "length"
+    assert list(completion.rounds) == alone(target, drafter, mode, requests)["0"]
+    with pytest.raises(UserError, match="0 has 256 tokens, the context of tiny holds 256"):
+        Decoder(target).answer(replace(requests[0], prompt_ids=[1] * 256), "plain")
 
 
 @pytest.mark.parametrize(("prompt", "tokens"), [([], 4), ([1], 0)])

@@ -79,10 +79,15 @@ def test_every_request_sees_exactly_its_own_rows(
     made = torch.Generator().manual_seed(1)
     rows = size * (1 + max(block for table in tables for block in table.blocks))
     keys, values = (torch.randn(HEADS, rows, WIDTH, generator=made).to(dtype) for _ in range(2))
+    nobodys = torch.ones(rows, dtype=torch.bool)
+    for table in tables:
+        for block in table.blocks:
+            nobodys[block * size : (block + 1) * size] = False
+    keys[:, nobodys] = values[:, nobodys] = math.nan  # read in passing, used never
     query = torch.randn(HEADS * GROUPS, sum(counts), WIDTH, generator=made).to(dtype)
     sinks_Q = torch.randn(HEADS * GROUPS, generator=made) if sinks else None
     plan = Plan(tables, counts, size, torch.device("cpu"), causal)
-    found = attend(query, keys, values, plan, window=window, softcap=softcap, sinks_Q=sinks_Q)
+    found = attend(query.transpose(0, 1), keys, values, plan, window=window, softcap=softcap, sinks_Q=sinks_Q)
     expected = []
     for table, part in zip(tables, query.split(counts, dim=1), strict=True):
         end = table.length + part.shape[1]
@@ -99,6 +104,18 @@ def test_neighbouring_blocks_of_many_requests_are_one_call_and_a_lone_request_is
     assert alone.groups[0].whole and alone.groups[0].pieces[0].rows == 11
 
 
+def test_a_small_gap_is_read_and_a_large_one_is_another_call() -> None:
+    tables = [BlockTable([0], 40), BlockTable([2], 40), BlockTable([90], 40)]
+    (group,) = Plan(tables, [1, 1, 1], 64, torch.device("cpu")).groups
+    assert [(piece.owners, piece.rows) for piece in group.pieces] == [((0, -1, 1), 41), ((2,), 41)]
+
+
+def test_a_series_of_unfilled_blocks_is_not_read_to_its_end() -> None:
+    tables = [BlockTable([2 * i, 2 * i + 1], 127) for i in range(4)] + [BlockTable([8 + i], 3) for i in range(6)]
+    (group,) = Plan(tables, [1] * 10, 64, torch.device("cpu")).groups
+    assert [(len(piece.owners), piece.rows) for piece in group.pieces] == [(8, 64), (6, 4)]
+
+
 @pytest.mark.parametrize("damage", ["order", "row"])
 def test_control_a_wrong_table_is_seen(damage: str) -> None:
     made = torch.Generator().manual_seed(1)
@@ -107,6 +124,7 @@ def test_control_a_wrong_table_is_seen(damage: str) -> None:
     right = BlockTable([0, 1, 2], 9)
     wrong = BlockTable([1, 0, 2], 9) if damage == "order" else BlockTable([0, 1, 2], 8)
     found = [
-        attend(query, keys, values, Plan([t], [2], 4, torch.device("cpu"), True), window=6) for t in (right, wrong)
+        attend(query.transpose(0, 1), keys, values, Plan([t], [2], 4, torch.device("cpu"), True), window=6)
+        for t in (right, wrong)
     ]
     assert (found[0] - found[1]).abs().max() > 1e-2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -147,16 +147,15 @@ def _tasks(pair: Pair, messages: list[tuple[str, str, list[dict[str, str]]]], se
 
 
 def _trials(decoder: Decoder, tasks: list[Task], sampling: Sampling, max_tokens: int) -> list[Trial]:
+    from dspark.decoding.request import Request
     from dspark.evaluation.evaluate import measure
     from dspark.evaluation.summary import tally_of
     from dspark.foundation.progress import progress
 
-    def decode(task: Task, mode: Mode) -> list[Round]:
-        rounds = list(
-            decoder.rounds(task.prompt_ids, mode=mode, sampling=sampling, seed=task.seed, max_tokens=max_tokens)
-        )
-        decoder.target.chat.decode([token for each in rounds for token in each.tokens])
-        return rounds
+    def decode(task: Task, mode: Mode) -> Sequence[Round]:
+        completion = decoder.answer(Request(task.id, task.prompt_ids, sampling, task.seed, max_tokens), mode)
+        decoder.target.chat.decode(completion.output_ids)
+        return completion.rounds
 
     judge = _judge(decoder.target) if sampling.greedy else None
     trials: list[Trial] = []

@@ -77,8 +77,9 @@ class Work:
 class Engine:
     """A target, its drafter and the requests under way.
 
-    ``mode`` and ``lookup`` are ``Decoder``'s, and so is ``verify_length``, which plans greedy rounds. Raises UserError
-    for mode "dspark" without a drafter, and, by id, for a request that the cache or the context can't hold.
+    ``mode`` and ``lookup`` are ``Decoder``'s, and so is ``verify_length``, which plans greedy rounds. An answer ends
+    where the context does. Raises UserError for mode "dspark" without a drafter, and, by id, for a request that the
+    cache or the context can't hold.
     """
 
     def __init__(
@@ -154,14 +155,19 @@ class Engine:
                 f"request {request.id} has {len(request.prompt_ids)} prompt tokens and asks for {request.max_tokens};"
                 " expected at least one of each"
             )
-        needed = len(request.prompt_ids) + request.max_tokens
-        room = min(self.target.max_positions, self.pool.count * self.pool.size - self._round_tokens + 1)
-        if needed > room:
+        context, room = self.target.max_positions, self.pool.count * self.pool.size - self._round_tokens + 1
+        limit = min(request.max_tokens, context - len(request.prompt_ids))
+        if limit < 1:
             raise UserError(
-                f"request {request.id} needs {needed} positions (prompt {len(request.prompt_ids)} and answer"
-                f" {request.max_tokens}), {room} are allowed; shorten it"
+                f"the prompt of request {request.id} has {len(request.prompt_ids)} tokens, the context of"
+                f" {self.target.name} holds {context}; shorten the prompt"
             )
-        return Running(request, SeededDraws(request.seed), lookup_of(self._mode, self._lookup))
+        if len(request.prompt_ids) + limit > room:
+            raise UserError(
+                f"request {request.id} needs {len(request.prompt_ids) + limit} positions (prompt"
+                f" {len(request.prompt_ids)} and answer {limit}), the cache has {room}; shorten it"
+            )
+        return Running(request, SeededDraws(request.seed), limit, lookup_of(self._mode, self._lookup))
 
     def _works(self, shares: Sequence[Share]) -> list[Work]:
         """Everybody's part, rounds with their drafts and how many of these are verified."""
@@ -171,7 +177,7 @@ class Engine:
         for share in shares:
             draft = NO_DRAFT if share.count else next(drafts)
             length = len(draft.tokens)
-            if length and share.row.request.sampling.greedy:
+            if length and self._drafter is not None and share.row.request.sampling.greedy:
                 length = self._verify_length(length, draft.survival())
             length = max(0, min(length, len(draft.tokens), share.row.room - 1))
             works.append(Work(share.row, share.count, draft, length))

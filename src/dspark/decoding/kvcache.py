@@ -8,6 +8,7 @@ block that nobody holds keeps its content until the room is needed, least recent
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 
 from dspark.foundation.errors import UserError
@@ -29,9 +30,9 @@ class BlockPool:
             raise UserError(f"{count} blocks of {size} positions were asked for; both must be at least 1")
         self.count, self.size = count, size
         self._holders = [0] * count
-        # Held by nobody; dicts, because their order counts and any member can be taken out.
-        self._fresh: dict[int, None] = dict.fromkeys(range(count))  # nothing to find in them
-        self._idle: dict[int, None] = {}  # findable, least recently used first
+        # Held by nobody: blocks with nothing to find in them, in order, and findable ones, least recently used first.
+        self._fresh = list(range(count))
+        self._idle: dict[int, None] = {}
         self._key_of: dict[int, _Key] = {}
         self._block_of: dict[_Key, int] = {}
         self._children: dict[int, set[int]] = {}
@@ -47,8 +48,7 @@ class BlockPool:
         if needed > self.available:
             raise OutOfBlocks
         for _ in range(needed):
-            # The neighbour of the last block where it is free: a request alone is then one piece.
-            table.blocks.append(self._take(table.blocks[-1] + 1 if table.blocks else None))
+            table.blocks.append(self._take(table.blocks[-1] if table.blocks else None))
 
     def needed(self, table: BlockTable, positions: int) -> int:
         """Blocks that ``reserve`` of that many positions would take."""
@@ -114,7 +114,8 @@ class BlockPool:
             for block in table.blocks:
                 holders[block] += 1
         assert holders == self._holders
-        idle, fresh = self._idle.keys(), self._fresh.keys()
+        assert sorted(set(self._fresh)) == self._fresh
+        idle, fresh = self._idle.keys(), set(self._fresh)
         assert not idle & fresh
         assert idle | fresh == {block for block in range(self.count) if not holders[block]}
         assert {self._block_of[key]: key for key in self._block_of} == self._key_of
@@ -123,11 +124,20 @@ class BlockPool:
             assert len(ids) == self.size
             assert parent is None or (parent in self._key_of and block in self._children[parent])
 
-    def _take(self, wanted: int | None) -> int:
+    def _take(self, before: int | None) -> int:
+        """A block for a text whose last one is ``before``, so that few runs of blocks are read together.
+
+        Its neighbour where that is free: a request alone is then one piece. Texts begin at the low end and grow at the
+        high one: full blocks lie with full ones, and those being filled with each other.
+        """
         if not self._fresh:
             self._forget(next(iter(self._idle)))
-        block = wanted if wanted is not None and wanted in self._fresh else next(iter(self._fresh))
-        del self._fresh[block]
+        place = 0 if before is None else len(self._fresh) - 1
+        if before is not None:
+            neighbour = bisect_left(self._fresh, before + 1)
+            if self._fresh[neighbour : neighbour + 1] == [before + 1]:
+                place = neighbour
+        block = self._fresh.pop(place)
         self._holders[block] = 1
         return block
 
@@ -142,7 +152,7 @@ class BlockPool:
         if block in self._key_of:
             self._idle[block] = None
         else:
-            self._fresh[block] = None
+            insort(self._fresh, block)
 
     def _forget(self, block: int) -> None:
         """Make a block unfindable, and those behind it: a chain without its beginning means nothing."""
@@ -154,4 +164,4 @@ class BlockPool:
             self._children[key[0]].discard(block)
         if block in self._idle:
             del self._idle[block]
-            self._fresh[block] = None
+            insort(self._fresh, block)

@@ -34,10 +34,14 @@ class Completion:
 
 @dataclass(eq=False)
 class Running:
-    """A request under way. ``ids`` are prompt and output; the cache holds the first ``table.length`` of them."""
+    """A request under way. ``ids`` are prompt and output; the cache holds the first ``table.length`` of them.
+
+    ``limit``: output tokens at most, those asked for or fewer where the context ends.
+    """
 
     request: Request
     draws: SeededDraws
+    limit: int
     lookup: PromptLookup | None = None
     ids: list[int] = field(default_factory=list)
     table: BlockTable = field(default_factory=BlockTable)
@@ -54,7 +58,7 @@ class Running:
     @property
     def room(self) -> int:
         """Output tokens that may still come."""
-        return self.request.max_tokens - (len(self.ids) - len(self.request.prompt_ids))
+        return self.limit - (len(self.ids) - len(self.request.prompt_ids))
 
     @property
     def unread(self) -> int:

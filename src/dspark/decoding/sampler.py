@@ -45,11 +45,13 @@ def settle(
     verdicts: list[Verdict | None] = [None] * len(rows)
     for sampling, members in by_sampling(rows):
         chosen = [firsts[i] + k for i in members for k in range(lengths[i] + 1)]
+        # Mostly all requests share their settings: a copy of all their logits takes longer than their argmax.
+        mine_NV = logits_NV if len(members) == len(rows) else logits_NV[chosen]
         some = ([rows[i] for i in members], [drafts[i].tokens[: lengths[i]] for i in members])
         if sampling.greedy:
-            found = _greedy(logits_NV[chosen], some[1])
+            found = _greedy(mine_NV, some[1])
         else:
-            found = _sampled(distribution(logits_NV[chosen], sampling), *some, [drafts[i] for i in members])
+            found = _sampled(distribution(mine_NV, sampling), *some, [drafts[i] for i in members])
         for i, verdict in zip(members, found, strict=True):
             verdicts[i] = verdict
     return [verdict for verdict in verdicts if verdict is not None]

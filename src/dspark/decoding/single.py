@@ -1,11 +1,13 @@
-"""One request at a time: the reference loop on a real target, plain, with a trained drafter, or with prompt lookup."""
+"""One request at a time, plain, with a trained drafter, or with prompt lookup: streamed, or answered by the core."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from dspark.decoding.engine import BLOCK, Engine, Limits
 from dspark.decoding.modes import Mode, lookup_of
+from dspark.decoding.request import Completion, Request
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.drafters.ngram import LookupFirst
 from dspark.drafters.state import DSparkState
@@ -35,7 +37,7 @@ class Decoder:
     def rounds(
         self, prompt_ids: list[int], *, mode: Mode, sampling: Sampling, seed: int, max_tokens: int
     ) -> Iterator[Round]:
-        """Decode ``prompt_ids`` round by round; plain decoding taps no layers and asks for no spare logits.
+        """Decode ``prompt_ids`` round by round through the reference loop; plain decoding taps no layers.
 
         Raises UserError for a prompt that leaves no room in the target's context, or mode "dspark" without a drafter.
         """
@@ -67,3 +69,18 @@ class Decoder:
             verify_length=self.verify_length if mode == "dspark" and sampling.greedy else verify_all,
             context_limit=limit,
         )
+
+    def answer(self, request: Request, mode: Mode) -> Completion:
+        """The same rounds through the batched core, as its only request."""
+        positions = min(len(request.prompt_ids) + request.max_tokens, self.target.max_positions)
+        engine = Engine(
+            self.target,
+            [request],
+            Limits(slots=1, cache_tokens=positions + BLOCK),  # drafts may reach beyond the answer's end
+            mode,
+            self.drafter,
+            lookup=self.lookup,
+            verify_length=self.verify_length,
+        )
+        (completion,) = engine.run()
+        return completion

@@ -31,7 +31,7 @@ class Task:
 class Run:
     """One decoding of one prompt and how long it took, in seconds."""
 
-    rounds: list[Round]
+    rounds: Sequence[Round]
     seconds: float
 
     @property
@@ -49,7 +49,7 @@ class Trial:
     comparisons: dict[Mode, Comparison]
 
 
-Decode = Callable[[Task, Mode], list[Round]]
+Decode = Callable[[Task, Mode], Sequence[Round]]
 Judge = Callable[[Task, list[int], list[int]], Comparison]
 
 

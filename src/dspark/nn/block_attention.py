@@ -5,7 +5,7 @@ mass, so each piece comes with the logarithm of its own (log-sum-exp). Query hea
 folded into the query length, so keys and values are read once and never repeated.
 
 Legend: T tokens of a step, R requests of a group, n tokens of one request (padded), Q query heads, H key/value heads,
-G = Q / H, X = G * n, P items, M items of one request (padded), S rows, D head size.
+G = Q / H, A = R * n, X = G * n, P items, M items of one request (padded), S rows, D head size.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dspark.nn.blocks import Group, Plan
 
 
 def attend(
-    query_QTD: Tensor,
+    query_TQD: Tensor,
     keys_HSD: Tensor,
     values_HSD: Tensor,
     plan: Plan,
@@ -34,14 +34,15 @@ def attend(
     brings nothing (gpt-oss).
     """
     heads = keys_HSD.shape[0]
-    queries = query_QTD.shape[0] // heads
+    queries = query_TQD.shape[1] // heads
     parts = []
     for number, group in enumerate(plan.groups):
-        folded_RHXD = _fold(query_QTD.index_select(1, group.tokens_A), len(group.ends), heads)
+        mine_AQD = query_TQD if plan.in_order else query_TQD.index_select(0, group.tokens_A)
+        folded_RHXD = _fold(mine_AQD, len(group.ends), heads)
         partials = []
         for index, piece in enumerate(group.pieces):
             mine_PHXD = folded_RHXD if group.whole else folded_RHXD.index_select(0, group.owners[index])
-            mask = plan.mask(number, index, queries, window, query_QTD.dtype)
+            mask = plan.mask(number, index, queries, window, query_TQD.dtype)
             k_PHSD, v_PHSD = piece.view(keys_HSD), piece.view(values_HSD)
             partials.append(_partial(mine_PHXD, k_PHSD, v_PHSD, mask, scale, softcap))
         if group.whole and sinks_Q is None:
@@ -94,13 +95,15 @@ def _merge(partials: list[tuple[Tensor, Tensor]], group: Group, sinks_HX: Tensor
     return merged.to(out_PHXD.dtype)
 
 
-def _fold(query_QTD: Tensor, requests: int, heads: int) -> Tensor:
-    """``[Q, R*n, D]`` to ``[R, H, G*n, D]``: the queries of one key/value head become one longer query."""
-    split: Tensor = query_QTD.unflatten(0, (heads, -1)).unflatten(2, (requests, -1))
-    return split.permute(2, 0, 1, 3, 4).flatten(2, 3)
+def _fold(query_AQD: Tensor, requests: int, heads: int) -> Tensor:
+    """``[R*n, Q, D]`` to ``[R, H, G*n, D]``: the queries of one key/value head become one longer query."""
+    tokens, queries, width = query_AQD.shape
+    split = query_AQD.view(requests, tokens // requests, heads, queries // heads, width)
+    return split.permute(0, 2, 3, 1, 4).reshape(requests, heads, -1, width)
 
 
 def _unfold(attended_RHXD: Tensor, groups: int) -> Tensor:
     """``[R, H, G*n, D]`` back to ``[R*n, Q, D]``."""
-    split: Tensor = attended_RHXD.unflatten(2, (groups, -1))
-    return split.permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1)
+    requests, heads, folded, width = attended_RHXD.shape
+    split = attended_RHXD.view(requests, heads, groups, folded // groups, width)
+    return split.permute(0, 3, 1, 2, 4).reshape(-1, heads * groups, width)

@@ -20,8 +20,10 @@ from torch import Tensor
 
 # Requests that bring at most this many tokens are padded to one length and share calls; longer ones go alone.
 _SHORT = 16
-# Unfilled blocks in a row whose empty rows cost more to read than a further call of the kernel.
-_WORTH_A_CALL = 4
+# Rows of all heads that are read in the time that a further call of the kernel costs.
+_ROWS_A_CALL = 256
+# The owner of an item that nobody looks at: a block between two others, read because that is cheaper than a call.
+_NOBODY = -1
 
 _Item = tuple[int, int, int]  # a block, the request it belongs to, and which of that request's blocks it is
 
@@ -45,7 +47,8 @@ class BlockTable:
 
 @dataclass(frozen=True)
 class Piece:
-    """One call of the kernel: item i is ``rows`` rows from ``first + i * stride`` on, looked at by ``owners[i]``.
+    """One call of the kernel: item i is ``rows`` rows from ``first + i * stride`` on, looked at by ``owners[i]`` (or by
+    nobody).
 
     ``offsets[i]`` is the position of its first row. The items lie one behind the other, so they are a view.
     """
@@ -58,10 +61,13 @@ class Piece:
 
     def view(self, cached_HSD: Tensor) -> Tensor:
         """``[P, H, S, D]`` of this piece."""
-        items = len(self.owners)
-        rows = cached_HSD[:, self.first : self.first + items * self.stride]
-        split: Tensor = rows.unflatten(1, (items, self.stride))
-        return split[:, :, : self.rows].transpose(0, 1)
+        heads, _, width = cached_HSD.shape
+        by_head, by_row, by_number = cached_HSD.stride()
+        return cached_HSD.as_strided(
+            (len(self.owners), heads, self.rows, width),
+            (self.stride * by_row, by_head, by_row, by_number),
+            cached_HSD.storage_offset() + self.first * by_row,
+        )
 
 
 class Group:
@@ -82,7 +88,7 @@ class Group:
         self.longest = max(counts)
         self.ends = [table.length + count for table, count in zip(tables, counts, strict=True)]
         self.pieces = _pieces(tables, self.ends, size)
-        self.owners = [torch.tensor(piece.owners, device=device) for piece in self.pieces]
+        self.owners = [torch.tensor(piece.owners, device=device).clamp(min=0) for piece in self.pieces]
         self._slot_Rn = torch.arange(self.longest, device=device).minimum(
             torch.tensor(counts, device=device)[:, None] - 1
         )
@@ -110,6 +116,9 @@ class Group:
         seen = row_PS[:, None] <= last_Pn[..., None]
         if window is not None:
             seen = seen & (row_PS[:, None] > query_Pn[..., None] - window)
+        holes = [i for i, owner in enumerate(piece.owners) if owner == _NOBODY]
+        if holes:  # whatever comes out of them is not used, so they need no mask
+            seen[holes] = True
         return seen.expand(-1, query_Pn.shape[1], -1)
 
 
@@ -165,7 +174,7 @@ class Plan:
 
 
 def _pieces(tables: Sequence[BlockTable], ends: Sequence[int], size: int) -> list[Piece]:
-    """The fewest calls: a lone request in neighbouring blocks is one item, else runs of blocks with an item each.
+    """Few calls: a lone request in neighbouring blocks is one item, else runs of blocks with an item each.
 
     A block that several requests share is in as many runs.
     """
@@ -183,37 +192,51 @@ def _pieces(tables: Sequence[BlockTable], ends: Sequence[int], size: int) -> lis
             runs.append(run)
         run.append(item)
         behind.setdefault(item[0] + 1, []).append(run)
+    parts = [part for run in runs for part in _by_fill(run, ends, size)]
     return [
         Piece(
             first=part[0][0] * size,
             stride=size,
-            rows=max(min(size, ends[owner] - i * size) for _, owner, i in part),
+            rows=_rows(part, ends, size),
             owners=tuple(owner for _, owner, _ in part),
             offsets=tuple(i * size for _, _, i in part),
         )
-        for run in runs
-        for part in _by_fill(run, ends, size)
+        for part in _joined(parts, ends, size)
     ]
 
 
-def _by_fill(run: list[_Item], ends: Sequence[int], size: int) -> list[list[_Item]]:
-    """A run cut where full blocks meet a series of unfilled ones, whose unfilled rows need not be read."""
-    parts: list[list[_Item]] = []
-    for _, some in groupby(run, key=lambda item: ends[item[1]] >= (item[2] + 1) * size):
-        part = list(some)
-        short = len(part) < _WORTH_A_CALL
-        if parts and (short or len(parts[-1]) < _WORTH_A_CALL):
-            parts[-1] += part
-        else:
-            parts.append(part)
-    return parts
+def _rows(part: Sequence[_Item], ends: Sequence[int], size: int) -> int:
+    """Rows to be read of each block, those of the fullest."""
+    return max(min(size, ends[owner] - i * size) for _, owner, i in part if owner != _NOBODY)
+
+
+def _by_fill(run: Sequence[_Item], ends: Sequence[int], size: int) -> list[list[_Item]]:
+    """A run cut where full blocks meet unfilled ones."""
+    return [list(part) for _, part in groupby(run, key=lambda item: ends[item[1]] >= (item[2] + 1) * size)]
+
+
+def _joined(parts: list[list[_Item]], ends: Sequence[int], size: int) -> list[list[_Item]]:
+    """Parts put together, with what lies between them, where the rows read for nothing cost less than a call."""
+    joined: list[list[_Item]] = []
+    for part in sorted(parts):
+        last = joined[-1] if joined else []
+        gap = part[0][0] - last[-1][0] - 1 if last else -1
+        if gap >= 0:
+            before, behind = _rows(last, ends, size), _rows(part, ends, size)
+            each = max(before, behind)
+            if gap * each + len(last) * (each - before) + len(part) * (each - behind) <= _ROWS_A_CALL:
+                last += [(last[-1][0] + 1 + i, _NOBODY, 0) for i in range(gap)] + part
+                continue
+        joined.append(part)
+    return joined
 
 
 def _items(pieces: Sequence[Piece], requests: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Item numbers of each request over all pieces ``[R, M]``, and where there are none."""
     numbers: list[list[int]] = [[] for _ in range(requests)]
     for number, owner in enumerate(owner for piece in pieces for owner in piece.owners):
-        numbers[owner].append(number)
+        if owner != _NOBODY:
+            numbers[owner].append(number)
     most = max(map(len, numbers))
     items = torch.tensor([each + [0] * (most - len(each)) for each in numbers], device=device)
     present = torch.tensor([[i < len(each) for i in range(most)] for each in numbers], device=device)

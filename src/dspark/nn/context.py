@@ -117,8 +117,8 @@ class BlockContext(NamedTuple):
         batch, heads, queries, _, slots, width = q_BHGAKD.shape
         self.keys_HSD.index_copy_(1, self.rows_T, k_BHAKD.transpose(0, 1).flatten(1, 3))
         self.values_HSD.index_copy_(1, self.rows_T, v_BHAKD.transpose(0, 1).flatten(1, 3))
-        query_QTD = q_BHGAKD.permute(1, 2, 0, 3, 4, 5).reshape(heads * queries, batch * slots, width)
-        out_TQD = attend(query_QTD, self.keys_HSD, self.values_HSD, self.plan)
+        query_TQD = q_BHGAKD.permute(0, 3, 4, 1, 2, 5).reshape(batch * slots, heads * queries, width)
+        out_TQD = attend(query_TQD, self.keys_HSD, self.values_HSD, self.plan)
         return out_TQD.view(batch, 1, slots, heads, queries, width).permute(0, 3, 4, 1, 2, 5)
 
 

@@ -51,7 +51,7 @@ def ragged_attention(
     cache = ragged_batch.cache
     cache.store(layer, ragged_batch.rows_T, key[0], value[0])
     out_TQD = attend(
-        query[0],
+        query[0].transpose(0, 1),
         cache.keys[layer],
         cache.values[layer],
         ragged_batch.plan,

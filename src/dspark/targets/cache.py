@@ -27,6 +27,8 @@ class KVLayer:
 class KVCache:
     """Preallocated ``[H, N*size, D]`` tensors per layer; who holds which block is written in block tables elsewhere.
 
+    Keys and values of a layer are the halves of one tensor, so that a step's can be written at once.
+
     A layer that reads an earlier one's keys and values has that one's tensors.
     """
 
@@ -44,12 +46,15 @@ class KVCache:
         self._layers = list(layers)
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
+        self._both: list[Tensor] = []
         for index, layer in enumerate(layers):
-            for tensors in (self.keys, self.values):
-                if layer.source == index:
-                    tensors.append(torch.zeros(layer.heads, blocks * size, layer.head_dim, dtype=dtype, device=device))
-                else:
-                    tensors.append(tensors[layer.source])
+            if layer.source != index:
+                both = self._both[layer.source]
+            else:
+                both = torch.zeros(2 * layer.heads, blocks * size, layer.head_dim, dtype=dtype, device=device)
+            self._both.append(both)
+            self.keys.append(both[: layer.heads])
+            self.values.append(both[layer.heads :])
 
     def tables(self) -> list[BlockTable]:
         """A table for each block: as many requests as there are blocks, none longer than one."""
@@ -57,7 +62,15 @@ class KVCache:
 
     def store(self, layer: int, rows_T: Tensor, key_HTD: Tensor, value_HTD: Tensor) -> None:
         """Write one step's keys and values at ``rows_T``, unless the layer reads another's."""
-        if self._layers[layer].source != layer:
+        if not self.owns(layer):
             return
         self.keys[layer].index_copy_(1, rows_T, key_HTD)
         self.values[layer].index_copy_(1, rows_T, value_HTD)
+
+    def store_both(self, layer: int, rows_T: Tensor, heads_2HTD: Tensor) -> None:
+        """``store`` for keys and values that lie one behind the other already."""
+        self._both[layer].index_copy_(1, rows_T, heads_2HTD)
+
+    def owns(self, layer: int) -> bool:
+        """Whether the layer has keys and values of its own."""
+        return self._layers[layer].source == layer

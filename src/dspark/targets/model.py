@@ -26,9 +26,11 @@ from dspark.targets.attention import SEAM
 from dspark.targets.cache import KVCache
 from dspark.targets.chat import Chat
 from dspark.targets.family import kv_layers, rope_types, scales_of
+from dspark.targets.lean import WATCHED, WatchedBatch, lean_attention, lean_mlps, lean_norms, watch
 from dspark.targets.probe import probe, probe_ids
 from dspark.targets.ragged import RaggedBatch
 from dspark.targets.sources import Source, resolve_source
+from dspark.targets.taps import tapped
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,24 @@ class Target:
             probe(self, eager_logits_TV)
 
     def pack(self) -> None:
-        """Drop the readable linear weights for faster frozen ones (fp32 on a CPU; elsewhere nothing changes)."""
+        """Drop the readable weights for faster frozen forms of the same numbers."""
+        self._lean()
         join_linears(self._model)
         pack_linears(self._model)
+
+    @torch.inference_mode()
+    def _lean(self) -> None:
+        """Put lean twins in place wherever they give the same numbers as the modules of the model."""
+        lean_norms(self._model)
+        lean_mlps(self._model)
+        ids_T = probe_ids(self.vocab_size).to(self.device)
+        cache = self.new_cache(blocks=1, size=len(ids_T))
+        batch = WatchedBatch(cache, cache.tables(), [len(ids_T)], end=self.max_positions)
+        self._model.set_attn_implementation(WATCHED)
+        with watch(self._model) as calls:
+            self._run(ids_T, batch)
+        self._model.set_attn_implementation(SEAM)
+        lean_attention(self._model, calls)
 
     @cached_property
     def weights_hash(self) -> str:
@@ -145,21 +162,21 @@ class Target:
     def forward(self, ids_T: Tensor, batch: RaggedBatch, taps: Sequence[int] = ()) -> Forward:
         """Run one ragged step and append its keys and values to the cache.
 
-        ``taps``: 0-based layer ids whose OUTPUT is returned, concatenated in that order; -1 is the embedding output.
+        ``taps``: 0-based layer ids whose OUTPUT is returned, concatenated in that order; -1 is the embedding output,
+        and the last layer's is behind the final norm (as in transformers' hidden states).
         """
-        output = self._base(
-            input_ids=ids_T[None],
-            position_ids=batch.positions_T[None],
-            use_cache=False,
-            ragged_batch=batch,
-            output_hidden_states=[tap + 1 for tap in taps] or False,
-        )
+        with tapped(self._base.layers, taps) as found:
+            last_1Td = self._run(ids_T, batch)
         batch.commit()
-        features = None
-        if taps:
-            # Entry i + 1 is the output of layer i; those not asked for are None.
-            features = torch.cat([output.hidden_states[tap + 1][0] for tap in taps], dim=-1)
-        return Forward(output.last_hidden_state[0], features)
+        found[self.num_layers - 1] = last_1Td
+        return Forward(last_1Td[0], torch.cat([found[tap][0] for tap in taps], dim=-1) if taps else None)
+
+    def _run(self, ids_T: Tensor, batch: RaggedBatch) -> Tensor:
+        """Hidden states ``[1, T, d]`` behind the final norm."""
+        positions_1T = batch.positions_T[None]
+        out = self._base(input_ids=ids_T[None], position_ids=positions_1T, use_cache=False, ragged_batch=batch)
+        last: Tensor = out.last_hidden_state
+        return last
 
     def layer_weights(self, index: int) -> dict[str, Tensor]:
         """Weights of decoder layer ``index`` by their Hugging Face names; before ``pack`` only."""

@@ -1,6 +1,6 @@
 """One step's tokens of many requests, laid end to end without padding.
 
-Legend: T tokens of the step.
+Legend: T tokens of the step, D head size.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from dspark.foundation.errors import UserError
 from dspark.nn.blocks import BlockTable, Plan
@@ -37,6 +38,16 @@ class RaggedBatch:
         self.positions_T = torch.tensor(positions, device=device)
         self.rows_T = torch.tensor([row for table, n in pairs for row in table.rows(n, cache.size)], device=device)
         self.plan = Plan(self.tables, self.counts, cache.size, device)
+        self._rotations: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def rotation(self, cos_1TD: Tensor, sin_1TD: Tensor) -> Tensor:
+        """``cos + i sin`` of the angles of rotated halves, complex ``[T, 1, D/2]``; made once for all layers."""
+        known = self._rotations.get(id(cos_1TD))
+        if known is None or known[0] is not cos_1TD:
+            cos, sin = (each[0, :, None, : each.shape[-1] // 2] for each in (cos_1TD, sin_1TD))
+            wide = torch.promote_types(cos.dtype, torch.float32)
+            known = self._rotations[id(cos_1TD)] = (cos_1TD, torch.complex(cos.to(wide), sin.to(wide)))
+        return known[1]
 
     def commit(self) -> None:
         """Count the step's tokens as cached; called once after the forward pass."""

@@ -1,0 +1,89 @@
+"""Frozen layers made of few operations, for steps of a few rows.
+
+There an operation costs more to call than to compute: a normalisation written as seven of them takes as long as one of
+the smaller weight products (docs/lab_log.md).
+
+Legend: d width, T tokens, N heads, D head size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from dspark.nn.packed import PackedLinear, can_pack
+
+Make = Callable[[Tensor, Tensor | None], nn.Module]
+
+
+def frozen_linear(weight: Tensor, bias: Tensor | None) -> nn.Module:
+    """The product with a frozen weight in the fastest exact form there is for it."""
+    if can_pack(weight):
+        return PackedLinear(weight, bias)
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return linear
+
+
+def stacked(linears: list[nn.Linear], make: Make = frozen_linear) -> nn.Module:
+    """Products of the same rows as one, results side by side; all of them have biases, or none has."""
+    biases = [each.bias.detach() for each in linears if each.bias is not None]
+    assert len(biases) in (0, len(linears)), "either all have biases or none"
+    return make(torch.cat([each.weight.detach() for each in linears]), torch.cat(biases) if biases else None)
+
+
+class LeanNorm(nn.Module):
+    """``x / sqrt(mean(x^2) + eps) * weight`` over the last axis, in fp32 at least, returned in the dtype of ``x``."""
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        super().__init__()
+        size = weight.shape[-1]
+        self.weight, self.eps = weight.detach(), eps
+        # x / sqrt(sum / d + eps) = sqrt(d) x / sqrt(sum + d eps): two operations on numbers become constants.
+        self._scale = self.weight.to(torch.promote_types(weight.dtype, torch.float32)) * math.sqrt(size)
+        self._bias = torch.tensor(size * eps, dtype=self._scale.dtype, device=weight.device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x [..., d]`` to ``[..., d]``."""
+        wide = x if x.dtype == self._scale.dtype else x.to(self._scale.dtype)
+        inverse: Tensor = torch.linalg.vecdot(wide, wide).add_(self._bias).rsqrt_()
+        normed = (wide * inverse.unsqueeze(-1)).mul_(self._scale)
+        return normed if wide is x else normed.to(x.dtype)
+
+
+class LeanMLP(nn.Module):
+    """``down(act(gate(x)) * up(x))``; gate and up are one product."""
+
+    def __init__(
+        self, gate: nn.Linear, up: nn.Linear, down: nn.Linear, act: Callable[[Tensor], Tensor], make: Make
+    ) -> None:
+        super().__init__()
+        self.both, self.down, self._act = stacked([gate, up], make), make(down.weight, down.bias), act
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x [..., d]`` to ``[..., d]``."""
+        gate, up = self.both(x).chunk(2, dim=-1)
+        out: Tensor = self.down(self._act(gate).mul_(up))
+        return out
+
+
+def paired(head_dim: int) -> Tensor:
+    """The order of a head's elements in which those that rotate together are neighbours: 0, D/2, 1, D/2 + 1, ..."""
+    return torch.arange(head_dim).view(2, -1).T.flatten()
+
+
+def turn(heads_TND: Tensor, rotation_T1C: Tensor) -> None:
+    """Rotate heads of ``paired`` order in place: a pair is a complex number, so rotating it is one product.
+
+    ``rotation_T1C`` complex, D/2 a token: ``cos + i sin`` of its angles. In fp32 where the heads are narrower.
+    """
+    wide = heads_TND if heads_TND.element_size() >= 4 else heads_TND.float()
+    tokens, heads, width = wide.shape
+    torch.view_as_complex(wide.view(tokens, heads, width // 2, 2)).mul_(rotation_T1C)
+    if wide is not heads_TND:
+        heads_TND.copy_(wide)

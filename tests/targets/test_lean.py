@@ -1,0 +1,137 @@
+"""Lean twins stand where they give the same numbers, and nowhere else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from test_families import FAMILIES, TEXTS, model_of, reference
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
+
+from dspark.nn.lean import LeanMLP, LeanNorm, paired, turn
+from dspark.targets.lean import LeanAttention
+from dspark.targets.session import TargetSession
+from tiny import tiny_llama, tiny_target
+
+# Norms, MLPs and attention modules of each family that have a twin; the others stay Hugging Face's own, and why.
+TWINS = {
+    "Llama": (9, 4, 4),
+    "Mistral": (9, 4, 4),
+    "Qwen2": (9, 4, 4),
+    "Qwen3": (17, 4, 4),
+    "Gemma 2": (17, 4, 4),
+    "Gemma 3": (25, 4, 4),
+    "Gemma 4": (42, 6, 0),  # values are normed, some layers share them
+    "Granite": (9, 4, 4),
+    "Cohere 2": (0, 4, 0),  # norms subtract the mean, pairs that rotate are neighbours, some layers rotate nothing
+    "gpt-oss": (9, 0, 0),  # experts; cosines of half the width
+}
+
+
+def twins(model: nn.Module) -> tuple[int, int, int]:
+    norms, mlps, attention = (
+        sum(isinstance(module, kind) for module in model.modules()) for kind in (LeanNorm, LeanMLP, LeanAttention)
+    )
+    # Attention has its head norms inside.
+    return norms, mlps, attention
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_has_the_twins_that_fit_it(family: str) -> None:
+    model = model_of(family)
+    tiny_target(model)
+    assert twins(model) == TWINS[family]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_bf16_a_family_has_the_same_twins_and_is_as_close_as_hugging_face(family: str) -> None:
+    exact = [reference(model_of(family), ids) for ids in TEXTS]
+    theirs = [reference(model_of(family).bfloat16(), ids) for ids in TEXTS]
+    model = model_of(family).bfloat16()
+    target = tiny_target(model)
+    assert twins(model) == TWINS[family]
+    ours = [TargetSession(target, 40).extend(ids.tolist(), len(ids)).logits_NV for ids in TEXTS]
+    assert error(ours, exact) < 1.25 * error(theirs, exact)
+
+
+def error(found: list[Tensor], exact: list[Tensor]) -> float:
+    """The median: an expert chosen otherwise in bf16 moves the largest."""
+    return float((torch.stack(found).float() - torch.stack(exact)).abs().median())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_taps_are_hugging_faces_hidden_states(family: str) -> None:
+    model = model_of(family)
+    model.set_attn_implementation("eager")
+    layers = model.config.num_hidden_layers
+    with torch.no_grad():
+        states = model(input_ids=TEXTS[:1], use_cache=False, output_hidden_states=True).hidden_states
+    session = TargetSession(tiny_target(model), 40, taps := (-1, 0, layers - 2, layers - 1))
+    features = session.extend(TEXTS[0].tolist(), 1).features_TF
+    expected = torch.cat([states[tap + 1][0] for tap in taps], dim=-1)
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
+
+
+class LateAttention(LlamaAttention):
+    """As every other until late positions, which it treats in a way of its own."""
+
+    def forward(self, hidden_states: Tensor, *, position_ids: Tensor, **others: Any) -> Any:
+        out, weights = super().forward(hidden_states, position_ids=position_ids, **others)
+        return out * (1 + (position_ids > 200)[..., None]), weights
+
+
+class SquaredNorm(LlamaRMSNorm):
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.weight * super().forward(hidden_states)
+
+
+class DoubledMLP(LlamaMLP):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "left"),
+    [
+        ("self_attn", LateAttention, (7, 3, 2)),
+        ("input_layernorm", SquaredNorm, (6, 3, 3)),
+        ("mlp", DoubledMLP, (7, 2, 3)),
+    ],
+)
+def test_control_a_module_that_does_something_else_keeps_its_place(
+    name: str, kind: type, left: tuple[int, int, int]
+) -> None:
+    def changed() -> LlamaForCausalLM:
+        model = tiny_llama()
+        getattr(model.model.layers[1], name).__class__ = kind
+        torch.nn.init.normal_(model.model.layers[1].input_layernorm.weight, 1.0, 0.3)
+        return model
+
+    model = changed()
+    tiny_target(model)
+    assert type(getattr(model.model.layers[1], name)) is kind
+    assert twins(model) == left
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_turned_pair_is_rotated_halves(dtype: torch.dtype) -> None:
+    made = torch.Generator().manual_seed(0)
+    heads, angles = torch.randn(5, 3, 8, generator=made).to(dtype), torch.randn(5, 1, 4, generator=made).double()
+    first, second = heads.double().chunk(2, dim=-1)
+    cos, sin = angles.cos(), angles.sin()
+    expected = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    found = heads[..., paired(8)]
+    wide = torch.promote_types(dtype, torch.float32)
+    turn(found, torch.complex(cos.to(wide), sin.to(wide)))
+    tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-6
+    torch.testing.assert_close(found.double(), expected[..., paired(8)], rtol=tolerance, atol=tolerance)
+
+
+def test_a_tiny_row_shows_the_epsilon() -> None:
+    norm = LlamaRMSNorm(16, eps=1e-3)
+    rows = torch.randn(3, 16) * torch.tensor([[1.0], [1e-2], [1e-4]])
+    torch.testing.assert_close(LeanNorm(norm.weight, 1e-3)(rows), norm(rows).detach())
+    assert not torch.allclose(LeanNorm(norm.weight, 1e-6)(rows), norm(rows))
