@@ -29,7 +29,7 @@ class TinyTokenizer:
     def get_vocab(self) -> dict[str, int]:
         return {chr(32 + i): i for i in range(VOCAB)}
 
-    def __call__(self, text: str) -> dict[str, list[int]]:
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
         return {"input_ids": [3 + ord(c) % (VOCAB - 3) for c in text]}
 
     def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> dict[str, list[int]]:

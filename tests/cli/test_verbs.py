@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from torch import Tensor
 
 from dspark.cli.streaming import UNFINISHED, TextStream
 from dspark.foundation.settings import load_settings
-from dspark.speculation.draws import Draws
 from dspark.speculation.rejection import Verdict
+from dspark.targets.model import load_target
 from dspark.training.recipe import Recipe
+from servers import Server, serving
 
 PromptsFile = Callable[..., Path]
 RECIPES = sorted((Path(__file__).parents[2] / "src" / "dspark" / "recipes").glob("*.yaml"))
@@ -140,10 +142,11 @@ def test_eval_verifies_every_draft_unless_it_is_told_to_plan(evaluated: Callable
 def test_control_eval_fails_where_a_text_was_changed(
     cli: Cli, tiny: list[object], prompts_file: PromptsFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def gullible(tokens: list[int], p_d: Tensor, p_t: Tensor, draws: Draws, round: int) -> Verdict:
-        return Verdict(len(tokens), int(p_t[-1].argmax()))
+    def gullible(logits_NV: Tensor, tokens: Sequence[list[int]]) -> list[Verdict]:
+        ends = accumulate(len(drafted) + 1 for drafted in tokens)
+        return [Verdict(len(d), int(logits_NV[end - 1].argmax())) for d, end in zip(tokens, ends, strict=True)]
 
-    monkeypatch.setattr("dspark.speculation.loop.verify", gullible)
+    monkeypatch.setattr("dspark.decoding.sampler._greedy", gullible)
     out, prompts = tmp_path / "eval.json", prompts_file("p.jsonl", "abc", "def f")
     line = ["eval", "--domain", f"[/b]={prompts}", "--max-tokens", 32, "--json", out, *tiny]
     outcome = cli(*line)
@@ -190,6 +193,25 @@ def test_regeneration_goes_on_where_it_was_killed(
     assert figures["tokens"] == sum(
         len(json.loads(text)["output_ids"]) for text in killed.read_bytes().splitlines()[2:]
     )
+
+
+def test_servers_that_run_the_target_can_answer_instead(
+    cli: Cli, tiny_target: Path, prompts_file: PromptsFile, tmp_path: Path
+) -> None:
+    prompts = prompts_file("p.jsonl", *(f"question {i}" for i in range(6)))
+    line = ["data", "regenerate", "--prompts", prompts, "--target", tiny_target, "--dtype", "float32"]
+    line += ["--max-tokens", 12, "--temperature", 0, "--json", tmp_path / "r.json", "--out"]
+    embedded, remote = tmp_path / "embedded.jsonl", tmp_path / "remote.jsonl"
+    assert cli(*line, embedded).code == 0
+    target = load_target(str(tiny_target), "float32", "cpu")
+    with serving(Server(target, faults=[None, 400])) as first, serving(Server(target)) as second:
+        line += [remote, "--require-token-ids", "--endpoint", first.url, second.url]
+        outcome = cli(*line)
+        failed = read(tmp_path / "r.json")["failures"]
+        assert outcome.code == 1 and len(failed) == 1 and f"{failed[0]['id']}, turn 0: {first.url}" in outcome.out
+        assert cli(*line).code == 0
+    assert read(tmp_path / "r.json")["responses"] == 1
+    assert sorted(remote.read_bytes().splitlines()) == sorted(embedded.read_bytes().splitlines())
 
 
 def test_regeneration_drops_prompts_of_the_evaluation(

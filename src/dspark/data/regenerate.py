@@ -2,98 +2,109 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from dspark.data.answering import Answerer, Failure
+from dspark.data.conversation import Conversation, Voice, continued
 from dspark.data.prompts import Prompt
 from dspark.data.responses import Response, read_responses
-from dspark.decoding.engine import Engine, Limits
 from dspark.decoding.request import Completion, Request
 from dspark.foundation.errors import UserError
 from dspark.foundation.progress import progress
 from dspark.foundation.records import JsonlWriter
 from dspark.speculation.sampling import Sampling
-from dspark.targets.model import Target
+
+
+@dataclass
+class Regenerated:
+    """Counts of one run; ``responses``, ``tokens`` and ``tok_s`` are of this run alone, a response is an answered turn.
+
+    ``too_long``: turns left out because their prompt is longer than allowed (and the turns behind them).
+    """
+
+    prompts: int
+    responses: int = 0
+    tokens: int = 0
+    tok_s: float = 0.0
+    already_done: int = 0
+    too_long: int = 0
+    mismatched: int = 0
+    failures: list[dict[str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Regenerated:
-    """Counts of one run; ``tokens`` and ``tok_s`` are answer tokens of this run alone."""
+class Asking:
+    """How every turn is asked. ``model`` is written into the rows; longer prompts than ``max_prompt`` are left out."""
 
-    prompts: int
-    responses: int
-    tokens: int
-    tok_s: float
-    already_done: int
-    too_long: int
-    later_turns: int
+    model: str
+    voice: Voice
+    sampling: Sampling
+    max_tokens: int
+    max_prompt: int
+    seed: int
 
 
-def regenerate(
-    target: Target,
-    prompts: Sequence[Prompt],
-    out: Path,
-    *,
-    sampling: Sampling,
-    max_tokens: int,
-    seed: int,
-    slots: int,
-    max_prompt: int,
-) -> Regenerated:
-    """Answer the first turn of every prompt that ``out`` does not hold yet; each finished answer is on the disk at
-    once.
+def regenerate(answerer: Answerer, prompts: Sequence[Prompt], out: Path, asking: Asking) -> Regenerated:
+    """Answer every turn of every prompt that ``out`` does not hold yet; each finished answer is on the disk at once.
 
     Killed and started again it goes on with what is missing; an answer does not depend on the order, since its draws
-    are seeded by ``seed`` and the prompt's id.
+    are seeded by the prompt's id and the turn. What failed is listed, and asked again by the next run.
     """
-    done = _already_done(out, target, sampling)
-    missing = [prompt for prompt in prompts if prompt.id not in done]
-    requests = [_request(target, prompt, sampling, seed, max_tokens) for prompt in missing]
-    fitting = [request for request in requests if len(request.prompt_ids) <= max_prompt]
-    messages = {prompt.id: prompt.first_messages() for prompt in missing}
-    tokens = 0
+    rows = _rows_of(out, asking)
+    under_way = {prompt.id: continued(prompt, rows.get(prompt.id, {}), asking.voice) for prompt in prompts}
+    result = Regenerated(len(prompts), already_done=sum(each.turn for each in under_way.values()))
+    turns = sum(len(each.prompt.turns) - each.turn for each in under_way.values())
     started = time.perf_counter()
-    with JsonlWriter(out) as writer, progress(len(fitting), "regenerate", "answers") as bar:
-        limits = Limits(slots, cache_tokens=slots * (max_prompt + max_tokens))
-        for completion in Engine(target, fitting, limits).run():
-            writer.append([_response(completion, messages, target.name).row()])
-            tokens += len(completion.output_ids)
-            bar.advance(1, tokens=tokens)
+    with JsonlWriter(out) as writer, progress(turns, "regenerate", "answers") as bar:
+        for found in answerer.run(_asked(list(under_way.values()), asking, result)):
+            conversation = under_way[found.request.id]
+            if isinstance(found, Failure):
+                failure = {"id": found.request.id, "turn": str(conversation.turn), "reason": found.reason}
+                result.failures.append(failure)
+                continue
+            writer.append([_response(found, conversation, asking).row()])
+            result.responses += 1
+            result.tokens += len(found.output_ids)
+            bar.advance(1, tokens=result.tokens, failed=len(result.failures))
+            conversation.answers.append(asking.voice.decode(found.output_ids))
+            for request in _asked([conversation], asking, result):
+                answerer.submit(request)
     seconds = time.perf_counter() - started
-    return Regenerated(
-        prompts=len(prompts),
-        responses=len(fitting),
-        tokens=tokens,
-        tok_s=tokens / seconds if tokens else 0.0,
-        already_done=len(prompts) - len(missing),
-        too_long=len(requests) - len(fitting),
-        later_turns=sum(len(prompt.turns) > 1 for prompt in prompts),
-    )
+    result.tok_s = result.tokens / seconds if result.tokens else 0.0
+    result.mismatched = answerer.mismatched
+    return result
 
 
-def _already_done(out: Path, target: Target, sampling: Sampling) -> set[str]:
-    """Ids answered in ``out``; refuses a file of another model or other sampling settings, which would mix two laws."""
+def _asked(conversations: Sequence[Conversation], asking: Asking, result: Regenerated) -> Iterator[Request]:
+    """The next turns of ``conversations``, one by one as they are called for; those too long are counted."""
+    for conversation in conversations:
+        if conversation.finished:
+            continue
+        request = conversation.request(asking.voice, asking.sampling, asking.seed, asking.max_tokens)
+        if len(request.prompt_ids) <= asking.max_prompt:
+            yield request
+        else:
+            result.too_long += len(conversation.prompt.turns) - conversation.turn
+
+
+def _rows_of(out: Path, asking: Asking) -> dict[str, dict[int, Response]]:
+    """Rows of ``out`` by id and turn; refuses a file of another model or other sampling, which would mix two laws."""
     if not out.exists() or out.stat().st_size == 0:
-        return set()
+        return {}
     with JsonlWriter(out):
         pass  # mends a last line that a kill cut short
-    done = set()
-    for response in _responses_or_none(out):
-        if response.model != target.name or _sampling(response) != sampling:
+    rows: dict[str, dict[int, Response]] = {}
+    for response in read_responses(out) if out.stat().st_size else ():
+        if response.model != asking.model or _sampling(response) != asking.sampling:
             raise UserError(
-                f"{out} holds answers of {response.model} with {response.sampling}, not of {target.name}"
-                f" with {asdict(sampling)}; give another --out"
+                f"{out} holds answers of {response.model} with {response.sampling}, not of {asking.model}"
+                f" with {asdict(asking.sampling)}; give another --out"
             )
-        done.add(response.id)
-    return done
-
-
-def _responses_or_none(out: Path) -> Iterator[Response]:
-    if out.stat().st_size:
-        yield from read_responses(out)
+        rows.setdefault(response.id, {})[response.turn] = response
+    return rows
 
 
 def _sampling(response: Response) -> Sampling | None:
@@ -104,21 +115,14 @@ def _sampling(response: Response) -> Sampling | None:
         return None
 
 
-def _request(target: Target, prompt: Prompt, sampling: Sampling, seed: int, max_tokens: int) -> Request:
-    own_seed = int.from_bytes(hashlib.sha256(f"{seed}/{prompt.id}".encode()).digest()[:7], "big")
-    ids = target.chat.prompt_ids(prompt.first_messages())
-    return Request(prompt.id, ids, sampling, own_seed, max_tokens)
-
-
-def _response(completion: Completion, messages: dict[str, list[dict[str, str]]], model: str) -> Response:
-    request = completion.request
+def _response(completion: Completion, conversation: Conversation, asking: Asking) -> Response:
     return Response(
-        id=request.id,
-        turn=0,
-        messages=messages[request.id],
-        prompt_ids=request.prompt_ids,
+        id=completion.request.id,
+        turn=conversation.turn,
+        messages=conversation.messages(),
+        prompt_ids=completion.request.prompt_ids,
         output_ids=completion.output_ids,
         finish_reason=completion.finish_reason,
-        model=model,
-        sampling=asdict(request.sampling),
+        model=asking.model,
+        sampling=asdict(completion.request.sampling),
     )

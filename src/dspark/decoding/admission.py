@@ -42,6 +42,7 @@ class Admission:
         self.running: list[Running] = []  # in the order of their arrival
         self.preemptions = 0
         self._coming = iter(requests)
+        self._submitted: deque[Request] = deque()
         self._start = start
         self._slots, self._step_tokens, self._round_tokens = slots, step_tokens, round_tokens
         self._waiting: deque[Running] = deque()
@@ -70,6 +71,10 @@ class Admission:
             left -= count or self._round_tokens
         return shares
 
+    def submit(self, request: Request) -> None:
+        """A further request, before those that have not been started yet (what it continues may still be cached)."""
+        self._submitted.append(request)
+
     def finish(self, row: Running) -> None:
         """Let go of a request that is answered."""
         self.running.remove(row)
@@ -95,7 +100,7 @@ class Admission:
     def _admit(self) -> Running | None:
         """The next request whose whole text there is room for now, with what is found of it in the cache."""
         if not self._waiting:
-            request = next(self._coming, None)
+            request = self._submitted.popleft() if self._submitted else next(self._coming, None)
             if request is None:
                 return None
             self._waiting.append(self._start(request))

@@ -40,6 +40,10 @@ class Chat:
         """Ids of raw text, with whatever the tokenizer itself puts in front."""
         return list(self._tokenizer(text)["input_ids"])
 
+    def continuation_ids(self, text: str) -> list[int]:
+        """Ids of text in the middle of a conversation: nothing is put in front."""
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids`` without special tokens."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)

@@ -14,16 +14,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from dspark.foundation.devices import resolve_device, resolve_dtype
 from dspark.foundation.errors import UserError, first_line
 from dspark.foundation.identity import ModelIdentity
 from dspark.nn.ends import Ends
 from dspark.nn.packed import join_linears, pack_linears
-from dspark.speculation.sampling import Sampling
 from dspark.targets.attention import SEAM
 from dspark.targets.cache import KVCache
+from dspark.targets.card import recommended_of, stop_ids_of
 from dspark.targets.chat import Chat
 from dspark.targets.family import kv_layers, rope_types, scales_of
 from dspark.targets.lean import WATCHED, WatchedBatch, lean_attention, lean_mlps, lean_norms, watch
@@ -62,8 +62,8 @@ class Target:
         self.vocab_size: int = config.vocab_size
         self.num_layers: int = config.num_hidden_layers
         self.max_positions: int = config.max_position_embeddings
-        self.stop_ids = _stop_ids(model.generation_config, config)
-        self.recommended = source.sampling or _recommended(model.generation_config)
+        self.stop_ids = stop_ids_of(model.generation_config, config)
+        self.recommended = source.sampling or recommended_of(model.generation_config)
         self._model = model.eval().requires_grad_(False)
         self._base: Any = model.base_model
         embedding: Any = model.get_input_embeddings()
@@ -213,27 +213,6 @@ def load_target(target: str, dtype: str = "auto", device: str = "auto", pack: bo
         )
     torch.nn.Module.to(model, device=where)  # transformers' own wrapper of it is not typed
     return Target(model, Chat(tokenizer), source, pack=pack)
-
-
-def _stop_ids(generation: GenerationConfig | None, config: Any) -> frozenset[int]:
-    found = getattr(generation, "eos_token_id", None)
-    if found is None:
-        found = getattr(config, "eos_token_id", None)
-    if found is None:
-        return frozenset()
-    return frozenset(found if isinstance(found, list) else [found])
-
-
-def _recommended(generation: GenerationConfig | None) -> Sampling:
-    """The model's own recommended sampling, from its generation config; temperature 1 where it says nothing."""
-    temperature = getattr(generation, "temperature", None)
-    if getattr(generation, "do_sample", None) is False:
-        return Sampling(temperature=0.0)
-    return Sampling(
-        temperature=1.0 if temperature is None else float(temperature),
-        top_k=int(getattr(generation, "top_k", None) or 0),
-        top_p=float(getattr(generation, "top_p", None) or 1.0),
-    )
 
 
 # What a decoder-only transformer's configuration says; a model without them is of another kind.
