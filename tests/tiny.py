@@ -59,9 +59,10 @@ def tiny_llama(seed: int = 0, sharpness: float = 1.0, **changes: Any) -> LlamaFo
     return model
 
 
-def tiny_target(model: PreTrainedModel | None = None, pack: bool = True, **changes: Any) -> Target:
+def tiny_target(model: PreTrainedModel | None = None, pack: bool = True, halve: bool = False, **changes: Any) -> Target:
     """``model`` (a random Llama unless given) as a target."""
-    return Target(model or tiny_llama(**changes), Chat(TinyTokenizer()), Source("tiny", Path()), pack=pack)
+    source = Source("tiny", Path())
+    return Target(model or tiny_llama(**changes), Chat(TinyTokenizer()), source, pack=pack, halve=halve)
 
 
 def tiny_drafter(target: Target, seed: int = 0, **changes: Any) -> DSparkDrafter:

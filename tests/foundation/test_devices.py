@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from dspark.foundation import devices
-from dspark.foundation.devices import cpu_is_fast_at_bf16, cpuinfo_has_bf16, resolve_device, resolve_dtype
+from dspark.foundation.devices import (
+    cpu_is_fast_at_bf16,
+    cpuinfo_has_bf16,
+    physical_memory,
+    resolve_device,
+    resolve_dtype,
+)
 from dspark.foundation.errors import UserError
 
 CPU = torch.device("cpu")
@@ -31,8 +37,15 @@ def test_devices_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_dtypes_by_name() -> None:
     assert resolve_dtype("float32", CPU) is torch.float32
     assert resolve_dtype("bfloat16", CPU) is torch.bfloat16
-    with pytest.raises(UserError, match="float16"):
-        resolve_dtype("float16", CPU)
+    assert resolve_dtype("float16", CPU) is torch.float16
+    with pytest.raises(UserError, match="'int8' is not supported; expected one of auto, bfloat16, float32, float16"):
+        resolve_dtype("int8", CPU)
+
+
+def test_the_memory_of_this_machine_is_a_number_or_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert physical_memory() > 2**28
+    monkeypatch.delattr("os.sysconf")
+    assert physical_memory() == 0
 
 
 @pytest.mark.parametrize(

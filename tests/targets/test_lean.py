@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
 
+from dspark.foundation.errors import UserError
 from dspark.nn.lean import LeanMLP, LeanNorm, paired, turn
+from dspark.nn.packed import TwoFormLinear
 from dspark.targets.lean import LeanAttention
 from dspark.targets.session import TargetSession
 from tiny import tiny_llama, tiny_target
@@ -135,3 +137,37 @@ def test_a_tiny_row_shows_the_epsilon() -> None:
     rows = torch.randn(3, 16) * torch.tensor([[1.0], [1e-2], [1e-4]])
     torch.testing.assert_close(LeanNorm(norm.weight, 1e-3)(rows), norm(rows).detach())
     assert not torch.allclose(LeanNorm(norm.weight, 1e-6)(rows), norm(rows))
+
+
+def test_half_precision_rounds_the_weights_once_and_nothing_else() -> None:
+    model = tiny_llama()
+    rounded = tiny_llama()
+    for parameter in rounded.parameters():
+        parameter.data = parameter.data.half().float()
+    expected = reference(rounded, TEXTS[0])
+    target = tiny_target(model, halve=True)
+    assert sum(isinstance(module, TwoFormLinear) for module in model.modules()) > 0
+    assert target.weights_hash == tiny_target().weights_hash, "a drafter knows its target by the weights of the files"
+    found = TargetSession(target, 40).extend(TEXTS[0].tolist(), 40).logits_NV
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert (found - reference(tiny_llama(), TEXTS[0])).abs().max() > 1e-4
+
+
+def test_weights_that_half_precision_holds_take_half_the_bytes_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forms() -> set[str]:
+        model = tiny_llama()
+        for parameter in model.parameters():
+            parameter.data = parameter.data.bfloat16().float()
+        tiny_target(model)
+        return {type(m).__name__ for m in model.modules() if "Linear" in type(m).__name__}
+
+    assert forms() == {"TwoFormLinear", "HalfLinear", "PackedLinear"}
+    monkeypatch.setattr("dspark.targets.model.physical_memory", lambda: 1000)
+    assert forms() == {"HalfLinear"}
+
+
+def test_a_weight_beyond_half_precision_is_one_clear_error() -> None:
+    model = tiny_llama()
+    model.model.layers[0].mlp.down_proj.weight.data[0, 0] = 1e6
+    with pytest.raises(UserError, match="tiny has weights too large for float16; use --dtype float32"):
+        tiny_target(model, halve=True)

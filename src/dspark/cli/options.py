@@ -37,7 +37,12 @@ TargetOption = Annotated[
 ]
 DrafterOption = Annotated[str, typer.Option("--drafter", help="Drafter: a folder, a hub id or a bundled name.")]
 DtypeOption = Annotated[
-    str, typer.Option("--dtype", help="auto (bfloat16 where the machine is fast at it), bfloat16 or float32.")
+    str,
+    typer.Option(
+        "--dtype",
+        help="auto (bfloat16 where the machine is fast at it, else float32), bfloat16, float32, or float16"
+        " (on a CPU: weights rounded to it, sums in float32).",
+    ),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Fixes every random draw.")]

@@ -6,6 +6,7 @@ The CUDA branches follow PyTorch's documentation and have not been run on a GPU 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from dspark.foundation.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-DTYPES = ("auto", "bfloat16", "float32")
+DTYPES = ("auto", "bfloat16", "float32", "float16")
 _BF16_FLAGS = (
     "avx512_bf16",
     "amx_bf16",
@@ -44,7 +45,7 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype called ``name`` ("auto", "bfloat16" or "float32") on ``device``.
+    """The dtype called ``name`` (one of ``DTYPES``) on ``device``.
 
     "auto" is bfloat16 where the hardware computes in it (a CPU with avx512_bf16 or AMX, a GPU from Ampere
     on), else float32. Raises UserError for another name.
@@ -56,7 +57,15 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if fast else torch.float32
     if name not in DTYPES:
         raise UserError(f"dtype {name!r} is not supported; expected one of {', '.join(DTYPES)}")
-    return torch.bfloat16 if name == "bfloat16" else torch.float32
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}[name]
+
+
+def physical_memory() -> int:
+    """Bytes of memory of this machine; 0 where the system does not say."""
+    try:
+        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return 0
 
 
 def cpu_is_fast_at_bf16() -> bool:

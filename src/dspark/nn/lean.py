@@ -14,13 +14,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from dspark.nn.packed import PackedLinear, can_pack
+from dspark.nn.packed import HalfLinear, PackedLinear, TwoFormLinear, can_halve, can_pack
 
 Make = Callable[[Tensor, Tensor | None], nn.Module]
 
 
-def frozen_linear(weight: Tensor, bias: Tensor | None) -> nn.Module:
-    """The product with a frozen weight in the fastest exact form there is for it."""
+def frozen_linear(weight: Tensor, bias: Tensor | None, *, two_forms: bool = True) -> nn.Module:
+    """The product with a frozen weight in the fastest exact form there is for it.
+
+    A weight that half precision holds is kept so, and (``two_forms``) once more for many rows.
+    """
+    if can_halve(weight):
+        return TwoFormLinear(weight, bias) if two_forms else HalfLinear(weight, bias)
     if can_pack(weight):
         return PackedLinear(weight, bias)
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
@@ -30,7 +35,7 @@ def frozen_linear(weight: Tensor, bias: Tensor | None) -> nn.Module:
     return linear
 
 
-def stacked(linears: list[nn.Linear], make: Make = frozen_linear) -> nn.Module:
+def stacked(linears: list[nn.Linear], make: Make) -> nn.Module:
     """Products of the same rows as one, results side by side; all of them have biases, or none has."""
     biases = [each.bias.detach() for each in linears if each.bias is not None]
     assert len(biases) in (0, len(linears)), "either all have biases or none"

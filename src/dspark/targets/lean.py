@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from dspark.nn.block_attention import attend
-from dspark.nn.lean import LeanMLP, LeanNorm, Make, frozen_linear, paired, turn
+from dspark.nn.lean import LeanMLP, LeanNorm, Make, paired, turn
 from dspark.targets.attention import ragged_attention
 from dspark.targets.ragged import RaggedBatch
 
@@ -47,7 +47,7 @@ class LeanAttention(nn.Module):
     Queries and keys are kept in ``paired`` order, to which their products with each other are blind.
     """
 
-    def __init__(self, module: Any, call: Call, make: Make = frozen_linear) -> None:
+    def __init__(self, module: Any, call: Call, make: Make) -> None:
         super().__init__()
         self.layer_idx: int = module.layer_idx
         self._width, self._settings = call.head_dim, call.settings
@@ -92,19 +92,19 @@ def lean_norms(model: nn.Module) -> int:
     )
 
 
-def lean_mlps(model: nn.Module) -> int:
-    """Replace gated MLPs whose twin agrees on random rows; returns how many."""
+def lean_mlps(model: nn.Module, make: Make) -> int:
+    """Replace gated MLPs whose twin agrees on random rows; ``make`` forms the products. Returns how many."""
     return sum(
-        _swap(parent, name, _mlp_twin(child))
+        _swap(parent, name, _mlp_twin(child, make))
         for parent, name, child in _children(model)
         if _linears(child, ("gate_proj", "up_proj", "down_proj")) and callable(getattr(child, "act_fn", None))
     )
 
 
-def lean_attention(model: nn.Module, calls: dict[nn.Module, Call]) -> int:
+def lean_attention(model: nn.Module, calls: dict[nn.Module, Call], make: Make) -> int:
     """Replace watched attention modules whose twin gives the same answer to the same call; returns how many."""
     return sum(
-        _swap(parent, name, _attention_twin(child, calls[child]))
+        _swap(parent, name, _attention_twin(child, calls[child], make))
         for parent, name, child in _children(model)
         if child in calls and _linears(child, _PROJECTIONS)
     )
@@ -199,15 +199,15 @@ def _norm_twin(norm: Any) -> nn.Module | None:
     return None
 
 
-def _mlp_twin(mlp: Any) -> nn.Module | None:
+def _mlp_twin(mlp: Any, make: Make) -> nn.Module | None:
     if (mlp.gate_proj.bias is None) != (mlp.up_proj.bias is None):
         return None
     rows = _rows(mlp.gate_proj.in_features, mlp.gate_proj.weight)
-    twin = LeanMLP(mlp.gate_proj, mlp.up_proj, mlp.down_proj, mlp.act_fn, frozen_linear)
+    twin = LeanMLP(mlp.gate_proj, mlp.up_proj, mlp.down_proj, mlp.act_fn, make)
     return twin if _same(twin(rows), mlp(rows)) else None
 
 
-def _attention_twin(module: Any, call: Call) -> nn.Module | None:
+def _attention_twin(module: Any, call: Call, make: Make) -> nn.Module | None:
     norms = [getattr(module, name, None) for name in ("q_norm", "k_norm")]
     biased = {getattr(module, name).bias is None for name in _PROJECTIONS[:3]}
     angles = call.arguments.get("position_embeddings")
@@ -215,5 +215,5 @@ def _attention_twin(module: Any, call: Call) -> nn.Module | None:
         return None
     if not isinstance(angles, tuple) or any(each.shape[-1] != call.head_dim for each in angles):
         return None
-    twin = LeanAttention(module, call)
+    twin = LeanAttention(module, call, make)
     return twin if _same(twin(**call.arguments)[0], call.out) else None
