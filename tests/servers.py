@@ -20,7 +20,8 @@ from dspark.targets.model import Target
 class Server:
     """What one server did and is to do wrong: ``faults`` are spent from the left, one a completion request.
 
-    A fault is a status, "drop" (the connection is closed without an answer), or None for a proper answer.
+    A fault is a status, "drop" (the connection is closed without an answer), "page" (JSON that is no completion), or
+    None for a proper answer.
     """
 
     target: Target
@@ -83,6 +84,8 @@ def serving(server: Server) -> Iterator[Server]:
             try:
                 if fault == "drop":
                     self.close_connection = True
+                elif fault == "page":
+                    self._reply(200, {"hello": "world"})
                 elif isinstance(fault, int):
                     self._reply(fault, {"error": {"message": f"fault {fault}", "type": "fault"}})
                 else:

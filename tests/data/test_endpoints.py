@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import Server, serving
 
 from dspark.data.answering import Answerer, EmbeddedAnswerer
 from dspark.data.endpoints import EndpointAnswerer, Patience
@@ -18,6 +17,7 @@ from dspark.data.responses import read_responses
 from dspark.decoding.engine import Limits
 from dspark.foundation.errors import UserError
 from dspark.speculation.sampling import Sampling
+from servers import Server, serving
 from tiny import tiny_target
 
 TARGET = tiny_target(sharpness=2.0)
@@ -79,12 +79,13 @@ def test_others_take_over_from_a_server_that_dies(tmp_path: Path, expected: dict
     assert rows(tmp_path / "r.jsonl") == expected and not result.failures
 
 
+@pytest.mark.parametrize(("fault", "reason"), [(400, "fault 400"), ("page", "did not answer with a completion")])
 def test_what_is_refused_is_listed_and_asked_again_by_the_next_run(
-    tmp_path: Path, expected: dict[tuple[str, int], list[int]]
+    tmp_path: Path, expected: dict[tuple[str, int], list[int]], fault: int | str, reason: str
 ) -> None:
     out = tmp_path / "r.jsonl"
-    result = over_http(out, [Server(TARGET, faults=[None, 400])], slots=1)
-    assert len(result.failures) == 1 and "400" in result.failures[0]["reason"]
+    result = over_http(out, [Server(TARGET, faults=[None, fault])], slots=1)
+    assert len(result.failures) == 1 and reason in result.failures[0]["reason"]
     assert rows(out).keys() < expected.keys()
     again = over_http(out, [Server(TARGET)])
     assert not again.failures and rows(out) == expected

@@ -85,6 +85,13 @@ class LateAttention(LlamaAttention):
         return out * (1 + (position_ids > 200)[..., None]), weights
 
 
+class ClippedAttention(LlamaAttention):
+    """As every other until what it projects gets large."""
+
+    def forward(self, hidden_states: Tensor, **others: Any) -> Any:
+        return super().forward(hidden_states.clamp(-8, 8), **others)
+
+
 class SquaredNorm(LlamaRMSNorm):
     def forward(self, hidden_states: Tensor) -> Tensor:
         return self.weight * super().forward(hidden_states)
@@ -95,12 +102,19 @@ class DoubledMLP(LlamaMLP):
         return 2 * super().forward(x)
 
 
+class ClippedMLP(LlamaMLP):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).clamp(-40, 40)
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "left"),
     [
         ("self_attn", LateAttention, (7, 3, 2)),
+        ("self_attn", ClippedAttention, (7, 3, 2)),
         ("input_layernorm", SquaredNorm, (6, 3, 3)),
         ("mlp", DoubledMLP, (7, 2, 3)),
+        ("mlp", ClippedMLP, (7, 2, 3)),
     ],
 )
 def test_control_a_module_that_does_something_else_keeps_its_place(

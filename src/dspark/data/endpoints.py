@@ -162,7 +162,10 @@ class EndpointAnswerer:
             await asyncio.sleep(min([*rests, 0.05]))
 
     def _completion(self, request: Request, reply: Any) -> Completion:
-        choice = reply.choices[0]
+        choices = getattr(reply, "choices", None)
+        if not choices:  # some other page, or another protocol
+            raise ValueError("it did not answer with a completion")
+        choice = choices[0]
         if choice.finish_reason not in ("stop", "length"):
             raise ValueError(f"it finished for the reason {choice.finish_reason!r}, expected 'stop' or 'length'")
         given = (choice.model_extra or {}).get("token_ids")

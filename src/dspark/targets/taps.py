@@ -1,7 +1,7 @@
 """Tapped layers: the hidden states that a drafter reads.
 
-Transformers can return hidden states, but the hooks it leaves on every layer for that cost a tenth of a plain step on a
-CPU (docs/lab_log.md). Here hooks stand for one forward pass, on the tapped layers alone.
+Transformers can return hidden states, but the hooks it leaves on every layer for that are paid by every later step
+(docs/lab_log.md). Here hooks stand for one forward pass, on the tapped layers alone.
 """
 
 from __future__ import annotations
