@@ -25,6 +25,7 @@ class TinyTokenizer:
     """Just enough of a tokenizer: one id a character, no template."""
 
     chat_template = "yes"
+    eos_token_id: int | None = STOP
 
     def get_vocab(self) -> dict[str, int]:
         return {chr(32 + i): i for i in range(VOCAB)}

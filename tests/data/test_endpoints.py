@@ -18,7 +18,7 @@ from dspark.decoding.engine import Limits
 from dspark.foundation.errors import UserError
 from dspark.speculation.sampling import Sampling
 from servers import Server, serving
-from tiny import tiny_target
+from tiny import STOP, tiny_target
 
 TARGET = tiny_target(sharpness=2.0)
 PROMPTS = [Prompt(f"p{i}", ("abcdefghij"[: 1 + i % 7], "more")[: 1 + i % 2]) for i in range(10)]
@@ -35,7 +35,7 @@ def over_http(out: Path, servers: Sequence[Server], urls: Sequence[str] = (), **
     settings: dict[str, Any] = {"slots": 3, "patience": QUICK} | changes
     with ExitStack() as stack:
         found = [stack.enter_context(serving(server)).url for server in servers]
-        stops = sorted(TARGET.stop_ids)
+        stops = {0, *TARGET.stop_ids}  # a model that may stop at several: the tokenizer names the usual one
         return asked(EndpointAnswerer([*found, *urls], TARGET.chat, stops, **settings), out)
 
 
@@ -100,6 +100,8 @@ def test_a_server_that_stays_down_gives_up_after_its_attempts(tmp_path: Path) ->
 def test_text_alone_is_tokenised_again_and_what_does_not_fit_is_counted(tmp_path: Path) -> None:
     result = over_http(tmp_path / "r.jsonl", [Server(TARGET, text_only=True)])
     assert result.responses == TURNS
+    ended = {r.output_ids[-1] for r in read_responses(tmp_path / "r.jsonl") if r.finish_reason == "stop"}
+    assert ended == {STOP}, "the tokenizer's own end, not the smallest id that may end an answer"
     # The tiny tokenizer does not round-trip, so nearly all are counted; a control that the count is not always 0.
     assert result.mismatched > 0
     with pytest.raises(AssertionError):

@@ -11,7 +11,6 @@ from dspark.nn.packed import (
     PackedLinear,
     TwoFormLinear,
     can_halve,
-    few_rows,
     few_rows_linear,
     join_linears,
     pack_linears,
@@ -49,20 +48,13 @@ def test_where_the_kernels_are_missing_the_other_layout_is_used(monkeypatch: pyt
 
 @pytest.mark.parametrize("limit", [0, 4, 99])
 def test_two_forms_are_one_product(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dspark.nn.packed.few_rows", lambda *shape: limit)
+    monkeypatch.setattr("dspark.nn.packed.FEW_ROWS", limit)
     weight, bias = WEIGHT.half().float(), torch.randn(40, generator=torch.Generator().manual_seed(1))
     product = TwoFormLinear(weight, bias)
     for rows in (1, 4, 5, 30):
         x = torch.randn(2, rows, 24, generator=torch.Generator().manual_seed(rows))[:1]
         expected = torch.nn.functional.linear(x, weight, bias)
         torch.testing.assert_close(product(x), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_how_many_rows_are_few_is_measured_once_a_shape() -> None:
-    assert few_rows(48, 32) in (0, 1, 4, 8, 16, 32)
-    before = few_rows.cache_info().misses
-    few_rows(48, 32)
-    assert few_rows.cache_info().misses == before
 
 
 def test_linears_are_replaced_in_place() -> None:

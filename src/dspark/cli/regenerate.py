@@ -114,8 +114,7 @@ def _remote(target: str, urls: list[str], model: str | None, slots: int, need_id
     quieten()
     card = load_card(target)
     key = os.environ.get("OPENAI_API_KEY", "none")
-    stops = sorted(card.stop_ids)
-    return card, EndpointAnswerer(urls, card.chat, stops, slots=slots, model=model, key=key, need_ids=need_ids)
+    return card, EndpointAnswerer(urls, card.chat, card.stop_ids, slots=slots, model=model, key=key, need_ids=need_ids)
 
 
 def _chosen(temperature: float | None, top_k: int | None, top_p: float | None) -> dict[str, Any]:

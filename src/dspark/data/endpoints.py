@@ -11,7 +11,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +29,11 @@ _PASSING = (openai.APIConnectionError, openai.RateLimitError, openai.InternalSer
 
 class Ids(Protocol):
     """Text to ids, for servers that give text alone."""
+
+    @property
+    def end_id(self) -> int | None:
+        """The id that ends an answer where only a stop is reported."""
+        ...
 
     def continuation_ids(self, text: str) -> list[int]:
         """Ids of text in the middle of a conversation."""
@@ -89,7 +94,7 @@ class EndpointAnswerer:
         self,
         urls: Sequence[str],
         ids: Ids,
-        stop_ids: Sequence[int],
+        stop_ids: Collection[int],
         *,
         slots: int,
         model: str | None = None,
@@ -98,7 +103,7 @@ class EndpointAnswerer:
         patience: Patience | None = None,
     ) -> None:
         self.mismatched = 0
-        self._ids, self._stops, self._need_ids = ids, list(stop_ids), need_ids
+        self._ids, self._stops, self._need_ids = ids, frozenset(stop_ids), need_ids
         self._patience = patience or Patience()
         self._capacity, self._slots = slots * len(urls), slots
         self._submitted: deque[Request] = deque()
@@ -173,7 +178,9 @@ class EndpointAnswerer:
             raise ValueError("it gives no token ids; use a server that does (vLLM: return_token_ids)")
         ids = list(given) if given is not None else self._ids.continuation_ids(choice.text)
         if choice.finish_reason == "stop" and (not ids or ids[-1] not in self._stops):
-            ids.append(self._stops[0])
+            if self._ids.end_id not in self._stops:
+                raise ValueError("it stopped without saying at which id, and the target has no certain one")
+            ids.append(self._ids.end_id)
         if not ids or not all(type(each) is int for each in ids):
             raise ValueError("its answer holds no token ids")
         counted = getattr(reply.usage, "completion_tokens", None)

@@ -7,19 +7,17 @@ the weight at every call; a weight re-ordered once costs far less, and one that 
 
 from __future__ import annotations
 
-import statistics
-import time
 import warnings
 from collections.abc import Callable
-from functools import cache
 
 import torch
 from torch import Tensor, nn
 
 # The layout is chosen by oneDNN for this many rows; 64 was the best or equal best from 1 to 64 rows.
 ROWS_HINT = 64
-# Weights that take turns while two forms are compared: 2^23 of them are 32 MB in fp32.
-_MEASURED = 1 << 23
+# Up to this many rows a half-precision weight is faster, the head's included (docs/lab_log.md). A constant and no
+# measurement: another form is another rounding, and a run that is repeated or resumed must give the same bits.
+FEW_ROWS = 8
 
 
 class PackedLinear(nn.Module):
@@ -78,45 +76,16 @@ class TwoFormLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.few, self.many = HalfLinear(weight, bias), PackedLinear(weight, bias)
-        self._few_rows = few_rows(*weight.shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., in]`` fp32 to ``[..., out]``."""
         rows = x.numel() // self.in_features
-        out: Tensor = self.few(x) if rows <= self._few_rows else self.many(x)
+        out: Tensor = self.few(x) if rows <= FEW_ROWS else self.many(x)
         return out
 
     def extra_repr(self) -> str:
-        """Up to how many rows the half-precision form is used."""
-        return f"few_rows={self._few_rows}"
-
-
-@cache
-def few_rows(out_features: int, in_features: int) -> int:
-    """Up to how many rows a product of this shape is faster with a half-precision weight; measured here, once a shape.
-
-    Several weights take turns, as in a step, so that none is found in a cache. 0 where half precision never pays.
-    """
-    count = max(1, min(8, _MEASURED // (out_features * in_features)))
-    made = torch.Generator().manual_seed(0)
-    weights = [torch.randn(out_features, in_features, generator=made).half().float() for _ in range(count)]
-    forms: list[list[nn.Module]] = [[make(weight, None) for weight in weights] for make in (HalfLinear, PackedLinear)]
-    found = 0
-    with torch.inference_mode():
-        for rows in (1, 4, 8, 16, 32):
-            x = torch.randn(rows, in_features, generator=made)
-            seconds: list[list[float]] = [[], []]
-            for _ in range(5):
-                for taken, form in zip(seconds, forms, strict=True):
-                    started = time.perf_counter()
-                    for product in form:
-                        product(x)
-                    taken.append(time.perf_counter() - started)
-            half, packed = map(statistics.median, seconds)
-            if half > packed:
-                break
-            found = rows
-    return found
+        """Shape, as ``nn.Linear`` prints it."""
+        return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
 def can_pack(weight: Tensor) -> bool:

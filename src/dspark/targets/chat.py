@@ -40,6 +40,12 @@ class Chat:
         """Ids of raw text, with whatever the tokenizer itself puts in front."""
         return list(self._tokenizer(text)["input_ids"])
 
+    @property
+    def end_id(self) -> int | None:
+        """The id that ends an answer, as the tokenizer names it (a model may stop at others as well)."""
+        found: int | None = self._tokenizer.eos_token_id
+        return found
+
     def continuation_ids(self, text: str) -> list[int]:
         """Ids of text in the middle of a conversation: nothing is put in front."""
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
