@@ -1,7 +1,6 @@
 """Frozen layers made of few operations, for steps of a few rows.
 
-There an operation costs more to call than to compute: a normalisation written as seven of them takes as long as one of
-the smaller weight products (docs/lab_log.md).
+There an operation costs more to call than to compute (docs/lab_log.md).
 
 Legend: d width, T tokens, N heads, D head size.
 """
