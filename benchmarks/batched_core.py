@@ -27,7 +27,7 @@ from dspark.decoding.engine import Engine, Limits
 from dspark.decoding.modes import Mode
 from dspark.decoding.request import Completion, Request
 from dspark.decoding.single import Decoder
-from dspark.nn.packed import HalfLinear, JoinedLinear, PackedLinear
+from dspark.nn.packed import frozen_products
 from dspark.speculation.acceptance import RoundTally
 from dspark.speculation.sampling import Sampling
 from dspark.targets.model import Target
@@ -54,11 +54,8 @@ def linears(model: nn.Module) -> list[tuple[nn.Module, int]]:
 
 
 def products(target: Target) -> list[tuple[nn.Module, int]]:
-    """Every product of our step, in the form it has there, with the width of its input; joined ones once."""
-    kinds = (nn.Linear, PackedLinear, HalfLinear)
-    modules = list(target._model.modules())
-    modules += [module.joined.product for module in modules if isinstance(module, JoinedLinear)]
-    return [(each, each.in_features) for each in dict.fromkeys(modules) if isinstance(each, kinds)]
+    """Every product of our step, in the form it has there, with the width of its input."""
+    return [(each, each.in_features) for each in frozen_products(target._model)]
 
 
 @torch.inference_mode()
@@ -194,7 +191,11 @@ def main() -> None:
     pair = load_pair()
     chosen = read_in_turn(options.prompts, options.limit)
     prompts = [pair.target.chat.prompt_ids(p.first_messages()) for p in chosen]
-    found: dict[str, Any] = {"dtype": str(pair.target.dtype), "torch": torch.__version__}
+    found: dict[str, Any] = {
+        "dtype": str(pair.target.dtype),
+        "weights": pair.target.weights,
+        "torch": torch.__version__,
+    }
     for name in options.only.split(","):
         if name == "step":
             found[name] = list(steps(pair, options.repeats))

@@ -39,3 +39,14 @@ def no_network() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", guarded)
         yield
+
+
+@pytest.fixture
+def no_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As on a machine that our own kernels can't be compiled for."""
+    from dspark.nn import machine
+
+    monkeypatch.setattr(machine, "_NEEDED", {})
+    machine.can_compile.cache_clear()
+    yield
+    machine.can_compile.cache_clear()

@@ -60,10 +60,12 @@ def tiny_llama(seed: int = 0, sharpness: float = 1.0, **changes: Any) -> LlamaFo
     return model
 
 
-def tiny_target(model: PreTrainedModel | None = None, pack: bool = True, halve: bool = False, **changes: Any) -> Target:
+def tiny_target(
+    model: PreTrainedModel | None = None, pack: bool = True, rounding: torch.dtype | None = None, **changes: Any
+) -> Target:
     """``model`` (a random Llama unless given) as a target."""
     source = Source("tiny", Path())
-    return Target(model or tiny_llama(**changes), Chat(TinyTokenizer()), source, pack=pack, halve=halve)
+    return Target(model or tiny_llama(**changes), Chat(TinyTokenizer()), source, pack=pack, rounding=rounding)
 
 
 def tiny_drafter(target: Target, seed: int = 0, **changes: Any) -> DSparkDrafter:

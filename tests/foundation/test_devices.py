@@ -38,8 +38,13 @@ def test_dtypes_by_name() -> None:
     assert resolve_dtype("float32", CPU) is torch.float32
     assert resolve_dtype("bfloat16", CPU) is torch.bfloat16
     assert resolve_dtype("float16", CPU) is torch.float16
-    with pytest.raises(UserError, match="'int8' is not supported; expected one of auto, bfloat16, float32, float16"):
-        resolve_dtype("int8", CPU)
+    assert resolve_dtype("int8", CPU) is torch.int8
+    with pytest.raises(UserError, match="dtype int8 is for CPUs only"):
+        resolve_dtype("int8", torch.device("cuda:0"))
+    with pytest.raises(
+        UserError, match="'int4' is not supported; expected one of auto, bfloat16, float32, float16, int8"
+    ):
+        resolve_dtype("int4", CPU)
 
 
 def test_the_memory_of_this_machine_is_a_number_or_unknown(monkeypatch: pytest.MonkeyPatch) -> None:

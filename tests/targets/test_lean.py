@@ -13,7 +13,6 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, L
 
 from dspark.foundation.errors import UserError
 from dspark.nn.lean import LeanMLP, LeanNorm, paired, turn
-from dspark.nn.packed import TwoFormLinear
 from dspark.targets.lean import LeanAttention
 from dspark.targets.session import TargetSession
 from tiny import tiny_llama, tiny_target
@@ -46,6 +45,16 @@ def test_a_family_has_the_twins_that_fit_it(family: str) -> None:
     model = model_of(family)
     tiny_target(model)
     assert twins(model) == TWINS[family]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_compiled_kernels_a_family_has_the_same_twins(family: str, no_kernels: None) -> None:
+    model = model_of(family)
+    target = tiny_target(model)
+    assert twins(model) == TWINS[family]
+    for ids in TEXTS:
+        found = TargetSession(target, 40).extend(ids.tolist(), len(ids)).logits_NV
+        torch.testing.assert_close(found, reference(model_of(family), ids), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -154,34 +163,44 @@ def test_a_tiny_row_shows_the_epsilon() -> None:
 
 
 def test_half_precision_rounds_the_weights_once_and_nothing_else() -> None:
-    model = tiny_llama()
     rounded = tiny_llama()
     for parameter in rounded.parameters():
         parameter.data = parameter.data.half().float()
-    expected = reference(rounded, TEXTS[0])
-    target = tiny_target(model, halve=True)
-    assert sum(isinstance(module, TwoFormLinear) for module in model.modules()) > 0
+    target = tiny_target(rounding=torch.float16)
+    assert set(target.weights) == {"float16"}
     assert target.weights_hash == tiny_target().weights_hash, "a drafter knows its target by the weights of the files"
+    expected = reference(rounded, TEXTS[0])
     found = TargetSession(target, 40).extend(TEXTS[0].tolist(), 40).logits_NV
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert (found - reference(tiny_llama(), TEXTS[0])).abs().max() > 1e-4
 
 
-def test_weights_that_half_precision_holds_take_half_the_bytes_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forms() -> set[str]:
-        model = tiny_llama()
-        for parameter in model.parameters():
-            parameter.data = parameter.data.bfloat16().float()
-        tiny_target(model)
-        return {type(m).__name__ for m in model.modules() if "Linear" in type(m).__name__}
+def test_int8_rounds_matrices_in_groups_and_nothing_else() -> None:
+    rounded = tiny_llama(intermediate_size=64)
+    for parameter in rounded.parameters():
+        if parameter.dim() == 2:
+            groups = parameter.data.unflatten(1, (-1, 32))
+            scale = (groups.abs().amax(-1, keepdim=True) / 127).half().float()
+            parameter.data = ((groups / scale).round() * scale).flatten(1)
+    target = tiny_target(tiny_llama(intermediate_size=64), rounding=torch.int8)
+    assert set(target.weights) == {"int8"}
+    expected = reference(rounded, TEXTS[0])
+    found = TargetSession(target, 40).extend(TEXTS[0].tolist(), 40).logits_NV
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert (found - reference(tiny_llama(intermediate_size=64), TEXTS[0])).abs().max() > 1e-3
 
-    assert forms() == {"TwoFormLinear", "HalfLinear", "PackedLinear"}
-    monkeypatch.setattr("dspark.targets.model.physical_memory", lambda: 1000)
-    assert forms() == {"HalfLinear"}
+
+def test_weights_that_half_precision_holds_take_half_the_bytes_unasked() -> None:
+    model = tiny_llama()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    target = tiny_target(model)
+    assert set(target.weights) <= {"float16", "bfloat16"}
+    assert 2 * sum(target.weights.values()) == sum(tiny_target().weights.values())
 
 
 def test_a_weight_beyond_half_precision_is_one_clear_error() -> None:
     model = tiny_llama()
     model.model.layers[0].mlp.down_proj.weight.data[0, 0] = 1e6
     with pytest.raises(UserError, match="tiny has weights too large for float16; use --dtype float32"):
-        tiny_target(model, halve=True)
+        tiny_target(model, rounding=torch.float16)

@@ -41,7 +41,7 @@ class Pair:
             "target": self.target.name,
             "drafter": self.drafter,
             "dtype": str(self.target.dtype).removeprefix("torch."),
-            "weights": str(self.target.weights).removeprefix("torch."),
+            "weights": self.target.weights,
             "device": str(self.target.device),
             "round_ms": [1000 * each for each in self.round_seconds],
         }

@@ -19,7 +19,7 @@ from dspark.nn.context import Context, ContextRows
 from dspark.nn.ends import Ends
 from dspark.nn.layer import DraftLayer
 from dspark.nn.norm import RMSNorm
-from dspark.nn.packed import HalfLinear, PackedLinear, can_pack, few_rows_linear, pack_linears
+from dspark.nn.packed import can_pack, frozen_linear, pack_linears
 from dspark.nn.rope import rotary
 from dspark.nn.visibility import WHOLE_CONTEXT, BlockGroup, rows_before_anchors
 
@@ -38,7 +38,7 @@ class DFlashBackbone(nn.Module):
         self.config = config
         self.embedding = ends.embedding.detach()
         self.head, self.support = _head_rows(config, ends)
-        self.packed_head: PackedLinear | HalfLinear | None = None
+        self.packed_head: nn.Module | None = None
         self.fc = nn.Linear(config.taps_width, config.hidden_size, bias=False)
         self.hidden_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.layers = nn.ModuleList(DraftLayer(config.layer_shape) for _ in range(config.num_hidden_layers))
@@ -113,9 +113,9 @@ class DFlashBackbone(nn.Module):
 
     def pack(self) -> None:
         """Repack the linear layers and the head for few rows (fp32 on a CPU); no training or saving after."""
-        pack_linears(self, few_rows_linear)
+        pack_linears(self)
         if can_pack(self.head):
-            self.packed_head = few_rows_linear(self.head)
+            self.packed_head = frozen_linear(self.head)
 
     def _draft_layers(self) -> list[DraftLayer]:
         return cast("list[DraftLayer]", list(self.layers))

@@ -15,7 +15,7 @@ from dspark.foundation.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-DTYPES = ("auto", "bfloat16", "float32", "float16")
+DTYPES = ("auto", "bfloat16", "float32", "float16", "int8")
 _BF16_FLAGS = (
     "avx512_bf16",
     "amx_bf16",
@@ -48,7 +48,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """The dtype called ``name`` (one of ``DTYPES``) on ``device``.
 
     "auto" is bfloat16 where the hardware computes in it (a CPU with avx512_bf16 or AMX, a GPU from Ampere
-    on), else float32. Raises UserError for another name.
+    on), else float32. On a CPU float16 and int8 are of weights alone. Raises UserError for another name.
     """
     import torch
 
@@ -57,7 +57,10 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if fast else torch.float32
     if name not in DTYPES:
         raise UserError(f"dtype {name!r} is not supported; expected one of {', '.join(DTYPES)}")
-    return {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}[name]
+    if name == "int8" and device.type != "cpu":
+        raise UserError("dtype int8 is for CPUs only; use --dtype bfloat16 on a GPU")
+    precision: torch.dtype = getattr(torch, name)
+    return precision
 
 
 def physical_memory() -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dspark.nn.attention_kernel import attend_compiled, can_attend
 from dspark.nn.blocks import Group, Plan
 
 
@@ -34,6 +35,9 @@ def attend(
     brings nothing (gpt-oss).
     """
     heads = keys_HSD.shape[0]
+    scale = query_TQD.shape[-1] ** -0.5 if scale is None else scale
+    if query_TQD.dtype == keys_HSD.dtype and can_attend(query_TQD, scale):
+        return attend_compiled(query_TQD, keys_HSD, values_HSD, plan, scale, window, softcap, sinks_Q)
     queries = query_TQD.shape[1] // heads
     parts = []
     for number, group in enumerate(plan.groups):
@@ -59,7 +63,7 @@ def _partial(
     k_PHSD: Tensor,
     v_PHSD: Tensor,
     mask: Tensor | None,
-    scale: float | None,
+    scale: float,
     softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Attention over one piece ``[P, H, X, D]`` and the logarithm of its mass ``[P, H, X]``, fp32 at least."""
@@ -69,7 +73,7 @@ def _partial(
         )
         return out, mass
     # Written out for what the kernel lacks. (On a GPU, where this has not run yet, a kernel should take its place.)
-    scores = (q_PHXD @ k_PHSD.transpose(2, 3)) * (q_PHXD.shape[-1] ** -0.5 if scale is None else scale)
+    scores = (q_PHXD @ k_PHSD.transpose(2, 3)) * scale
     if softcap is not None:
         scores = (scores / softcap).tanh() * softcap
     if mask is not None:

@@ -13,10 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
+
+from dspark.nn.attention_kernel import Seen
 
 # Requests that bring at most this many tokens are padded to one length and share calls; longer ones go alone.
 _SHORT = 16
@@ -136,23 +139,40 @@ class Plan:
         device: torch.device,
         causal: bool = True,
     ) -> None:
+        self.size = size
+        self._tables, self._counts, self._device, self._causal = tables, counts, device, causal
+        self._starts = [table.length for table in tables]  # before the step is counted as cached
+        self._masks: dict[tuple[int, int, int, int | None, torch.dtype], Tensor | None] = {}
+
+    @cached_property
+    def seen(self) -> Seen:
+        """What the compiled kernel reads."""
+        return Seen([table.blocks for table in self._tables], self._starts, self._counts, self._causal)
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """What PyTorch's kernels read."""
+        tables, counts = self._tables, self._counts
         firsts = list(accumulate(counts, initial=0))
         short = [i for i, count in enumerate(counts) if count <= _SHORT]
         groups = [[i] for i, count in enumerate(counts) if count > _SHORT] + ([short] if short else [])
-        self.groups = [
-            Group([tables[i] for i in some], [counts[i] for i in some], [firsts[i] for i in some], size, device)
+        return [
+            Group(
+                [tables[i] for i in some], [counts[i] for i in some], [firsts[i] for i in some], self.size, self._device
+            )
             for some in groups
         ]
-        self.in_order = len(groups) == 1 and len(self.groups[0].tokens_A) == firsts[-1]
-        if not self.in_order:
-            self.places_T = self._places(firsts[-1])
-        self._causal = causal
-        self._masks: dict[tuple[int, int, int, int | None, torch.dtype], Tensor | None] = {}
 
-    def _places(self, tokens: int) -> Tensor:
+    @cached_property
+    def in_order(self) -> bool:
+        """Whether the queries of the only group are the step's tokens as they lie."""
+        return len(self.groups) == 1 and len(self.groups[0].tokens_A) == sum(self._counts)
+
+    @cached_property
+    def places_T(self) -> Tensor:
         """Where each of the step's tokens is found among the queries of all groups, padding included."""
         queries_A = torch.cat([group.tokens_A for group in self.groups])
-        places_T = queries_A.new_empty(tokens)
+        places_T = queries_A.new_empty(sum(self._counts))
         places_T[queries_A] = torch.arange(
             len(queries_A), device=queries_A.device
         )  # padding is as good as its original

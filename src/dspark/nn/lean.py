@@ -13,32 +13,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from dspark.nn.packed import HalfLinear, PackedLinear, TwoFormLinear, can_halve, can_pack
-
-Make = Callable[[Tensor, Tensor | None], nn.Module]
-
-
-def frozen_linear(weight: Tensor, bias: Tensor | None, *, two_forms: bool = True) -> nn.Module:
-    """The product with a frozen weight in the fastest exact form there is for it.
-
-    A weight that half precision holds is kept so, and (``two_forms``) once more for many rows.
-    """
-    if can_halve(weight):
-        return TwoFormLinear(weight, bias) if two_forms else HalfLinear(weight, bias)
-    if can_pack(weight):
-        return PackedLinear(weight, bias)
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-    linear.weight = nn.Parameter(weight.detach(), requires_grad=False)
-    if bias is not None:
-        linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
-    return linear
+from dspark.nn.machine import can_compile
+from dspark.nn.packed import frozen_linear
+from dspark.nn.row_kernels import can_row, gate_name, gate_rows, norm_rows
 
 
-def stacked(linears: list[nn.Linear], make: Make) -> nn.Module:
+def stacked(linears: list[nn.Linear]) -> nn.Module:
     """Products of the same rows as one, results side by side; all of them have biases, or none has."""
     biases = [each.bias.detach() for each in linears if each.bias is not None]
     assert len(biases) in (0, len(linears)), "either all have biases or none"
-    return make(torch.cat([each.weight.detach() for each in linears]), torch.cat(biases) if biases else None)
+    return frozen_linear(torch.cat([each.weight.detach() for each in linears]), torch.cat(biases) if biases else None)
 
 
 class LeanNorm(nn.Module):
@@ -54,6 +38,8 @@ class LeanNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., d]`` to ``[..., d]``."""
+        if self.weight.dtype == torch.float32 and can_row(x, len(self.weight)):
+            return norm_rows(x, self.weight, self.eps)
         wide = x if x.dtype == self._scale.dtype else x.to(self._scale.dtype)
         inverse: Tensor = torch.linalg.vecdot(wide, wide).add_(self._bias).rsqrt_()
         normed = (wide * inverse.unsqueeze(-1)).mul_(self._scale)
@@ -63,15 +49,18 @@ class LeanNorm(nn.Module):
 class LeanMLP(nn.Module):
     """``down(act(gate(x)) * up(x))``; gate and up are one product."""
 
-    def __init__(
-        self, gate: nn.Linear, up: nn.Linear, down: nn.Linear, act: Callable[[Tensor], Tensor], make: Make
-    ) -> None:
+    def __init__(self, gate: nn.Linear, up: nn.Linear, down: nn.Linear, act: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.both, self.down, self._act = stacked([gate, up], make), make(down.weight, down.bias), act
+        self.both, self.down, self._act = stacked([gate, up]), frozen_linear(down.weight, down.bias), act
+        self._gate = gate_name(act) if can_compile() else None
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., d]`` to ``[..., d]``."""
-        gate, up = self.both(x).chunk(2, dim=-1)
+        both = self.both(x)
+        if self._gate is not None and can_row(both, both.shape[-1] // 2):
+            gated_down: Tensor = self.down(gate_rows(both, self._gate))
+            return gated_down
+        gate, up = both.chunk(2, dim=-1)
         out: Tensor = self.down(self._act(gate).mul_(up))
         return out
 

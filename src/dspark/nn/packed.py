@@ -7,17 +7,14 @@ the weight at every call; a weight re-ordered once costs far less, and one that 
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
+from dspark.nn.forms import smallest
+from dspark.nn.machine import can_compile
+
 # The layout is chosen by oneDNN for this many rows; 64 was the best or equal best from 1 to 64 rows.
 ROWS_HINT = 64
-# Up to this many rows a half-precision weight is faster, the head's included (docs/lab_log.md). A constant and no
-# measurement: another form is another rounding, and a run that is repeated or resumed must give the same bits.
-FEW_ROWS = 8
 
 
 class PackedLinear(nn.Module):
@@ -39,53 +36,23 @@ class PackedLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
-class HalfLinear(nn.Module):
-    """A frozen fp32 ``y = x W^T + b`` whose weight is kept in half precision: half the bytes to read, the same sums.
-
-    Only for weights that lose nothing by it, as those of a bf16 checkpoint do. PyTorch has announced the end of these
-    kernels; where they are missing ``can_halve`` says no.
-    """
+class PanelLinear(nn.Module):
+    """A frozen ``y = x W^T + b`` in fp32, its weight in the smallest form that holds it exactly (``panels``)."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*fbgemm", category=UserWarning)  # the announced end
-            self.packed = torch.fbgemm_pack_gemm_matrix_fp16(weight.detach())
-            self.bias = weight.new_zeros(self.out_features) if bias is None else bias.detach()
-            self.forward(weight.new_zeros(1, self.in_features))  # warns once, here
+        self.panels = smallest(weight)
+        self.bias = None if bias is None else bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x [..., in]`` fp32 to ``[..., out]``."""
-        rows = torch.fbgemm_linear_fp16_weight_fp32_activation(x.reshape(-1, self.in_features), self.packed, self.bias)
-        return rows.view(*x.shape[:-1], self.out_features)
+        """``x [..., in]`` fp32 to ``[..., out]``; TypeError for rows of another dtype."""
+        rows = self.panels(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
+        return rows if self.bias is None else rows.add_(self.bias)
 
     def extra_repr(self) -> str:
-        """Shape, as ``nn.Linear`` prints it."""
-        return f"in_features={self.in_features}, out_features={self.out_features}"
-
-
-class TwoFormLinear(nn.Module):
-    """A frozen product of half-precision numbers, summed in fp32, in the faster form for the number of rows.
-
-    Few rows wait for the weight and read half the bytes (``HalfLinear``); many rows are bound by the sums, which
-    ``PackedLinear`` does faster. Both hold the same numbers, six bytes a weight together.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
-        self.out_features, self.in_features = weight.shape
-        self.few, self.many = HalfLinear(weight, bias), PackedLinear(weight, bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``x [..., in]`` fp32 to ``[..., out]``."""
-        rows = x.numel() // self.in_features
-        out: Tensor = self.few(x) if rows <= FEW_ROWS else self.many(x)
-        return out
-
-    def extra_repr(self) -> str:
-        """Shape, as ``nn.Linear`` prints it."""
-        return f"in_features={self.in_features}, out_features={self.out_features}"
+        """Shape and form."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, {self.panels.form.value}"
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -94,17 +61,15 @@ def can_pack(weight: Tensor) -> bool:
     return on_cpu and bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
 
 
-def can_halve(weight: Tensor) -> bool:
-    """Whether this weight can be kept in half precision here, and is the same number there (or within 2^-25)."""
-    if not can_pack(weight) or "fbgemm" not in torch.backends.quantized.supported_engines:
-        return False
-    exact = bool(((weight.half().float() - weight).abs() <= 2.0**-25).all())
-    return exact and hasattr(torch, "fbgemm_linear_fp16_weight_fp32_activation")
-
-
-def few_rows_linear(weight: Tensor, bias: Tensor | None = None) -> PackedLinear | HalfLinear:
-    """The fastest form of a packable weight for the few rows of a draft."""
-    return HalfLinear(weight, bias) if can_halve(weight) else PackedLinear(weight, bias)
+def frozen_linear(weight: Tensor, bias: Tensor | None = None) -> nn.Module:
+    """The product with a frozen weight in the fastest exact way there is for it."""
+    if can_pack(weight):
+        return PanelLinear(weight, bias) if can_compile() else PackedLinear(weight, bias)
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return linear
 
 
 class JoinedProduct:
@@ -114,10 +79,10 @@ class JoinedProduct:
     last. Rows are known by identity, so that parts of other rows are never mixed up.
     """
 
-    def __init__(self, linears: list[nn.Linear], make: Callable[[Tensor, Tensor | None], nn.Module]) -> None:
+    def __init__(self, linears: list[nn.Linear]) -> None:
         biases = [each.bias for each in linears]
         bias = None if biases[0] is None else torch.cat([b.detach() for b in biases])
-        self.product = make(torch.cat([each.weight.detach() for each in linears]), bias)
+        self.product = frozen_linear(torch.cat([each.weight.detach() for each in linears]), bias)
         self._widths = [each.out_features for each in linears]
         self._held: tuple[Tensor, dict[int, Tensor]] | None = None
 
@@ -148,7 +113,7 @@ class JoinedLinear(nn.Module):
 _SAME_ROWS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
-def join_linears(module: nn.Module, make: Callable[[Tensor, Tensor | None], nn.Module] = PackedLinear) -> int:
+def join_linears(module: nn.Module) -> int:
     """Replace packable projections of the same rows by parts of one product; returns how many products are saved."""
     saved = 0
     for parent in list(module.modules()):
@@ -157,15 +122,15 @@ def join_linears(module: nn.Module, make: Callable[[Tensor, Tensor | None], nn.M
             alike = {(each.in_features, each.bias is None) for each in linears}
             if len(linears) < len(names) or len(alike) > 1 or not all(can_pack(each.weight) for each in linears):
                 continue
-            joined = JoinedProduct(linears, make)
+            joined = JoinedProduct(linears)
             for index, (name, linear) in enumerate(zip(names, linears, strict=True)):
                 setattr(parent, name, JoinedLinear(joined, index, linear))
             saved += len(names) - 1
     return saved
 
 
-def pack_linears(module: nn.Module, make: Callable[[Tensor, Tensor | None], nn.Module] = PackedLinear) -> int:
-    """Replace every packable ``nn.Linear`` below ``module`` in place by ``make(weight, bias)``; returns how many.
+def pack_linears(module: nn.Module) -> int:
+    """Replace every packable ``nn.Linear`` below ``module`` in place by ``frozen_linear``; returns how many.
 
     For inference only: the originals are dropped, so the weights can't be trained or saved afterwards.
     """
@@ -173,6 +138,28 @@ def pack_linears(module: nn.Module, make: Callable[[Tensor, Tensor | None], nn.M
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear and can_pack(child.weight):
-                setattr(parent, name, make(child.weight, child.bias))
+                setattr(parent, name, frozen_linear(child.weight, child.bias))
                 replaced += 1
     return replaced
+
+
+def frozen_products(module: nn.Module) -> list[nn.Module]:
+    """Every product below ``module`` in the form it has there, joined ones once."""
+    kinds = (nn.Linear, PackedLinear, PanelLinear)
+    modules = list(module.modules())
+    modules += [each.joined.product for each in modules if isinstance(each, JoinedLinear)]
+    return [each for each in dict.fromkeys(modules) if isinstance(each, kinds)]
+
+
+def bytes_by_form(module: nn.Module) -> dict[str, int]:
+    """Bytes of the frozen products' weights, by form ("float32", "int4" and so on), the largest first."""
+    found: dict[str, int] = {}
+    for each in frozen_products(module):
+        if isinstance(each, PanelLinear):
+            form, size = each.panels.form.value, each.panels.nbytes
+        else:
+            weight = each.packed if isinstance(each, PackedLinear) else each.weight
+            assert isinstance(weight, Tensor)
+            form, size = str(weight.dtype).removeprefix("torch."), weight.numel() * weight.element_size()
+        found[form] = found.get(form, 0) + size
+    return dict(sorted(found.items(), key=lambda item: -item[1]))

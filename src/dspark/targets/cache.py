@@ -67,9 +67,9 @@ class KVCache:
         self.keys[layer].index_copy_(1, rows_T, key_HTD)
         self.values[layer].index_copy_(1, rows_T, value_HTD)
 
-    def store_both(self, layer: int, rows_T: Tensor, heads_2HTD: Tensor) -> None:
-        """``store`` for keys and values that lie one behind the other already."""
-        self._both[layer].index_copy_(1, rows_T, heads_2HTD)
+    def both(self, layer: int) -> Tensor:
+        """Keys and values ``[2 H, N*size, D]`` of a layer, the values behind the keys."""
+        return self._both[layer]
 
     def owns(self, layer: int) -> bool:
         """Whether the layer has keys and values of its own."""

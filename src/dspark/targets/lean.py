@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from dspark.nn.block_attention import attend
-from dspark.nn.lean import LeanMLP, LeanNorm, Make, paired, turn
+from dspark.nn.lean import LeanMLP, LeanNorm, paired, turn
+from dspark.nn.packed import frozen_linear
+from dspark.nn.row_kernels import can_row, turn_and_store
 from dspark.targets.attention import ragged_attention
 from dspark.targets.ragged import RaggedBatch
 
@@ -50,7 +52,7 @@ class LeanAttention(nn.Module):
     Queries and keys are kept in ``paired`` order, to which their products with each other are blind.
     """
 
-    def __init__(self, module: Any, call: Call, make: Make) -> None:
+    def __init__(self, module: Any, call: Call) -> None:
         super().__init__()
         self.layer_idx: int = module.layer_idx
         self._width, self._settings = call.head_dim, call.settings
@@ -61,8 +63,8 @@ class LeanAttention(nn.Module):
             weights.append(linear.weight.unflatten(0, (-1, self._width))[:, kept].flatten(0, 1))
             if linear.bias is not None:
                 biases.append(linear.bias.unflatten(0, (-1, self._width))[:, kept].flatten())
-        self.product = make(torch.cat(weights), torch.cat(biases) if biases else None)
-        self.output = make(module.o_proj.weight, module.o_proj.bias)
+        self.product = frozen_linear(torch.cat(weights), torch.cat(biases) if biases else None)
+        self.output = frozen_linear(module.o_proj.weight, module.o_proj.bias)
         self._queries = module.q_proj.out_features // self._width
         self._rotated = self._queries + module.k_proj.out_features // self._width
         self.norms = nn.ModuleList()
@@ -77,10 +79,14 @@ class LeanAttention(nn.Module):
         query_TQD, key_THD = heads_TND[:, : self._queries], heads_TND[:, self._queries : self._rotated]
         if self.norms:
             for part, norm in zip((query_TQD, key_THD), self.norms, strict=True):
-                part.copy_(norm(part))
-        turn(heads_TND[:, : self._rotated], ragged_batch.rotation(*position_embeddings))
-        cache = ragged_batch.cache
-        cache.store_both(self.layer_idx, ragged_batch.rows_T, heads_TND[:, self._queries :].transpose(0, 1))
+                part.copy_(norm(part.contiguous()))
+        rotation, cache = ragged_batch.rotation(*position_embeddings), ragged_batch.cache
+        both_HSD = cache.both(self.layer_idx)
+        if can_row(heads_TND, self._width) and both_HSD.dtype == torch.float32:
+            turn_and_store(heads_TND, rotation, self._rotated, self._queries, ragged_batch.rows_T, both_HSD)
+        else:
+            turn(heads_TND[:, : self._rotated], rotation)
+            both_HSD.index_copy_(1, ragged_batch.rows_T, heads_TND[:, self._queries :].transpose(0, 1))
         keys, values = cache.keys[self.layer_idx], cache.values[self.layer_idx]
         out_TQD = attend(query_TQD, keys, values, ragged_batch.plan, **self._settings)
         return self.output(out_TQD.flatten(1))[None], None
@@ -95,19 +101,19 @@ def lean_norms(model: nn.Module) -> int:
     )
 
 
-def lean_mlps(model: nn.Module, make: Make) -> int:
-    """Replace gated MLPs whose twin agrees on random rows; ``make`` forms the products. Returns how many."""
+def lean_mlps(model: nn.Module) -> int:
+    """Replace gated MLPs whose twin agrees on random rows. Returns how many."""
     return sum(
-        _swap(parent, name, _mlp_twin(child, make))
+        _swap(parent, name, _mlp_twin(child))
         for parent, name, child in _children(model)
         if _linears(child, ("gate_proj", "up_proj", "down_proj")) and callable(getattr(child, "act_fn", None))
     )
 
 
-def lean_attention(model: nn.Module, calls: dict[nn.Module, Call], make: Make) -> int:
+def lean_attention(model: nn.Module, calls: dict[nn.Module, Call]) -> int:
     """Replace watched attention modules whose twin gives the same answer to the same call; returns how many."""
     return sum(
-        _swap(parent, name, _attention_twin(child, calls[child], make))
+        _swap(parent, name, _attention_twin(child, calls[child]))
         for parent, name, child in _children(model)
         if child in calls and _linears(child, _PROJECTIONS)
     )
@@ -198,14 +204,14 @@ def _norm_twin(norm: Any) -> nn.Module | None:
     return next((twin for twin in twins if _same_rows(twin, norm, len(weight), weight)), None)
 
 
-def _mlp_twin(mlp: Any, make: Make) -> nn.Module | None:
+def _mlp_twin(mlp: Any) -> nn.Module | None:
     if (mlp.gate_proj.bias is None) != (mlp.up_proj.bias is None):
         return None
-    twin = LeanMLP(mlp.gate_proj, mlp.up_proj, mlp.down_proj, mlp.act_fn, make)
+    twin = LeanMLP(mlp.gate_proj, mlp.up_proj, mlp.down_proj, mlp.act_fn)
     return twin if _same_rows(twin, mlp, mlp.gate_proj.in_features, mlp.gate_proj.weight) else None
 
 
-def _attention_twin(module: Any, call: Call, make: Make) -> nn.Module | None:
+def _attention_twin(module: Any, call: Call) -> nn.Module | None:
     norms = [getattr(module, name, None) for name in ("q_norm", "k_norm")]
     biased = {getattr(module, name).bias is None for name in _PROJECTIONS[:3]}
     angles = call.arguments.get("position_embeddings")
@@ -213,7 +219,7 @@ def _attention_twin(module: Any, call: Call, make: Make) -> nn.Module | None:
         return None
     if not isinstance(angles, tuple) or any(each.shape[-1] != call.head_dim for each in angles):
         return None
-    twin = LeanAttention(module, call, make)
+    twin = LeanAttention(module, call)
     loud = call.arguments | {"hidden_states": _LOUD * call.arguments["hidden_states"]}
     same = _same(twin(**call.arguments)[0], call.out) and _same(twin(**loud)[0], module(**loud)[0], _SILENCED)
     return twin if same else None

@@ -9,19 +9,19 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from dspark.foundation.devices import physical_memory, resolve_device, resolve_dtype
+from dspark.foundation.devices import resolve_device, resolve_dtype
 from dspark.foundation.errors import UserError, first_line
 from dspark.foundation.identity import ModelIdentity
 from dspark.nn.ends import Ends
-from dspark.nn.lean import Make, frozen_linear
-from dspark.nn.packed import join_linears, pack_linears
+from dspark.nn.forms import rounded_to_bytes
+from dspark.nn.packed import bytes_by_form, join_linears, pack_linears
 from dspark.targets.attention import SEAM
 from dspark.targets.cache import KVCache
 from dspark.targets.card import recommended_of, stop_ids_of
@@ -32,9 +32,6 @@ from dspark.targets.probe import probe, probe_ids
 from dspark.targets.ragged import RaggedBatch
 from dspark.targets.sources import Source, resolve_source
 from dspark.targets.taps import tapped
-
-# A weight that half precision holds is kept in two forms where fp32 weights would fill a third of the memory at most.
-_MEMORY_SHARE = 3
 
 
 @dataclass(frozen=True)
@@ -53,11 +50,17 @@ class Target:
     """
 
     def __init__(
-        self, model: PreTrainedModel, chat: Chat, source: Source, *, pack: bool = True, halve: bool = False
+        self,
+        model: PreTrainedModel,
+        chat: Chat,
+        source: Source,
+        *,
+        pack: bool = True,
+        rounding: torch.dtype | None = None,
     ) -> None:
         """Put ``model`` behind the seam and probe it; raises UserError where it can't be served exactly.
 
-        ``halve``: round its weights to half precision first; sums stay in the model's dtype.
+        ``rounding``: round its weights to float16, or to int8 in groups of 32, first; sums stay in the model's dtype.
         """
         self.name = source.name
         _refuse_unservable(model, self.name)
@@ -82,9 +85,8 @@ class Target:
         self._scales = scales_of(config)
         self._kv_layers = kv_layers(config)
         self.weights_hash  # noqa: B018  # hashed before rounding, and before packing replaces the head
-        self.weights = torch.float16 if halve else model.dtype
-        if halve:
-            _halve(model, self.name)
+        if rounding is not None:
+            _round(model, rounding, self.name)
         with torch.inference_mode():
             model.set_attn_implementation("eager")
             ids = probe_ids(self.vocab_size).to(self.device)
@@ -96,17 +98,15 @@ class Target:
 
     def pack(self) -> None:
         """Drop the readable weights for faster frozen forms of the same numbers."""
-        numbers = sum(parameter.numel() for parameter in self._model.parameters())
-        make = partial(frozen_linear, two_forms=4 * numbers * _MEMORY_SHARE <= physical_memory())
-        self._lean(make)
-        join_linears(self._model, make)
-        pack_linears(self._model, make)
+        self._lean()
+        join_linears(self._model)
+        pack_linears(self._model)
 
     @torch.inference_mode()
-    def _lean(self, make: Make) -> None:
+    def _lean(self) -> None:
         """Put lean twins in place wherever they give the same numbers as the modules of the model."""
         lean_norms(self._model)
-        lean_mlps(self._model, make)
+        lean_mlps(self._model)
         ids_T = probe_ids(self.vocab_size).to(self.device)
         cache = self.new_cache(blocks=1, size=len(ids_T))
         batch = WatchedBatch(cache, cache.tables(), [len(ids_T)], end=self.max_positions)
@@ -114,7 +114,12 @@ class Target:
         with watch(self._model) as calls:
             self._run(ids_T, batch)
         self._model.set_attn_implementation(SEAM)
-        lean_attention(self._model, calls, make)
+        lean_attention(self._model, calls)
+
+    @cached_property
+    def weights(self) -> dict[str, int]:
+        """Bytes of the weights that steps multiply with, by the form they are kept in."""
+        return bytes_by_form(self._model)
 
     @cached_property
     def weights_hash(self) -> str:
@@ -208,13 +213,13 @@ def load_target(target: str, dtype: str = "auto", device: str = "auto", pack: bo
     where = resolve_device(device)
     precision = resolve_dtype(dtype, where)
     source = resolve_source(target)
-    halve = precision == torch.float16 and where.type == "cpu"  # no CPU computes in it
+    rounding = precision if where.type == "cpu" and precision in (torch.float16, torch.int8) else None
     try:
         config = AutoConfig.from_pretrained(source.folder)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.folder,
             config=config,
-            dtype=torch.float32 if halve else precision,
+            dtype=torch.float32 if rounding else precision,
             attn_implementation="eager",
             output_loading_info=True,
         )
@@ -231,15 +236,18 @@ def load_target(target: str, dtype: str = "auto", device: str = "auto", pack: bo
             f"{source.folder} lacks {len(missing)} weights of its model, {missing[0]} among them; get its files again"
         )
     torch.nn.Module.to(model, device=where)  # transformers' own wrapper of it is not typed
-    return Target(model, Chat(tokenizer), source, pack=pack, halve=halve)
+    return Target(model, Chat(tokenizer), source, pack=pack, rounding=rounding)
 
 
-def _halve(model: PreTrainedModel, name: str) -> None:
-    """Round every weight to half precision, in place; UserError where one is too large for it."""
+def _round(model: PreTrainedModel, dtype: torch.dtype, name: str) -> None:
+    """Round weights in place: all to half precision, or matrices to bytes; UserError where one is too large."""
     for parameter in model.parameters():
-        rounded = parameter.data.half()
+        if dtype == torch.int8:
+            rounded = rounded_to_bytes(parameter.data.float()) if parameter.dim() == 2 else parameter.data
+        else:
+            rounded = parameter.data.half()
         if not bool(rounded.isfinite().all()):
-            raise UserError(f"{name} has weights too large for float16; use --dtype float32 or bfloat16")
+            raise UserError(f"{name} has weights too large for {str(dtype)[6:]}; use --dtype float32 or bfloat16")
         parameter.data = rounded.to(parameter.dtype)
 
 

@@ -1,4 +1,4 @@
-"""Packed weights compute what ``linear`` computes, and half precision is only for weights that lose nothing by it."""
+"""Frozen products compute what ``linear`` computes, in every layout and however they are joined."""
 
 from __future__ import annotations
 
@@ -6,62 +6,66 @@ import pytest
 import torch
 
 from dspark.nn.packed import (
-    HalfLinear,
     JoinedLinear,
     PackedLinear,
-    TwoFormLinear,
-    can_halve,
-    few_rows_linear,
+    PanelLinear,
+    bytes_by_form,
+    frozen_linear,
     join_linears,
     pack_linears,
 )
 
 WEIGHT = torch.randn(40, 24, generator=torch.Generator().manual_seed(0))
+BIAS = torch.randn(40, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize(
-    "bias", [None, torch.randn(40, generator=torch.Generator().manual_seed(1))], ids=["no", "bias"]
-)
+@pytest.mark.parametrize("bias", [None, BIAS], ids=["no", "bias"])
 @pytest.mark.parametrize("shape", [(24,), (1, 24), (5, 24), (2, 3, 4, 24)], ids=str)
-def test_every_layout_computes_the_same(shape: tuple[int, ...], bias: torch.Tensor | None) -> None:
+@pytest.mark.parametrize("kind", [PanelLinear, PackedLinear])
+def test_every_layout_computes_the_same(
+    kind: type[PanelLinear | PackedLinear], shape: tuple[int, ...], bias: torch.Tensor | None
+) -> None:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(2))
     for weight in (WEIGHT, WEIGHT.bfloat16().float()):
         expected = torch.nn.functional.linear(x, weight, bias)
-        found = few_rows_linear(weight, bias)(x)
+        found = kind(weight, bias)(x)
         assert found.shape == expected.shape
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_only_weights_that_lose_nothing_are_halved() -> None:
-    rounded = WEIGHT.bfloat16().float()
-    if "fbgemm" in torch.backends.quantized.supported_engines:
-        assert isinstance(few_rows_linear(rounded), HalfLinear)
-    assert isinstance(few_rows_linear(WEIGHT), PackedLinear)
-    assert not can_halve(rounded.index_fill(0, torch.tensor([3]), 1e6)), "beyond the range of half precision"
-    assert not can_halve(rounded.bfloat16())
+def test_rows_that_do_not_lie_one_behind_the_other_are_understood() -> None:
+    rows = torch.randn(6, 48, generator=torch.Generator().manual_seed(2))[::2, ::2]
+    torch.testing.assert_close(PanelLinear(WEIGHT, None)(rows), torch.nn.functional.linear(rows, WEIGHT))
 
 
-def test_where_the_kernels_are_missing_the_other_layout_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(torch, "fbgemm_linear_fp16_weight_fp32_activation")
-    assert isinstance(few_rows_linear(WEIGHT.bfloat16().float()), PackedLinear)
+def test_rows_of_another_dtype_are_refused() -> None:
+    with pytest.raises(TypeError, match="rows of torch.bfloat16, expected torch.float32"):
+        PanelLinear(WEIGHT, None)(torch.zeros(1, 24, dtype=torch.bfloat16))
 
 
-@pytest.mark.parametrize("limit", [0, 4, 99])
-def test_two_forms_are_one_product(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dspark.nn.packed.FEW_ROWS", limit)
-    weight, bias = WEIGHT.half().float(), torch.randn(40, generator=torch.Generator().manual_seed(1))
-    product = TwoFormLinear(weight, bias)
-    for rows in (1, 4, 5, 30):
-        x = torch.randn(2, rows, 24, generator=torch.Generator().manual_seed(rows))[:1]
-        expected = torch.nn.functional.linear(x, weight, bias)
-        torch.testing.assert_close(product(x), expected, rtol=1e-5, atol=1e-5)
+def test_a_weight_that_cannot_be_packed_stays_a_linear_layer() -> None:
+    assert isinstance(frozen_linear(WEIGHT, BIAS), PanelLinear)
+    narrow = frozen_linear(WEIGHT.bfloat16(), BIAS.bfloat16())
+    assert type(narrow) is torch.nn.Linear and narrow.weight.dtype == torch.bfloat16
+
+
+def test_without_kernels_of_our_own_onednns_layout_is_used(no_kernels: None) -> None:
+    assert isinstance(frozen_linear(WEIGHT), PackedLinear)
+
+
+def test_bytes_are_counted_by_form() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(24, 40, bias=False), torch.nn.Linear(40, 32, bias=False))
+    module[1].weight.data = module[1].weight.data.half().float()
+    assert bytes_by_form(module) == {"float32": 4 * 40 * (24 + 32)}
+    pack_linears(module)
+    assert bytes_by_form(module) == {"float32": 4 * 48 * 24, "float16": 2 * 32 * 40}, "outputs fill panels of 16"
 
 
 def test_linears_are_replaced_in_place() -> None:
     module = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Sequential(torch.nn.Linear(8, 3, bias=False)))
     x = torch.randn(2, 8)
     expected = module(x).detach()
-    assert pack_linears(module) == 2 and isinstance(module[0], PackedLinear)
+    assert pack_linears(module) == 2 and isinstance(module[0], PanelLinear)
     torch.testing.assert_close(module(x), expected, rtol=1e-5, atol=1e-5)
 
 

@@ -1,0 +1,240 @@
+"""Loops that PyTorch has no kernel for: LLVM IR compiled for this very CPU and run by PyTorch's own threads.
+
+A kernel is one function of a table of 64-bit numbers (sizes and addresses); every thread of a team runs it and asks
+for its own number. The team is that of the OpenMP library PyTorch has loaded, so that no two pools of threads compete.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import platform
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import llvmlite.binding as llvm
+import torch
+from llvmlite import ir
+
+from dspark.foundation.artifacts import write_atomic
+from dspark.foundation.cache import cache_dir
+
+F32, F16 = ir.FloatType(), ir.HalfType()
+I8, I16, I32, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+POINTER = ir.PointerType()
+Value = Any  # llvmlite's values are not typed
+_TEAM = ("omp_get_thread_num", "omp_get_num_threads")
+# Fused products and half precision as instructions; without them LLVM would call functions that need not be there.
+_NEEDED = {"x86_64": ("avx2", "fma", "f16c"), "AMD64": ("avx2", "fma", "f16c"), "aarch64": (), "arm64": ()}
+
+
+class Code:
+    """Instructions appended to one function. Integers are 64-bit, numbers are vectors of fp32."""
+
+    def __init__(self, module: ir.Module, name: str, arguments: Sequence[Any]) -> None:
+        self.function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), name)
+        self.module = module
+        self.build = ir.IRBuilder(self.function.append_basic_block())
+
+    def number(self, value: int) -> Value:
+        """A constant."""
+        return ir.Constant(I64, value)
+
+    def pointer(self, address: Value) -> Value:
+        """A number as an address."""
+        return self.build.inttoptr(address, POINTER)
+
+    def room(self, count: int) -> Value:
+        """Address of ``count`` fp32 numbers of this thread's own, gone when the function returns."""
+        place = self.build.alloca(ir.ArrayType(F32, count))
+        place.align = 64
+        return self.pointer(self.build.ptrtoint(place, I64))  # llvmlite gives it a type that no store accepts
+
+    def at(self, pointer: Value, index: Value, kind: Any) -> Value:
+        """Address of element ``index`` of type ``kind``."""
+        return self.build.gep(pointer, [index], source_etype=kind)
+
+    def load(self, pointer: Value, index: Value, kind: Any, count: int = 1) -> Value:
+        """``count`` elements from ``index`` on, as a vector; one of them as it is."""
+        element = self.at(pointer, index, kind)
+        loaded = self.build.load(element, typ=kind if count == 1 else ir.VectorType(kind, count))
+        loaded.align = 1
+        return loaded
+
+    def store(self, value: Value, pointer: Value, index: Value, kind: Any) -> None:
+        """Write ``value`` from element ``index`` on."""
+        self.build.store(value, self.at(pointer, index, kind)).align = 1
+
+    def splat(self, value: Value, count: int) -> Value:
+        """A vector of ``count`` times ``value``."""
+        nothing = ir.Constant(ir.VectorType(value.type, count), ir.Undefined)
+        first = self.build.insert_element(nothing, value, ir.Constant(I32, 0))
+        return self.build.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(I32, count), [0] * count))
+
+    def fma(self, a: Value, b: Value, c: Value) -> Value:
+        """``a * b + c``, rounded once."""
+        kind = a.type
+        name = f"llvm.fma.v{kind.count}f32"
+        known = self.module.globals.get(name)
+        return self.build.call(known or ir.Function(self.module, ir.FunctionType(kind, [kind] * 3), name), [a, b, c])
+
+    def call(self, code: Code, arguments: Sequence[Value]) -> None:
+        """Run another function of the module."""
+        self.build.call(code.function, arguments)
+
+    def least(self, a: Value, b: Value) -> Value:
+        """The smaller of two integers."""
+        return self.build.select(self.build.icmp_signed("<", a, b), a, b)
+
+    def loop(
+        self,
+        start: Value,
+        stop: Value,
+        step: Value | int,
+        carried: Sequence[Value],
+        body: Callable[[Value, list[Value]], Sequence[Value]],
+    ) -> list[Value]:
+        """``for i in range(start, stop, step): carried = body(i, carried)``; returns what was carried last."""
+        build, entry = self.build, self.build.block
+        inside, after = self.function.append_basic_block(), self.function.append_basic_block()
+        build.cbranch(build.icmp_signed("<", start, stop), inside, after)
+        build.position_at_end(inside)
+        index = build.phi(I64)
+        values = [build.phi(value.type) for value in carried]
+        results = list(body(index, values))
+        following = build.add(index, self.number(step) if isinstance(step, int) else step)
+        last = build.block
+        build.cbranch(build.icmp_signed("<", following, stop), inside, after)
+        build.position_at_end(after)
+        for phi, first, then in zip([index, *values], [start, *carried], [following, *results], strict=True):
+            phi.add_incoming(first, entry)
+            phi.add_incoming(then, last)
+        left = []
+        for first, then in zip(carried, results, strict=True):
+            phi = build.phi(first.type)
+            phi.add_incoming(first, entry)
+            phi.add_incoming(then, last)
+            left.append(phi)
+        return left
+
+    def choose(self, value: Value, cases: Sequence[Callable[[], None]]) -> None:
+        """Run case number ``value``."""
+        build, blocks = self.build, [self.function.append_basic_block() for _ in cases]
+        after = self.function.append_basic_block()
+        switch = build.switch(value, blocks[-1])
+        for index, (block, case) in enumerate(zip(blocks, cases, strict=True)):
+            switch.add_case(self.number(index), block)
+            build.position_at_end(block)
+            case()
+            build.branch(after)
+        build.position_at_end(after)
+
+    def team(self) -> tuple[Value, Value]:
+        """The number of the thread that asks, and of all threads."""
+        names = (self.module.globals.get(name) for name in _TEAM)
+        functions = [
+            known or ir.Function(self.module, ir.FunctionType(I32, []), name)
+            for known, name in zip(names, _TEAM, strict=True)
+        ]
+        number, count = (self.build.sext(self.build.call(each, []), I64) for each in functions)
+        return number, count
+
+    def share(self, total: Value) -> tuple[Value, Value]:
+        """The first and the last but one of ``total`` things that are this thread's."""
+        number, count = self.team()
+        build = self.build
+        ends = (build.sdiv(build.mul(total, each), count) for each in (number, build.add(number, self.number(1))))
+        first, end = ends
+        return first, end
+
+
+class Kernel:
+    """A compiled function ``void f(int64 *table)`` that a whole team of threads runs at once.
+
+    Machine code is kept in the user's cache folder under a hash of all that it depends on.
+    """
+
+    def __init__(self, module: ir.Module, name: str) -> None:
+        self._run = _openmp().GOMP_parallel
+        cpu, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+        text = str(module)
+        versions = (llvmlite.__version__, *map(str, llvm.llvm_version_info), cpu, features)
+        kept = cache_dir() / "kernels" / hashlib.sha256("\n".join((*versions, text)).encode()).hexdigest()
+        machine = llvm.Target.from_default_triple().create_target_machine(cpu=cpu, features=features, opt=3)
+        parsed = llvm.parse_assembly(text)
+        known = _kept(kept)
+        if known is None:
+            parsed.verify()
+            passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
+            passes.getModulePassManager().run(parsed, passes)
+        self._engine = llvm.create_mcjit_compiler(parsed, machine)  # owns the code
+        self._engine.set_object_cache(lambda _, code: _keep(kept, code), lambda _: known)
+        self._engine.finalize_object()
+        self._address = self._engine.get_function_address(name)
+        self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._address)
+
+    def __call__(self, *table: int) -> None:
+        """Run it with as many threads as PyTorch uses; returns when all are done."""
+        numbers = (ctypes.c_int64 * len(table))(*table)
+        self._run(self._address, ctypes.addressof(numbers), torch.get_num_threads(), 0)
+
+    def alone(self, *table: int) -> None:
+        """Run it with the calling thread only."""
+        numbers = (ctypes.c_int64 * len(table))(*table)
+        self._alone(ctypes.addressof(numbers))
+
+
+def _kept(path: Path) -> bytes | None:
+    """The machine code in a file of ``_keep``; None where it is not there or not whole."""
+    try:
+        found = path.read_bytes()
+    except OSError:
+        return None
+    return found[32:] if hashlib.sha256(found[32:]).digest() == found[:32] else None
+
+
+def _keep(path: Path, code: bytes) -> None:
+    """Keep machine code behind its own hash; where the folder can't be written to, it is compiled every time."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(hashlib.sha256(code).digest() + code)
+
+    with suppress(OSError):
+        write_atomic(path, write)
+
+
+@cache
+def _openmp() -> Any:
+    """The OpenMP library PyTorch runs its loops with; OSError where it is of another kind."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    home = Path(torch.__file__).parent
+    shipped = sorted(str(path) for path in (*home.glob("lib/libgomp*"), *home.parent.glob("torch.libs/libgomp*")))
+    library = ctypes.CDLL([*shipped, "libgomp.so.1"][0])
+    for name in _TEAM:
+        llvm.add_symbol(name, ctypes.cast(getattr(library, name), ctypes.c_void_p).value)
+    library.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    library.GOMP_parallel.restype = None
+    return library
+
+
+@cache
+def can_compile() -> bool:
+    """Whether kernels run here: a CPU with the instructions they need, and an OpenMP library to run them with."""
+    needed = _NEEDED.get(platform.machine())
+    if needed is None or not all(llvm.get_host_cpu_features().get(each, False) for each in needed):
+        return False
+    try:
+        return hasattr(_openmp(), "GOMP_parallel")
+    except (OSError, AttributeError):
+        return False
+
+
+@cache
+def lanes() -> int:
+    """Numbers a vector of these kernels holds: two registers' worth, so that two sums run side by side."""
+    return 32 if llvm.get_host_cpu_features().get("avx512f", False) else 16

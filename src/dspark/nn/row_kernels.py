@@ -1,0 +1,192 @@
+"""What lies between the products of a layer, compiled: norms, gates, rotations. One call for several of PyTorch's.
+
+All in fp32 on a CPU; rows are independent of each other. A few rows are done by the calling thread alone, since
+waking the others takes longer than the work.
+
+Legend: T tokens, d width, I inner width, N heads of queries, keys and values together, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from llvmlite import ir
+from torch import Tensor
+
+from dspark.nn.machine import F32, I64, POINTER, Code, Kernel, Value, can_compile
+from dspark.nn.numbers import bits, constant, exponential, from_bits, hyperbolic_tangent, places, square_root, total
+
+_LANES = 8
+_VECTOR = ir.VectorType(F32, _LANES)
+_ALONE = 16_384  # numbers up to which the calling thread works alone
+
+
+def can_row(x: Tensor, width: int) -> bool:
+    """Whether these kernels take such rows."""
+    plain = x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous()
+    return plain and width % _LANES == 0 and can_compile()
+
+
+def norm_rows(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``x / sqrt(mean(x^2) + eps) * weight`` over the last axis; contiguous."""
+    out = torch.empty_like(x)
+    width = weight.numel()
+    _run(_norm(), x.numel(), x.data_ptr(), out.data_ptr(), x.numel() // width, weight.data_ptr(), width, bits(eps))
+    return out
+
+
+def gate_rows(both: Tensor, act: str) -> Tensor:
+    """``act(gate) * up`` of ``[..., 2 I]``, the gate before the other."""
+    width = both.shape[-1] // 2
+    out = both.new_empty(*both.shape[:-1], width)
+    _run(_gate(act), out.numel(), both.data_ptr(), out.data_ptr(), out.numel() // width, width)
+    return out
+
+
+def turn_and_store(
+    heads_TND: Tensor, rotation_T1C: Tensor, rotated: int, queries: int, rows_T: Tensor, both_HSD: Tensor
+) -> None:
+    """Rotate the first ``rotated`` heads in place (``lean.turn``), and copy those behind the queries to the cache.
+
+    ``both_HSD``: keys and values of a layer, head after head; ``rows_T``: where each token's go.
+    """
+    tokens, heads, width = heads_TND.shape
+    table = (heads, width, rotated, queries, rotation_T1C.data_ptr(), rows_T.data_ptr(), both_HSD.data_ptr())
+    _run(_turn(), heads_TND.numel(), heads_TND.data_ptr(), tokens, *table, both_HSD.stride(0))
+
+
+def gate_name(act: Callable[[Tensor], Tensor]) -> str | None:
+    """Which of the kernels' gates this function is, found by its values."""
+    x = torch.linspace(-20, 20, 4000)
+    for name, same in (("silu", torch.nn.functional.silu), ("gelu_tanh", _gelu_tanh)):
+        if torch.allclose(act(x), same(x), rtol=1e-6, atol=1e-7):
+            return name
+    return None
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return torch.nn.functional.gelu(x, approximate="tanh")
+
+
+def _run(kernel: Kernel, numbers: int, *table: int) -> None:
+    if numbers <= _ALONE:
+        kernel.alone(*table)
+    else:
+        kernel(*table)
+
+
+def _compiled(count: int, body: Callable[[Code, list[Value], Value], None], rows: int) -> Kernel:
+    """``body(code, table, row)`` for this thread's share of the rows, whose number is entry ``rows`` of the table."""
+    module = ir.Module()
+    code = Code(module, "rows", (POINTER,))
+    table = [code.load(code.function.args[0], code.number(index), I64) for index in range(count)]
+    first, end = code.share(table[rows])
+
+    def row(index: Value, _: list[Value]) -> list[Value]:
+        body(code, table, index)
+        return []
+
+    code.loop(first, end, 1, [], row)
+    code.build.ret_void()
+    return Kernel(module, "rows")
+
+
+@cache
+def _norm() -> Kernel:
+    def body(code: Code, table: list[Value], row: Value) -> None:
+        build = code.build
+        source, destination, _, weights, width, eps = table
+        offset = build.mul(row, width)
+        x, out = (code.at(code.pointer(each), offset, F32) for each in (source, destination))
+
+        def square(k: Value, sums: list[Value]) -> list[Value]:
+            number = code.load(x, k, F32, _LANES)
+            return [code.fma(number, number, sums[0])]
+
+        zero = ir.Constant(_VECTOR, [0.0] * _LANES)
+        (squares,) = code.loop(code.number(0), width, _LANES, [zero], square)
+        mean = build.fdiv(total(code, squares), build.sitofp(width, F32))
+        root = square_root(code, build.fadd(mean, from_bits(code, eps)))
+        inverse = code.splat(build.fdiv(ir.Constant(F32, 1.0), root), _LANES)
+
+        def scale(k: Value, _: list[Value]) -> list[Value]:
+            number = build.fmul(code.load(x, k, F32, _LANES), inverse)
+            code.store(build.fmul(number, code.load(code.pointer(weights), k, F32, _LANES)), out, k, F32)
+            return []
+
+        code.loop(code.number(0), width, _LANES, [], scale)
+
+    return _compiled(6, body, rows=2)
+
+
+@cache
+def _gate(act: str) -> Kernel:
+    def silu(code: Code, x: Value) -> Value:
+        raised = exponential(code, code.build.fneg(x))
+        return code.build.fdiv(x, code.build.fadd(constant(1.0, x), raised))
+
+    def gelu_tanh(code: Code, x: Value) -> Value:
+        build = code.build
+        bent = code.fma(build.fmul(build.fmul(x, x), constant(0.044715, x)), x, x)
+        risen = hyperbolic_tangent(code, build.fmul(bent, constant(0.7978845608028654, x)))
+        return build.fmul(build.fmul(x, constant(0.5, x)), build.fadd(risen, constant(1.0, x)))
+
+    function = {"silu": silu, "gelu_tanh": gelu_tanh}[act]
+
+    def body(code: Code, table: list[Value], row: Value) -> None:
+        build = code.build
+        source, destination, _, width = table
+        gate = code.at(code.pointer(source), build.mul(row, build.add(width, width)), F32)
+        up = code.at(gate, width, F32)
+        out = code.at(code.pointer(destination), build.mul(row, width), F32)
+
+        def numbers(k: Value, _: list[Value]) -> list[Value]:
+            value = function(code, code.load(gate, k, F32, _LANES))
+            code.store(build.fmul(value, code.load(up, k, F32, _LANES)), out, k, F32)
+            return []
+
+        code.loop(code.number(0), width, _LANES, [], numbers)
+
+    return _compiled(4, body, rows=2)
+
+
+@cache
+def _turn() -> Kernel:
+    def body(code: Code, table: list[Value], token: Value) -> None:
+        build = code.build
+        source, _, heads, width, rotated, queries, rotation, rows, cache, cache_head = table
+        own = code.at(code.pointer(source), build.mul(token, build.mul(heads, width)), F32)
+        angles = code.at(code.pointer(rotation), build.mul(token, width), F32)
+        row = code.at(code.pointer(cache), build.mul(code.load(code.pointer(rows), token, I64), width), F32)
+
+        def head(index: Value, turns: bool) -> list[Value]:
+            numbers = code.at(own, build.mul(index, width), F32)
+
+            def eight(k: Value, _: list[Value]) -> list[Value]:
+                value = code.load(numbers, k, F32, _LANES)
+                if turns:
+                    value = _turned(code, value, code.load(angles, k, F32, _LANES))
+                    code.store(value, numbers, k, F32)
+                with build.if_then(build.icmp_signed(">=", index, queries)):
+                    cached = code.at(row, build.mul(build.sub(index, queries), cache_head), F32)
+                    code.store(value, cached, k, F32)
+                return []
+
+            return code.loop(code.number(0), width, _LANES, [], eight)
+
+        code.loop(code.number(0), rotated, 1, [], lambda index, _: head(index, True))
+        code.loop(rotated, heads, 1, [], lambda index, _: head(index, False))
+
+    return _compiled(10, body, rows=1)
+
+
+def _turned(code: Code, value: Value, angle: Value) -> Value:
+    """Four complex numbers times four: real and imaginary parts are neighbours."""
+    build = code.build
+    even, odd = [i - i % 2 for i in range(_LANES)], [i - i % 2 + 1 for i in range(_LANES)]
+    swapped = places(code, value, [i + 1 - 2 * (i % 2) for i in range(_LANES)])
+    signs = ir.Constant(_VECTOR, [-1.0, 1.0] * (_LANES // 2))
+    crossed = build.fmul(build.fmul(swapped, places(code, angle, odd)), signs)
+    return code.fma(value, places(code, angle, even), crossed)

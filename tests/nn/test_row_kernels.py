@@ -1,0 +1,75 @@
+"""Compiled norms, gates and rotations against PyTorch's, and each row for itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import gelu, rms_norm, silu
+
+from dspark.nn.lean import turn
+from dspark.nn.row_kernels import _ALONE, can_row, gate_name, gate_rows, norm_rows, turn_and_store
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("tokens", [1, 3, _ALONE // 64 + 5])
+def test_norms(tokens: int) -> None:
+    x, weight = random(1, tokens, 64) * torch.logspace(-4, 2, tokens)[:, None], random(64, seed=1)
+    found = norm_rows(x, weight, 1e-5)
+    torch.testing.assert_close(found, rms_norm(x, (64,), weight, 1e-5), rtol=2e-6, atol=1e-7)
+    assert torch.equal(found[:, -1:], norm_rows(x[:, -1:].contiguous(), weight, 1e-5)), "alone or in a team"
+
+
+@pytest.mark.parametrize("tokens", [1, _ALONE // 48 + 5])
+@pytest.mark.parametrize(("name", "act"), [("silu", silu), ("gelu_tanh", lambda x: gelu(x, approximate="tanh"))])
+def test_gates(name: str, act: object, tokens: int) -> None:
+    both = random(tokens, 96) * 8
+    gate, up = both.chunk(2, dim=-1)
+    found = gate_rows(both, name)
+    torch.testing.assert_close(found, act(gate) * up, rtol=3e-6, atol=2e-5)  # type: ignore[operator]
+    assert torch.equal(found[-1:], gate_rows(both[-1:].contiguous(), name))
+    assert gate_name(act) == name  # type: ignore[arg-type]
+
+
+def test_gates_of_any_size_are_numbers() -> None:
+    gate = torch.tensor([-1e30, -1000.0, -88.5, -87.5, -0.0, 87.5, 88.5, 1000.0])
+    both = torch.cat((gate, torch.ones(8)))[None]
+    for name, act in (("silu", silu), ("gelu_tanh", lambda x: gelu(x, approximate="tanh"))):
+        torch.testing.assert_close(
+            gate_rows(both, name)[0], act(gate), rtol=1e-6, atol=1e-30 if name == "silu" else 1e-5
+        )
+
+
+def test_a_gate_of_another_kind_is_nobodys() -> None:
+    assert gate_name(gelu) is None and gate_name(torch.relu) is None
+
+
+@pytest.mark.parametrize("tokens", [1, 7, _ALONE // 56 + 5])
+def test_rotation_and_the_way_into_the_cache(tokens: int) -> None:
+    queries, keys, width = 3, 2, 8
+    heads = random(tokens, queries + 2 * keys, width)
+    angles = random(tokens, 1, width // 2, seed=1)
+    rotation = torch.complex(angles.cos(), angles.sin())
+    rows = torch.randperm(2 * tokens, generator=torch.Generator().manual_seed(2))[:tokens]
+    expected, cache = heads.clone(), random(2 * keys, 2 * tokens, width, seed=3)
+    stored = cache.clone()
+    turn(expected[:, : queries + keys], rotation)
+    stored.index_copy_(1, rows, expected[:, queries:].transpose(0, 1))
+    turn_and_store(heads, rotation, queries + keys, queries, rows, cache)
+    torch.testing.assert_close(heads, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(cache, stored, rtol=1e-6, atol=1e-6)
+    untouched = sorted(set(range(2 * tokens)) - set(rows.tolist()))
+    assert torch.equal(cache[:, untouched], stored[:, untouched])
+
+
+def test_other_rows_are_left_to_pytorch() -> None:
+    x = random(4, 64)
+    assert can_row(x, 64)
+    assert not can_row(x.bfloat16(), 64) and not can_row(x.T, 4) and not can_row(random(4, 12), 12)
+
+
+def test_without_kernels_rows_are_left_to_pytorch(no_kernels: None) -> None:
+    assert not can_row(random(4, 64), 64)
