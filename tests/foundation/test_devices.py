@@ -11,7 +11,6 @@ from dspark.foundation import devices
 from dspark.foundation.devices import (
     cpu_is_fast_at_bf16,
     cpuinfo_has_bf16,
-    physical_memory,
     resolve_device,
     resolve_dtype,
 )
@@ -45,12 +44,6 @@ def test_dtypes_by_name() -> None:
         UserError, match="'int4' is not supported; expected one of auto, bfloat16, float32, float16, int8"
     ):
         resolve_dtype("int4", CPU)
-
-
-def test_the_memory_of_this_machine_is_a_number_or_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert physical_memory() > 2**28
-    monkeypatch.delattr("os.sysconf")
-    assert physical_memory() == 0
 
 
 @pytest.mark.parametrize(

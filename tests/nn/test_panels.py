@@ -14,7 +14,8 @@ from torch import Tensor
 
 from dspark.nn import machine
 from dspark.nn.forms import _panels, rounded_to_bytes, smallest
-from dspark.nn.panels import Form, Panels, _kernel
+from dspark.nn.panels import Panels
+from dspark.nn.product_kernel import Form, product_kernel
 
 QUANTISED = {
     "Q4_0": (gguf.GGMLQuantizationType.Q4_0, Form.NIBBLE),
@@ -124,11 +125,11 @@ def test_rounding_to_bytes_is_a_fixed_point_half_a_step_away_at_most() -> None:
 def test_sixteen_and_thirty_two_outputs_a_panel_are_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     x, found = random(9, 64, seed=1), []
     for lanes in (16, 32):  # 32 is for wider registers than this machine may have
-        for module in ("panels", "forms"):
+        for module in ("panels", "product_kernel", "forms"):
             monkeypatch.setattr(f"dspark.nn.{module}.lanes", lambda lanes=lanes: lanes)
-        _kernel.cache_clear()
+        product_kernel.cache_clear()
         found.append([smallest(weight_of(form, 70, 64))(x) for form in Form])
-    _kernel.cache_clear()
+    product_kernel.cache_clear()
     assert all(torch.equal(narrow, wide) for narrow, wide in zip(*found, strict=True))
 
 
@@ -145,15 +146,15 @@ def test_machine_code_is_kept_and_a_damaged_file_is_compiled_anew(
             assert hashlib.sha256(whole[32:]).digest() == whole[:32]
             if damage is not None:
                 path.write_bytes(damage)
-        _kernel.cache_clear()
+        product_kernel.cache_clear()
         assert torch.equal(floats(weight)(x), expected)
         assert len(list(tmp_path.glob("kernels/*"))) == 1
-    _kernel.cache_clear()
+    product_kernel.cache_clear()
 
 
 def test_a_folder_that_cannot_be_written_to_costs_time_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "kernels").write_text("a file where the folder should be")
     monkeypatch.setattr(machine, "cache_dir", lambda: tmp_path)
-    _kernel.cache_clear()
+    product_kernel.cache_clear()
     assert floats(random(16, 8))(random(2, 8)).shape == (2, 16)
-    _kernel.cache_clear()
+    product_kernel.cache_clear()

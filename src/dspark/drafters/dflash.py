@@ -18,6 +18,7 @@ from dspark.foundation.errors import UserError
 from dspark.nn.context import Context, ContextRows
 from dspark.nn.ends import Ends
 from dspark.nn.layer import DraftLayer
+from dspark.nn.lean import lean_drafter
 from dspark.nn.norm import RMSNorm
 from dspark.nn.packed import can_pack, frozen_linear, pack_linears
 from dspark.nn.rope import rotary
@@ -113,6 +114,7 @@ class DFlashBackbone(nn.Module):
 
     def pack(self) -> None:
         """Repack the linear layers and the head for few rows (fp32 on a CPU); no training or saving after."""
+        lean_drafter(self)
         pack_linears(self)
         if can_pack(self.head):
             self.packed_head = frozen_linear(self.head)

@@ -6,7 +6,6 @@ The CUDA branches follow PyTorch's documentation and have not been run on a GPU 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,14 +60,6 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
         raise UserError("dtype int8 is for CPUs only; use --dtype bfloat16 on a GPU")
     precision: torch.dtype = getattr(torch, name)
     return precision
-
-
-def physical_memory() -> int:
-    """Bytes of memory of this machine; 0 where the system does not say."""
-    try:
-        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, ValueError, OSError):
-        return 0
 
 
 def cpu_is_fast_at_bf16() -> bool:

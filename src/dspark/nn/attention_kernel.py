@@ -17,7 +17,7 @@ import torch
 from llvmlite import ir
 from torch import Tensor
 
-from dspark.nn.machine import F32, I64, POINTER, Code, Kernel, Value, can_compile
+from dspark.nn.machine import F32, I64, POINTER, Call, Code, Kernel, Value, can_compile
 from dspark.nn.numbers import bits, constant, exponential, from_bits, hyperbolic_tangent, largest, total
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ _LANES = 8
 _STRETCH = 64
 _SLICE = 64  # numbers of a value row that are summed side by side: eight registers
 _TABLE = (
+    "blocks",
+    "tokens",
     "query",
     "query_token",
     "query_head",
@@ -35,8 +37,6 @@ _TABLE = (
     "cache_head",
     "cache_row",
     "size",
-    "blocks",
-    "tokens",
     "count",
     "heads",
     "window",
@@ -75,13 +75,30 @@ def attend_compiled(
     sinks_Q: Tensor | None,
 ) -> Tensor:
     """Attention ``[T, Q, D]`` in fp32; arguments as those of ``block_attention.attend``. D is a multiple of 8."""
+    out_TQD = query_TQD.new_empty(query_TQD.shape)
+    sinks = None if sinks_Q is None else sinks_Q.float().contiguous()
     seen = plan.seen
+    kernel, table = attention_call(query_TQD, keys_HSD, values_HSD, plan.size, scale, window, softcap, sinks, out_TQD)
+    kernel(seen.blocks.data_ptr(), seen.tokens_T3.data_ptr(), *table)
+    return out_TQD
+
+
+def attention_call(
+    query_TQD: Tensor,
+    keys_HSD: Tensor,
+    values_HSD: Tensor,
+    size: int,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks_Q: Tensor | None,
+    out_TQD: Tensor,
+) -> Call:
+    """Attention written to ``out_TQD``; before the table belong the addresses of a step's ``Seen``."""
     tokens, queries, width = query_TQD.shape
     heads = len(keys_HSD)
     assert query_TQD.stride(2) == keys_HSD.stride(2) == 1 and keys_HSD.stride() == values_HSD.stride()
-    sinks = None if sinks_Q is None else sinks_Q.float().contiguous()
-    out_TQD = query_TQD.new_empty(tokens, queries, width)
-    _kernel(queries // heads, width)(
+    return _kernel(queries // heads, width), (
         query_TQD.data_ptr(),
         query_TQD.stride(0),
         query_TQD.stride(1),
@@ -89,18 +106,15 @@ def attend_compiled(
         values_HSD.data_ptr(),
         keys_HSD.stride(0),
         keys_HSD.stride(1),
-        plan.size,
-        seen.blocks.data_ptr(),
-        seen.tokens_T3.data_ptr(),
+        size,
         tokens,
         heads,
         0 if window is None else window,
         bits(scale),
         bits(softcap or 0.0),
-        0 if sinks is None else sinks.data_ptr(),
+        0 if sinks_Q is None else sinks_Q.data_ptr(),
         out_TQD.data_ptr(),
     )
-    return out_TQD
 
 
 def can_attend(query_TQD: Tensor, scale: float) -> bool:

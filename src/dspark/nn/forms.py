@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from dspark.nn.machine import lanes
-from dspark.nn.panels import GROUP, Form, Panels
+from dspark.nn.panels import Panels
+from dspark.nn.product_kernel import GROUP, Form
 
 _SAMPLE = 8  # outputs looked at before all are
 
 
-def smallest(weight_OI: Tensor) -> Panels:
+def smallest(weight_OI: Tensor, bias_O: Tensor | None = None) -> Panels:
     """``weight_OI`` (fp32, on a CPU) in panels of the smallest form that holds it exactly.
 
     Nibbles are found where a block reaches both of its ends, as in files written without an importance matrix.
@@ -25,8 +26,8 @@ def smallest(weight_OI: Tensor) -> Panels:
     weight_OI = weight_OI.detach()
     for form in (Form.NIBBLE, Form.BYTE, Form.HALF, Form.BRAIN):
         if _parts(form, weight_OI[:_SAMPLE]) and (parts := _parts(form, weight_OI)):
-            return _panels(form, *parts)
-    return _panels(Form.FLOAT, weight_OI, [])
+            return _panels(form, *parts, bias_O)
+    return _panels(Form.FLOAT, weight_OI, [], bias_O)
 
 
 def rounded_to_bytes(weight_OI: Tensor) -> Tensor:
@@ -85,14 +86,14 @@ def _counted(scale: Tensor, offset: Tensor, groups_OGK: Tensor) -> tuple[Tensor,
     return counts, scale, offset
 
 
-def _panels(form: Form, numbers_OI: Tensor, scales: list[Tensor]) -> Panels:
+def _panels(form: Form, numbers_OI: Tensor, scales: list[Tensor], bias_O: Tensor | None = None) -> Panels:
     outputs, width = numbers_OI.shape
     weights_PIN = _by_panel(numbers_OI)
     if form is Form.NIBBLE:  # two inputs a byte, the earlier one low
         pairs = weights_PIN.unflatten(1, (-1, 2))
         weights_PIN = pairs[:, :, 0] | pairs[:, :, 1] << 4
     by_group = torch.stack([_by_panel(scale) for scale in scales], dim=2) if scales else None
-    return Panels(form, weights_PIN.contiguous(), by_group, outputs, width)
+    return Panels(form, weights_PIN.contiguous(), by_group, outputs, width, bias_O)
 
 
 def _by_panel(numbers_OI: Tensor) -> Tensor:

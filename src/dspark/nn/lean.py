@@ -12,8 +12,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import silu
 
 from dspark.nn.machine import can_compile
+from dspark.nn.mlp import SwiGLU
+from dspark.nn.norm import RMSNorm
 from dspark.nn.packed import frozen_linear
 from dspark.nn.row_kernels import can_row, gate_name, gate_rows, norm_rows
 
@@ -52,17 +55,28 @@ class LeanMLP(nn.Module):
     def __init__(self, gate: nn.Linear, up: nn.Linear, down: nn.Linear, act: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.both, self.down, self._act = stacked([gate, up]), frozen_linear(down.weight, down.bias), act
-        self._gate = gate_name(act) if can_compile() else None
+        self.gate = gate_name(act) if can_compile() else None
+        """Which of the compiled gates ``act`` is."""
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., d]`` to ``[..., d]``."""
         both = self.both(x)
-        if self._gate is not None and can_row(both, both.shape[-1] // 2):
-            gated_down: Tensor = self.down(gate_rows(both, self._gate))
+        if self.gate is not None and can_row(both, both.shape[-1] // 2):
+            gated_down: Tensor = self.down(gate_rows(both, self.gate))
             return gated_down
         gate, up = both.chunk(2, dim=-1)
         out: Tensor = self.down(self._act(gate).mul_(up))
         return out
+
+
+def lean_drafter(module: nn.Module) -> None:
+    """Replace the norms and MLPs of our own layers by lean ones, for inference only."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, RMSNorm):
+                setattr(parent, name, LeanNorm(child.weight, child.eps))
+            elif isinstance(child, SwiGLU):
+                setattr(parent, name, LeanMLP(child.gate_proj, child.up_proj, child.down_proj, silu))
 
 
 def paired(head_dim: int) -> Tensor:

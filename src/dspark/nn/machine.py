@@ -12,6 +12,7 @@ import platform
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ I8, I16, I32, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64
 POINTER = ir.PointerType()
 Value = Any  # llvmlite's values are not typed
 _TEAM = ("omp_get_thread_num", "omp_get_num_threads")
+_BARRIER = "GOMP_barrier"
 # Fused products and half precision as instructions; without them LLVM would call functions that need not be there.
 _NEEDED = {"x86_64": ("avx2", "fma", "f16c"), "AMD64": ("avx2", "fma", "f16c"), "aarch64": (), "arm64": ()}
 
@@ -174,18 +176,66 @@ class Kernel:
         self._engine = llvm.create_mcjit_compiler(parsed, machine)  # owns the code
         self._engine.set_object_cache(lambda _, code: _keep(kept, code), lambda _: known)
         self._engine.finalize_object()
-        self._address = self._engine.get_function_address(name)
-        self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._address)
+        self.address = self._engine.get_function_address(name)
+        self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.address)
 
     def __call__(self, *table: int) -> None:
         """Run it with as many threads as PyTorch uses; returns when all are done."""
         numbers = (ctypes.c_int64 * len(table))(*table)
-        self._run(self._address, ctypes.addressof(numbers), torch.get_num_threads(), 0)
+        self._run(self.address, ctypes.addressof(numbers), torch.get_num_threads(), 0)
 
     def alone(self, *table: int) -> None:
         """Run it with the calling thread only."""
         numbers = (ctypes.c_int64 * len(table))(*table)
         self._alone(ctypes.addressof(numbers))
+
+
+Call = tuple[Kernel, tuple[int, ...]]
+
+
+class Program:
+    """Calls of kernels one after the other by one team: no thread begins a call before all have done the last.
+
+    What the calls read and write must outlive the program.
+    """
+
+    def __init__(self, calls: Sequence[Call]) -> None:
+        lengths = [len(table) for _, table in calls]
+        self.table = torch.tensor([number for _, table in calls for number in table])
+        """All numbers of all calls, in a row; what is changed here is what the next run sees."""
+        self.starts = [0, *accumulate(lengths)]
+        """Where each call's numbers begin."""
+        base, size = self.table.data_ptr(), self.table.element_size()
+        pairs = [(kernel.address, base + size * start) for (kernel, _), start in zip(calls, self.starts, strict=False)]
+        self._pairs = torch.tensor(pairs)
+        self._kernels = [kernel for kernel, _ in calls]
+
+    def run(self, first: int = 0, end: int | None = None) -> None:
+        """Run calls ``first`` to ``end`` (to the last by default)."""
+        end = len(self._kernels) if end is None else end
+        assert 0 <= first <= end <= len(self._kernels), (first, end, len(self._kernels))
+        _runner()(self._pairs.data_ptr() + first * self._pairs.stride(0) * 8, end - first)
+
+
+@cache
+def _runner() -> Kernel:
+    module = ir.Module()
+    code = Code(module, "program", (POINTER,))
+    build = code.build
+    barrier = ir.Function(module, ir.FunctionType(ir.VoidType(), []), _BARRIER)
+    kernel = ir.FunctionType(ir.VoidType(), [POINTER]).as_pointer()
+    pairs, count = (code.load(code.function.args[0], code.number(i), I64) for i in range(2))
+
+    def call(index: Value, _: list[Value]) -> list[Value]:
+        place = build.mul(index, code.number(2))
+        function, table = (code.load(code.pointer(pairs), build.add(place, code.number(i)), I64) for i in range(2))
+        build.call(build.inttoptr(function, kernel), [code.pointer(table)])
+        build.call(barrier, [])
+        return []
+
+    code.loop(code.number(0), count, 1, [], call)
+    build.ret_void()
+    return Kernel(module, "program")
 
 
 def _kept(path: Path) -> bytes | None:
@@ -215,7 +265,7 @@ def _openmp() -> Any:
     home = Path(torch.__file__).parent
     shipped = sorted(str(path) for path in (*home.glob("lib/libgomp*"), *home.parent.glob("torch.libs/libgomp*")))
     library = ctypes.CDLL([*shipped, "libgomp.so.1"][0])
-    for name in _TEAM:
+    for name in (*_TEAM, _BARRIER):
         llvm.add_symbol(name, ctypes.cast(getattr(library, name), ctypes.c_void_p).value)
     library.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     library.GOMP_parallel.restype = None

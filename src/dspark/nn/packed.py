@@ -42,13 +42,11 @@ class PanelLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self.panels = smallest(weight)
-        self.bias = None if bias is None else bias.detach()
+        self.panels = smallest(weight, None if bias is None else bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., in]`` fp32 to ``[..., out]``; TypeError for rows of another dtype."""
-        rows = self.panels(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
-        return rows if self.bias is None else rows.add_(self.bias)
+        return self.panels(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         """Shape and form."""

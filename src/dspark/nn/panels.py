@@ -1,320 +1,45 @@
-"""Products of rows with a frozen weight kept in panels: the same sums, to the bit, however many rows, threads and
-whatever form the weight has.
-
-A panel holds the weights of N outputs (``lanes``), input after input. Every output is one sum over the inputs in
-their order, each step one fused multiply and add in fp32; the forms differ only in how a weight is written, and each is
-read as the very fp32 number it stands for. So a row's result never depends on its neighbours.
-"""
+"""A frozen weight in panels, and its product with rows (``product_kernel``)."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from enum import Enum
-from functools import cache
 
 import torch
-from llvmlite import ir
 from torch import Tensor
 
-from dspark.nn.machine import F16, F32, I8, I16, I32, I64, POINTER, Code, Kernel, Value, lanes
-
-GROUP = 32  # inputs that share a scale, as in GGUF's blocks
-_ROWS = 6  # of a tile: 6 x 2 sums, 2 weights and a broadcast fill the 16 vector registers of AVX2
-_STEP = 4  # inputs a turn of the innermost loop
-_BLOCK = 96  # rows that stay in the cache nearest but one while the panels go by
-
-
-class Form(Enum):
-    """How a weight is written; every form stands for fp32 numbers."""
-
-    FLOAT = "float32"
-    HALF = "float16"
-    BRAIN = "bfloat16"
-    BYTE = "int8"  # d * q in groups of 32, q of 8 bits: GGUF's Q8_0
-    NIBBLE = "int4"  # d * q + m in groups of 32, q of 4 bits: GGUF's Q4_0 and Q4_1
-
-    @property
-    def grouped(self) -> bool:
-        """Whether groups of inputs share a scale."""
-        return self in (Form.BYTE, Form.NIBBLE)
-
-
-class _Panel:
-    """Reads the weights of one panel; ``scales`` are those of the present group."""
-
-    def __init__(self, code: Code, form: Form, weights: Value, scales: Value) -> None:
-        self._code, self._form = code, form
-        self._weights, self._scales = weights, scales
-        self._now: list[Value] = []
-
-    def enter(self, k: Value) -> None:
-        """Read the scales of the group that input ``k`` opens."""
-        code, count = self._code, lanes()
-        kinds = 2 if self._form is Form.NIBBLE else 1
-        first = code.build.mul(code.build.udiv(k, code.number(GROUP)), code.number(kinds * count))
-        places = [code.build.add(first, code.number(each * count)) for each in range(kinds)]
-        wide = ir.VectorType(F32, count)
-        self._now = [code.build.fpext(code.load(self._scales, place, F16, count), wide) for place in places]
-
-    def read(self, k: Value, steps: int) -> list[Value]:
-        """Weights of inputs ``k`` to ``k + steps``, a vector each; ``k`` is even for nibbles."""
-        if self._form is Form.NIBBLE:
-            return [weight for step in range(0, steps, 2) for weight in self._pair(self._next(k, step))]
-        return [self._one(self._next(k, step)) for step in range(steps)]
-
-    def _next(self, k: Value, step: int) -> Value:
-        return self._code.build.add(k, self._code.number(step))
-
-    def _one(self, k: Value) -> Value:
-        code, build, count = self._code, self._code.build, lanes()
-        place = build.mul(k, code.number(count))
-        wide, whole = ir.VectorType(F32, count), ir.VectorType(I32, count)
-        if self._form is Form.FLOAT:
-            return code.load(self._weights, place, F32, count)
-        if self._form is Form.HALF:
-            return build.fpext(code.load(self._weights, place, F16, count), wide)
-        if self._form is Form.BRAIN:
-            upper = build.zext(code.load(self._weights, place, I16, count), whole)
-            return build.bitcast(build.shl(upper, ir.Constant(whole, [16] * count)), wide)
-        number = build.sitofp(build.sext(code.load(self._weights, place, I8, count), whole), wide)
-        return build.fmul(number, self._now[0])
-
-    def _pair(self, k: Value) -> list[Value]:
-        code, build, count = self._code, self._code.build, lanes()
-        wide, whole = ir.VectorType(F32, count), ir.VectorType(I32, count)
-        place = build.mul(build.lshr(k, code.number(1)), code.number(count))
-        both = build.zext(code.load(self._weights, place, I8, count), whole)
-        low = build.and_(both, ir.Constant(whole, [15] * count))
-        high = build.lshr(both, ir.Constant(whole, [4] * count))
-        return [code.fma(build.sitofp(each, wide), *self._now) for each in (low, high)]
-
-
-# Panels of a tile of few rows: sums enough to hide the latency of an addition, scales few enough for the registers.
-_PANELS = {
-    Form.FLOAT: {1: 4, 2: 2, 3: 2},
-    Form.HALF: {1: 4, 2: 2},
-    Form.BRAIN: {1: 4, 2: 2},
-    Form.BYTE: {1: 2},
-    Form.NIBBLE: {1: 1},
-}
-# Rows up to which a panel is read as it is; for more it is written out as fp32 first, once for all of them.
-_DIRECT = {Form.HALF: 6, Form.BRAIN: 6, Form.BYTE: 6, Form.NIBBLE: 4}
-_Body = Callable[[Value, int, list[Value]], list[Value]]
-
-
-def _inputs(code: Code, form: Form, panels: list[_Panel], width: Value, sums: list[Value], body: _Body) -> list[Value]:
-    """Run ``body(first input, how many, sums)`` over all inputs in their order."""
-
-    def steps(start: Value, end: Value, size: int, carried: list[Value]) -> list[Value]:
-        return code.loop(start, end, size, carried, lambda k, values: body(k, size, values))
-
-    if not form.grouped:
-        even = code.build.and_(width, code.number(-_STEP))
-        return steps(even, width, 1, steps(code.number(0), even, _STEP, sums))
-
-    def group(k: Value, values: list[Value]) -> list[Value]:
-        for panel in panels:
-            panel.enter(k)
-        return steps(k, code.build.add(k, code.number(GROUP)), _STEP, values)
-
-    return code.loop(code.number(0), width, GROUP, sums, group)
-
-
-# Arguments of a tile: rows, floats from row to row, weights, bytes from panel to panel, scales, bytes from panel to
-# panel, results, floats from row to row, inputs.
-_TILE = (POINTER, I64, POINTER, I64, POINTER, I64, POINTER, I64, I64)
-
-
-def _tile(module: ir.Module, form: Form, rows: int, count: int) -> Code:
-    """A function for ``rows`` rows and ``count`` panels."""
-    code = Code(module, f"{form.value}_{rows}_{count}", _TILE)
-    build, size = code.build, lanes()
-    x, x_row, weights, panel_bytes, scales, scale_bytes, out, out_row, width = code.function.args
-    sources = [code.at(x, build.mul(x_row, code.number(row)), F32) for row in range(rows)]
-    panels = []
-    for index in range(count):
-        where = code.at(weights, build.mul(panel_bytes, code.number(index)), I8)
-        panels.append(_Panel(code, form, where, code.at(scales, build.mul(scale_bytes, code.number(index)), I8)))
-
-    def body(k: Value, steps: int, sums: list[Value]) -> list[Value]:
-        read = [panel.read(k, steps) for panel in panels]
-        for step in range(steps):
-            at = build.add(k, code.number(step))
-            spread = [code.splat(code.load(source, at, F32), size) for source in sources]
-            sums = [
-                code.fma(spread[place // count], read[place % count][step], total) for place, total in enumerate(sums)
-            ]
-        return sums
-
-    zero = ir.Constant(ir.VectorType(F32, size), [0.0] * size)
-    sums = _inputs(code, form, panels, width, [zero] * (rows * count), body)
-    for row in range(rows):
-        for index in range(count):
-            place = build.add(build.mul(out_row, code.number(row)), code.number(index * size))
-            code.store(sums[row * count + index], out, place, F32)
-    build.ret_void()
-    return code
-
-
-def _spread(module: ir.Module, form: Form) -> Code:
-    """A function that writes a panel's weights as fp32: weights, scales, destination, inputs."""
-    code = Code(module, f"{form.value}_spread", (POINTER, POINTER, POINTER, I64))
-    weights, scales, destination, width = code.function.args
-    panel = _Panel(code, form, weights, scales)
-
-    def body(k: Value, steps: int, nothing: list[Value]) -> list[Value]:
-        for step, weight in enumerate(panel.read(k, steps)):
-            place = code.build.mul(code.build.add(k, code.number(step)), code.number(lanes()))
-            code.store(weight, destination, place, F32)
-        return nothing
-
-    _inputs(code, form, [panel], width, [], body)
-    code.build.ret_void()
-    return code
-
-
-class _Product:
-    """The function a team of threads runs: each takes its share of the panels, blocks of rows go by."""
-
-    def __init__(self, form: Form) -> None:
-        self.module = ir.Module()
-        shapes = {(rows, 1) for rows in range(1, _ROWS + 1)} | set(_PANELS[form].items())
-        self._tiles = {shape: _tile(self.module, form, *shape) for shape in sorted(shapes)}
-        self._form = form
-        if form is not Form.FLOAT:
-            self._spread = _spread(self.module, form)
-            self._plain = {rows: _tile(self.module, Form.FLOAT, rows, 1) for rows in range(1, _ROWS + 1)}
-        self._code = code = Code(self.module, "product", (POINTER,))
-        table = [code.load(code.function.args[0], code.number(index), I64) for index in range(len(_TABLE))]
-        self._at = dict(zip(_TABLE, table, strict=True))
-        self._first, self._last = code.share(self._at["panels"])
-        code.loop(code.number(0), self._at["rows"], _BLOCK, [], lambda row, _: self._block(row))
-        code.build.ret_void()
-
-    def _block(self, row: Value) -> list[Value]:
-        """All panels of this thread for the rows from ``row`` on."""
-        code, build, at = self._code, self._code.build, self._at
-        rows = code.least(code.number(_BLOCK), build.sub(at["rows"], row))
-        self._x = self._address(at["x"], build.mul(row, at["x_row"]), F32)
-        self._out = self._address(at["out"], build.mul(row, at["out_row"]), F32)
-        most = max(_PANELS[self._form])
-        cases = [lambda: self._many(rows)]
-        cases += [lambda count=count: self._few(count) for count in range(1, most + 1)]  # type: ignore[misc]
-        few = build.icmp_signed("<=", rows, code.number(most))
-        code.choose(build.select(few, rows, code.number(0)), cases)
-        return []
-
-    def _few(self, rows: int) -> None:
-        """Tiles of several panels, and what is left one by one."""
-        code, count = self._code, _PANELS[self._form][rows]
-        whole = code.build.srem(code.build.sub(self._last, self._first), code.number(count))
-        whole = code.build.sub(self._last, whole)
-        code.loop(self._first, whole, count, [], lambda panel, _: self._run(self._tiles[rows, count], panel))
-        code.loop(whole, self._last, 1, [], lambda panel, _: self._run(self._tiles[rows, 1], panel))
-
-    def _many(self, rows: Value) -> None:
-        """Panel by panel in chunks of rows, the panel's weights written out first where they serve several chunks."""
-        code, build = self._code, self._code.build
-        chunks = build.sdiv(build.add(rows, code.number(_ROWS - 1)), code.number(_ROWS))
-        own = {count: self._tiles[count, 1] for count in range(1, _ROWS + 1)}
-        if self._form is Form.FLOAT:
-            code.loop(self._first, self._last, 1, [], lambda panel, _: self._chunks(own, panel, rows, chunks, None))
-            return
-        scratch = self._address(self._at["scratch"], build.mul(code.team()[0], self._at["scratch_bytes"]), I8)
-        with build.if_else(build.icmp_signed("<=", rows, code.number(_DIRECT[self._form]))) as (then, otherwise):
-            with then:
-                code.loop(self._first, self._last, 1, [], lambda panel, _: self._chunks(own, panel, rows, chunks, None))
-            with otherwise:
-                code.loop(self._first, self._last, 1, [], lambda panel, _: self._written(panel, rows, chunks, scratch))
-
-    def _written(self, panel: Value, rows: Value, chunks: Value, scratch: Value) -> list[Value]:
-        self._code.call(self._spread, [*self._places(panel), scratch, self._at["width"]])
-        return self._chunks(self._plain, panel, rows, chunks, scratch)
-
-    def _chunks(
-        self, tiles: dict[int, Code], panel: Value, rows: Value, chunks: Value, scratch: Value | None
-    ) -> list[Value]:
-        """One panel, ``chunks`` runs of rows as even as can be."""
-        code, build, at = self._code, self._code.build, self._at
-        weights, scales = self._places(panel)
-        column = build.mul(panel, code.number(lanes()))
-
-        def chunk(index: Value, carried: list[Value]) -> list[Value]:
-            done = carried[0]
-            left, runs = build.sub(rows, done), build.sub(chunks, index)
-            size = build.sdiv(build.add(left, build.sub(runs, code.number(1))), runs)
-            x = code.at(self._x, build.mul(done, at["x_row"]), F32)
-            out = code.at(self._out, build.add(build.mul(done, at["out_row"]), column), F32)
-            rest = [scratch or weights, code.number(0), scales, code.number(0), out, at["out_row"], at["width"]]
-            run = [lambda tile=tile: code.call(tile, [x, at["x_row"], *rest]) for tile in tiles.values()]
-            code.choose(build.sub(size, code.number(1)), run)
-            return [build.add(done, size)]
-
-        code.loop(code.number(0), chunks, 1, [code.number(0)], chunk)
-        return []
-
-    def _run(self, tile: Code, panel: Value) -> list[Value]:
-        """One tile on the block's rows, from ``panel`` on."""
-        code, at = self._code, self._at
-        weights, scales = self._places(panel)
-        out = code.at(self._out, code.build.mul(panel, code.number(lanes())), F32)
-        strides = at["panel_bytes"], at["scale_bytes"]
-        code.call(
-            tile, [self._x, at["x_row"], weights, strides[0], scales, strides[1], out, at["out_row"], at["width"]]
-        )
-        return []
-
-    def _places(self, panel: Value) -> tuple[Value, Value]:
-        """Addresses of a panel's weights and scales."""
-        at, build = self._at, self._code.build
-        weights = self._address(at["weights"], build.mul(panel, at["panel_bytes"]), I8)
-        return weights, self._address(at["scales"], build.mul(panel, at["scale_bytes"]), I8)
-
-    def _address(self, base: Value, offset: Value, kind: ir.Type) -> Value:
-        return self._code.at(self._code.pointer(base), offset, kind)
-
-
-_TABLE = (
-    "x",
-    "x_row",
-    "rows",
-    "width",
-    "weights",
-    "panel_bytes",
-    "scales",
-    "scale_bytes",
-    "panels",
-    "out",
-    "out_row",
-    "scratch",
-    "scratch_bytes",
-)
-
-
-@cache
-def _kernel(form: Form) -> Kernel:
-    return Kernel(_Product(form).module, "product")
+from dspark.nn.machine import Call, lanes
+from dspark.nn.product_kernel import DIRECT, Form, product_kernel
 
 
 class Panels:
-    """A weight ``[out, in]`` in panels."""
+    """A weight ``[out, in]`` in panels, and its bias."""
 
-    def __init__(self, form: Form, weights: Tensor, scales: Tensor | None, outputs: int, width: int) -> None:
+    def __init__(
+        self,
+        form: Form,
+        weights: Tensor,
+        scales: Tensor | None,
+        outputs: int,
+        width: int,
+        bias: Tensor | None = None,
+    ) -> None:
         self.form, self.weights, self.scales = form, weights, scales
         self.outputs, self.width = outputs, width
-        self._run = _kernel(form)
-        count = len(weights)
-        self._padded = count * lanes()
+        self.padded = len(weights) * lanes()
+        self._kernel = product_kernel(form)
+        self._zeros = torch.zeros(self.padded)
+        self._bias = self._zeros.clone()
+        if bias is not None:
+            self._bias[:outputs] = bias
+        self._direct = DIRECT.get(form, sys.maxsize)
+        self._scratch = 0 if form is Form.FLOAT else width * lanes()
         self._places = (
             weights.data_ptr(),
             weights[0].nbytes,
             0 if scales is None else scales.data_ptr(),
             0 if scales is None else scales[0].nbytes,
-            count,
+            len(weights),
         )
-        self._direct = _DIRECT.get(form, sys.maxsize)
-        self._scratch_bytes = 0 if form is Form.FLOAT else 4 * width * lanes()
 
     @property
     def nbytes(self) -> int:
@@ -326,19 +51,22 @@ class Panels:
         if x_TI.dtype != torch.float32:
             raise TypeError(f"rows of {x_TI.dtype}, expected {torch.float32}")
         x_TI = x_TI.contiguous()
-        rows = len(x_TI)
-        out_TO = x_TI.new_empty(rows, self._padded)
-        written = rows > self._direct
-        scratch = x_TI.new_empty(torch.get_num_threads(), self._scratch_bytes // 4) if written else None
-        self._run(
-            x_TI.data_ptr(),
-            self.width,
-            rows,
-            self.width,
-            *self._places,
-            out_TO.data_ptr(),
-            self._padded,
-            0 if scratch is None else scratch.data_ptr(),
-            self._scratch_bytes,
-        )
-        return out_TO if self._padded == self.outputs else out_TO[:, : self.outputs]
+        out_TO = x_TI.new_empty(len(x_TI), self.padded)
+        scratch = self.scratch(len(x_TI))
+        kernel, table = self.call(x_TI, out_TO, None, scratch)
+        kernel(*table)
+        return out_TO if self.padded == self.outputs else out_TO[:, : self.outputs]
+
+    def scratch(self, rows: int) -> Tensor | None:
+        """Room for a panel of every thread, where that many rows need it."""
+        return torch.empty(torch.get_num_threads(), self._scratch) if rows > self._direct else None
+
+    def call(self, x_TI: Tensor, out_TO: Tensor, more_TO: Tensor | None, scratch: Tensor | None) -> Call:
+        """The product of ``x_TI``, plus ``more_TO`` if given, written to ``out_TO``, which may be ``more_TO``.
+
+        Both have ``padded`` columns; all are fp32 and contiguous, and live as long as the call is used.
+        """
+        table = (x_TI.data_ptr(), self.width, len(x_TI), self.width, *self._places, out_TO.data_ptr(), self.padded)
+        added = (self._zeros.data_ptr(), 0) if more_TO is None else (more_TO.data_ptr(), self.padded)
+        room = (0, 0) if scratch is None else (scratch.data_ptr(), 4 * self._scratch)
+        return self._kernel, (*table, self._bias.data_ptr(), *added, *room)

@@ -15,7 +15,7 @@ import torch
 from llvmlite import ir
 from torch import Tensor
 
-from dspark.nn.machine import F32, I64, POINTER, Code, Kernel, Value, can_compile
+from dspark.nn.machine import F32, I64, POINTER, Call, Code, Kernel, Value, can_compile
 from dspark.nn.numbers import bits, constant, exponential, from_bits, hyperbolic_tangent, places, square_root, total
 
 _LANES = 8
@@ -32,17 +32,27 @@ def can_row(x: Tensor, width: int) -> bool:
 def norm_rows(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """``x / sqrt(mean(x^2) + eps) * weight`` over the last axis; contiguous."""
     out = torch.empty_like(x)
-    width = weight.numel()
-    _run(_norm(), x.numel(), x.data_ptr(), out.data_ptr(), x.numel() // width, weight.data_ptr(), width, bits(eps))
+    _run(norm_call(x, out, weight, eps), x.numel())
     return out
+
+
+def norm_call(x: Tensor, out: Tensor, weight: Tensor, eps: float) -> Call:
+    """``norm_rows`` written to ``out``."""
+    width = weight.numel()
+    return _norm(), (x.data_ptr(), out.data_ptr(), x.numel() // width, weight.data_ptr(), width, bits(eps))
 
 
 def gate_rows(both: Tensor, act: str) -> Tensor:
     """``act(gate) * up`` of ``[..., 2 I]``, the gate before the other."""
-    width = both.shape[-1] // 2
-    out = both.new_empty(*both.shape[:-1], width)
-    _run(_gate(act), out.numel(), both.data_ptr(), out.data_ptr(), out.numel() // width, width)
+    out = both.new_empty(*both.shape[:-1], both.shape[-1] // 2)
+    _run(gate_call(both, out, act), out.numel())
     return out
+
+
+def gate_call(both: Tensor, out: Tensor, act: str) -> Call:
+    """``gate_rows`` written to ``out``."""
+    width = out.shape[-1]
+    return _gate(act), (both.data_ptr(), out.data_ptr(), out.numel() // width, width)
 
 
 def turn_and_store(
@@ -52,9 +62,15 @@ def turn_and_store(
 
     ``both_HSD``: keys and values of a layer, head after head; ``rows_T``: where each token's go.
     """
+    places = (rotation_T1C.data_ptr(), rows_T.data_ptr())
+    _run(turn_call(heads_TND, rotated, queries, both_HSD, *places), heads_TND.numel())
+
+
+def turn_call(heads_TND: Tensor, rotated: int, queries: int, both_HSD: Tensor, rotation: int, rows: int) -> Call:
+    """``turn_and_store`` with the addresses of rotations and rows; they are the first two numbers of the table."""
     tokens, heads, width = heads_TND.shape
-    table = (heads, width, rotated, queries, rotation_T1C.data_ptr(), rows_T.data_ptr(), both_HSD.data_ptr())
-    _run(_turn(), heads_TND.numel(), heads_TND.data_ptr(), tokens, *table, both_HSD.stride(0))
+    table = (rotation, rows, heads_TND.data_ptr(), tokens, heads, width, rotated, queries)
+    return _turn(), (*table, both_HSD.data_ptr(), both_HSD.stride(0))
 
 
 def gate_name(act: Callable[[Tensor], Tensor]) -> str | None:
@@ -70,7 +86,8 @@ def _gelu_tanh(x: Tensor) -> Tensor:
     return torch.nn.functional.gelu(x, approximate="tanh")
 
 
-def _run(kernel: Kernel, numbers: int, *table: int) -> None:
+def _run(call: Call, numbers: int) -> None:
+    kernel, table = call
     if numbers <= _ALONE:
         kernel.alone(*table)
     else:
@@ -156,7 +173,7 @@ def _gate(act: str) -> Kernel:
 def _turn() -> Kernel:
     def body(code: Code, table: list[Value], token: Value) -> None:
         build = code.build
-        source, _, heads, width, rotated, queries, rotation, rows, cache, cache_head = table
+        rotation, rows, source, _, heads, width, rotated, queries, cache, cache_head = table
         own = code.at(code.pointer(source), build.mul(token, build.mul(heads, width)), F32)
         angles = code.at(code.pointer(rotation), build.mul(token, width), F32)
         row = code.at(code.pointer(cache), build.mul(code.load(code.pointer(rows), token, I64), width), F32)
@@ -179,7 +196,7 @@ def _turn() -> Kernel:
         code.loop(code.number(0), rotated, 1, [], lambda index, _: head(index, True))
         code.loop(rotated, heads, 1, [], lambda index, _: head(index, False))
 
-    return _compiled(10, body, rows=1)
+    return _compiled(10, body, rows=3)
 
 
 def _turned(code: Code, value: Value, angle: Value) -> Value:

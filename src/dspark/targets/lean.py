@@ -55,18 +55,23 @@ class LeanAttention(nn.Module):
     def __init__(self, module: Any, call: Call) -> None:
         super().__init__()
         self.layer_idx: int = module.layer_idx
-        self._width, self._settings = call.head_dim, call.settings
-        order = paired(self._width)
+        self.width = call.head_dim
+        scale, sinks = call.settings["scale"], call.settings["sinks_Q"]
+        self.settings = call.settings | {
+            "scale": self.width**-0.5 if scale is None else scale,
+            "sinks_Q": None if sinks is None else sinks.detach().float().contiguous(),
+        }
+        order = paired(self.width)
         weights, biases = [], []
         for name, kept in (("q_proj", order), ("k_proj", order), ("v_proj", order.sort().values)):
             linear: nn.Linear = getattr(module, name)
-            weights.append(linear.weight.unflatten(0, (-1, self._width))[:, kept].flatten(0, 1))
+            weights.append(linear.weight.unflatten(0, (-1, self.width))[:, kept].flatten(0, 1))
             if linear.bias is not None:
-                biases.append(linear.bias.unflatten(0, (-1, self._width))[:, kept].flatten())
+                biases.append(linear.bias.unflatten(0, (-1, self.width))[:, kept].flatten())
         self.product = frozen_linear(torch.cat(weights), torch.cat(biases) if biases else None)
         self.output = frozen_linear(module.o_proj.weight, module.o_proj.bias)
-        self._queries = module.q_proj.out_features // self._width
-        self._rotated = self._queries + module.k_proj.out_features // self._width
+        self.queries = module.q_proj.out_features // self.width
+        self.rotated = self.queries + module.k_proj.out_features // self.width
         self.norms = nn.ModuleList()
         if getattr(module, "q_norm", None) is not None:
             self.norms.extend(LeanNorm(each.weight[order], each.eps) for each in (module.q_norm, module.k_norm))
@@ -75,20 +80,20 @@ class LeanAttention(nn.Module):
         self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], ragged_batch: RaggedBatch, **_: Any
     ) -> tuple[Tensor, None]:
         """``[1, T, d]`` to ``[1, T, d]``, as transformers' attention modules are called."""
-        heads_TND = self.product(hidden_states).view(hidden_states.shape[1], -1, self._width)
-        query_TQD, key_THD = heads_TND[:, : self._queries], heads_TND[:, self._queries : self._rotated]
+        heads_TND = self.product(hidden_states).view(hidden_states.shape[1], -1, self.width)
+        query_TQD, key_THD = heads_TND[:, : self.queries], heads_TND[:, self.queries : self.rotated]
         if self.norms:
             for part, norm in zip((query_TQD, key_THD), self.norms, strict=True):
                 part.copy_(norm(part.contiguous()))
         rotation, cache = ragged_batch.rotation(*position_embeddings), ragged_batch.cache
         both_HSD = cache.both(self.layer_idx)
-        if can_row(heads_TND, self._width) and both_HSD.dtype == torch.float32:
-            turn_and_store(heads_TND, rotation, self._rotated, self._queries, ragged_batch.rows_T, both_HSD)
+        if can_row(heads_TND, self.width) and both_HSD.dtype == torch.float32:
+            turn_and_store(heads_TND, rotation, self.rotated, self.queries, ragged_batch.rows_T, both_HSD)
         else:
-            turn(heads_TND[:, : self._rotated], rotation)
-            both_HSD.index_copy_(1, ragged_batch.rows_T, heads_TND[:, self._queries :].transpose(0, 1))
+            turn(heads_TND[:, : self.rotated], rotation)
+            both_HSD.index_copy_(1, ragged_batch.rows_T, heads_TND[:, self.queries :].transpose(0, 1))
         keys, values = cache.keys[self.layer_idx], cache.values[self.layer_idx]
-        out_TQD = attend(query_TQD, keys, values, ragged_batch.plan, **self._settings)
+        out_TQD = attend(query_TQD, keys, values, ragged_batch.plan, **self.settings)
         return self.output(out_TQD.flatten(1))[None], None
 
 

@@ -26,6 +26,7 @@ from dspark.targets.attention import SEAM
 from dspark.targets.cache import KVCache
 from dspark.targets.card import recommended_of, stop_ids_of
 from dspark.targets.chat import Chat
+from dspark.targets.compiled import MOST_ROWS, CompiledLayers, compiled_layers
 from dspark.targets.family import kv_layers, rope_types, scales_of
 from dspark.targets.lean import WATCHED, WatchedBatch, lean_attention, lean_mlps, lean_norms, watch
 from dspark.targets.probe import probe, probe_ids
@@ -84,6 +85,7 @@ class Target:
         self._matrices = Ends(embedding.weight, head.weight)
         self._scales = scales_of(config)
         self._kv_layers = kv_layers(config)
+        self._compiled: CompiledLayers | None = None
         self.weights_hash  # noqa: B018  # hashed before rounding, and before packing replaces the head
         if rounding is not None:
             _round(model, rounding, self.name)
@@ -95,6 +97,7 @@ class Target:
             if pack:
                 self.pack()
             probe(self, eager_logits_TV)
+            self._compile()
 
     def pack(self) -> None:
         """Drop the readable weights for faster frozen forms of the same numbers."""
@@ -115,6 +118,19 @@ class Target:
             self._run(ids_T, batch)
         self._model.set_attn_implementation(SEAM)
         lean_attention(self._model, calls)
+
+    def _compile(self) -> None:
+        """Run small steps as one program where that gives the numbers of the modules to the bit."""
+        compiled = compiled_layers(self._base)
+        if compiled is None or self.device.type != "cpu" or self.dtype != torch.float32:
+            return
+        ids_T, taps, runs = probe_ids(self.vocab_size), range(-1, self.num_layers), []
+        for self._compiled in (None, compiled):
+            cache = self.new_cache(blocks=1, size=len(ids_T))
+            step = self.forward(ids_T, RaggedBatch(cache, cache.tables(), [len(ids_T)]), taps)
+            runs.append([*cache.keys, *cache.values, step.hidden_TD, step.features_TF])
+        if not all(torch.equal(a, b) for a, b in zip(*runs, strict=True)):
+            self._compiled = None
 
     @cached_property
     def weights(self) -> dict[str, int]:
@@ -184,11 +200,15 @@ class Target:
         ``taps``: 0-based layer ids whose OUTPUT is returned, concatenated in that order; -1 is the embedding output,
         and the last layer's is behind the final norm (as in transformers' hidden states).
         """
-        with tapped(self._base.layers, taps) as found:
-            last_1Td = self._run(ids_T, batch)
+        if self._compiled is not None and len(ids_T) <= MOST_ROWS:
+            found = self._run_compiled(self._compiled, ids_T, batch, taps)
+        else:
+            with tapped(self._base.layers, taps) as rows:
+                last_1Td = self._run(ids_T, batch)
+            found = {tap: each[0] for tap, each in rows.items()} | {self.num_layers - 1: last_1Td[0]}
         batch.commit()
-        found[self.num_layers - 1] = last_1Td
-        return Forward(last_1Td[0], torch.cat([found[tap][0] for tap in taps], dim=-1) if taps else None)
+        features_TF = torch.cat([found[tap] for tap in taps], dim=-1) if taps else None
+        return Forward(found[self.num_layers - 1], features_TF)
 
     def _run(self, ids_T: Tensor, batch: RaggedBatch) -> Tensor:
         """Hidden states ``[1, T, d]`` behind the final norm."""
@@ -196,6 +216,16 @@ class Target:
         out = self._base(input_ids=ids_T[None], position_ids=positions_1T, use_cache=False, ragged_batch=batch)
         last: Tensor = out.last_hidden_state
         return last
+
+    def _run_compiled(
+        self, layers: CompiledLayers, ids_T: Tensor, batch: RaggedBatch, taps: Sequence[int]
+    ) -> dict[int, Tensor]:
+        """Outputs ``[T, d]`` of the tapped layers and of the last, that one behind the final norm."""
+        x_1Td = self._base.embed_tokens(ids_T[None])
+        rotation_T1C = batch.rotation(*self._base.rotary_emb(x_1Td, batch.positions_T[None]))
+        found = layers.run(x_1Td[0], rotation_T1C, batch, taps)
+        last = self.num_layers - 1
+        return found | {-1: x_1Td[0], last: self._base.norm(found[last])}
 
     def layer_weights(self, index: int) -> dict[str, Tensor]:
         """Weights of decoder layer ``index`` by their Hugging Face names; before ``pack`` only."""

@@ -1,0 +1,132 @@
+"""All layers as one program: the modules' own numbers to the bit, and only where that is so."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from test_families import FAMILIES, TEXTS, model_of, reference
+from torch import Tensor
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+from dspark.nn.forms import smallest
+from dspark.nn.machine import Program
+from dspark.targets.compiled import _KEPT, MOST_ROWS
+from dspark.targets.model import Forward, Target
+from dspark.targets.ragged import RaggedBatch
+from dspark.targets.session import TargetSession
+from tiny import VOCAB, tiny_llama, tiny_target
+
+SIZES: dict[str, Any] = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=4)
+# The others have head norms, norms behind a layer's parts, scaled residuals, or modules that are not compiled.
+WITH_PROGRAM = {"Llama", "Mistral", "Qwen2"}
+
+
+def step(target: Target, rows: int, compiled: bool, taps: tuple[int, ...] = (-1, 1, 3)) -> tuple[Forward, list[Tensor]]:
+    """A first step of a fresh cache, by the program or by the modules, and what it left in the cache."""
+    program = target._compiled
+    assert program is not None
+    cache = target.new_cache(2, 200)
+    ids = torch.randint(0, VOCAB, (rows,), generator=torch.Generator().manual_seed(rows))
+    counts = [rows // 3, rows - rows // 3]
+    batch = RaggedBatch(cache, [t for t, n in zip(cache.tables(), counts, strict=True) if n], [n for n in counts if n])
+    try:
+        target._compiled = program if compiled else None
+        with torch.inference_mode():
+            return target.forward(ids, batch, taps), [*cache.keys, *cache.values]
+    finally:
+        target._compiled = program
+
+
+def same(a: tuple[Forward, list[Tensor]], b: tuple[Forward, list[Tensor]]) -> bool:
+    assert a[0].features_TF is not None and b[0].features_TF is not None
+    pairs = [(a[0].hidden_TD, b[0].hidden_TD), (a[0].features_TF, b[0].features_TF), *zip(a[1], b[1], strict=True)]
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_has_a_program_where_it_is_built_so(family: str) -> None:
+    assert (tiny_target(model_of(family))._compiled is not None) == (family in WITH_PROGRAM)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"num_key_value_heads": 4}, {"attention_bias": True, "mlp_bias": True}], ids=str
+)
+def test_the_program_gives_the_modules_numbers_to_the_bit(changes: dict[str, Any]) -> None:
+    model = tiny_llama(**SIZES | changes)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
+    target = tiny_target(model)
+    for rows in (1, 2, 3, 5, 8, 31, MOST_ROWS):
+        assert same(step(target, rows, True), step(target, rows, False)), rows
+    steps = [step(target, 4, True, taps)[0] for taps in ((), (0,), (2, 0), (3,))]
+    assert steps[0].features_TF is None
+    assert all(torch.equal(each.hidden_TD, steps[0].hidden_TD) for each in steps)
+
+
+def test_more_rows_are_the_modules_and_old_programs_are_let_go() -> None:
+    target = tiny_target(**SIZES)
+    program, cache = target._compiled, target.new_cache(1, 200)
+    assert program is not None
+    before = len(program._prepared)
+    for rows in (MOST_ROWS + 1, *range(1, _KEPT + 9)):
+        target.forward(torch.arange(3, 3 + rows) % VOCAB, RaggedBatch(cache, cache.tables(), [rows]))
+    assert [rows for rows, _ in program._prepared[cache]] == list(range(9, _KEPT + 9))
+    del cache
+    assert len(program._prepared) <= before, "a program goes with its cache, whose memory others may get"
+
+
+def test_threads_take_turns() -> None:
+    target = tiny_target(**SIZES)
+
+    def one(rows: int) -> Tensor:
+        cache = target.new_cache(1, 200)
+        ids = torch.randint(0, VOCAB, (rows,), generator=torch.Generator().manual_seed(rows))
+        with torch.inference_mode():
+            return target.forward(ids, RaggedBatch(cache, cache.tables(), [rows])).hidden_TD
+
+    sizes = [1, 2, 3, 2] * 20
+    expected = [one(rows) for rows in sizes]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(one, sizes))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+class Doubled(LlamaDecoderLayer):
+    """A layer with the children of a Llama's, which does something else with them."""
+
+    def forward(self, hidden_states: Tensor, *arguments: Any, **settings: Any) -> Tensor:
+        out: Tensor = super().forward(hidden_states, *arguments, **settings)
+        return out * 1.0001
+
+
+def test_control_a_layer_that_does_more_keeps_its_modules() -> None:
+    model, again = tiny_llama(**SIZES), tiny_llama(**SIZES)
+    for each in (model, again):
+        each.model.layers[2].__class__ = Doubled
+    target = tiny_target(model)
+    assert target._compiled is None
+    found = TargetSession(target, 40).extend(TEXTS[0].tolist(), 40).logits_NV
+    torch.testing.assert_close(found, reference(again, TEXTS[0]), rtol=1e-4, atol=1e-4)
+
+
+def test_no_thread_runs_ahead_in_a_program() -> None:
+    made = torch.Generator().manual_seed(0)
+    weights = [smallest(torch.randn(64, 64, generator=made) / 8) for _ in range(30)]
+    x = torch.randn(3, 64, generator=made)
+    expected = x
+    for weight in weights:
+        expected = weight(expected)
+    rooms = [x, *(torch.empty(3, 64) for _ in weights)]
+    program = Program([w.call(a, b, None, None) for w, a, b in zip(weights, rooms, rooms[1:], strict=False)])
+    for _ in range(200):
+        for room in rooms[1:]:
+            room.fill_(torch.nan)
+        program.run()
+        assert torch.equal(rooms[-1], expected)
+    rooms[-1].fill_(0.0)
+    program.run(0, 29)
+    assert not rooms[-1].any(), "a part of a program is a part"
