@@ -8,7 +8,7 @@ import torch
 from dspark.decoding.single import Decoder
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round, RoundTally
-from dspark.speculation.planner import EarlyStop
+from dspark.speculation.planner import EarlyStop, WhileItPays
 from dspark.speculation.sampling import Sampling
 from dspark.targets.session import TargetSession
 from tiny import tiny_drafter, tiny_llama, tiny_target
@@ -69,6 +69,18 @@ def test_greedy_rounds_are_planned_and_sampled_ones_are_not() -> None:
         sampled = [tokens_of(decoder, prompt, "dspark", Sampling(1.0), 3) for decoder in (whole, planned)]
         assert sampled[0] == sampled[1]
     assert 0 < accepted < verified < drafted
+
+
+def test_greedy_requests_draft_while_it_pays_and_sampled_ones_always() -> None:
+    target = tiny_target(sharpness=2.0)
+    drafter = tiny_drafter(target)
+    whole, dear = Decoder(target, drafter), Decoder(target, drafter, when=WhileItPays((9.0,) * 5, 1.0))
+    for prompt in PROMPTS:
+        text, rounds = tokens_of(dear, prompt, "dspark", GREEDY)
+        assert text == tokens_of(whole, prompt, "plain", GREEDY)[0]
+        assert {r.drafted > 0 for r in rounds[1:5]} == {True} and {r.drafted for r in rounds[5:21]} == {0}
+        sampled = [tokens_of(decoder, prompt, "dspark", Sampling(1.0), 3) for decoder in (whole, dear)]
+        assert sampled[0] == sampled[1]
 
 
 def test_one_wrong_rollback_changes_a_text(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from dspark.drafters.blocks import DrafterBlocks
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round, RoundTally
-from dspark.speculation.planner import EarlyStop
+from dspark.speculation.planner import EarlyStop, WhileItPays
 from dspark.speculation.sampling import Sampling
 from dspark.targets.model import Target
 from tiny import tiny_drafter, tiny_llama, tiny_target
@@ -74,7 +74,8 @@ def test_requests_with_settings_of_their_own_share_steps(draft_ids: tuple[int, .
     drafter = tiny_drafter(target, draft_ids=draft_ids)
     requests = requests_of(SAMPLINGS)
     plan = EarlyStop((1.0, 1.2, 1.4, 1.6, 1.8))
-    for more in ({}, {"lookup": False}, {"verify_length": plan}):
+    when = WhileItPays((1.2, 1.5, 1.8, 2.1, 2.4), 1.0)
+    for more in ({}, {"lookup": False}, {"verify_length": plan}, {"verify_length": plan, "when": when}):
         completions = list(Engine(target, requests, Limits(6, 512), "dspark", drafter, **more).run())
         assert rounds_of(completions) == alone(target, drafter, "dspark", requests, **more)
 

@@ -8,7 +8,16 @@ from torch import Tensor
 from torch.nn.functional import gelu, rms_norm, silu
 
 from dspark.nn.lean import turn
-from dspark.nn.row_kernels import _ALONE, can_row, gate_name, gate_rows, norm_rows, turn_and_store
+from dspark.nn.row_kernels import (
+    _ALONE,
+    can_row,
+    can_search,
+    first_largest,
+    gate_name,
+    gate_rows,
+    norm_rows,
+    turn_and_store,
+)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -73,3 +82,18 @@ def test_other_rows_are_left_to_pytorch() -> None:
 
 def test_without_kernels_rows_are_left_to_pytorch(no_kernels: None) -> None:
     assert not can_row(random(4, 64), 64)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_the_first_of_the_largest_is_found_wherever_it_is(rows: int) -> None:
+    logits = random(rows, 128).round()  # full of ties
+    expected = [min(i for i, number in enumerate(row) if number == max(row)) for row in logits.tolist()]
+    assert first_largest(logits).tolist() == expected
+    for place in range(128):
+        logits[-1, place] = 50.0
+        assert first_largest(logits)[-1] == place
+        logits[-1, place] = -50.0
+    assert first_largest(torch.full((rows, 64), -torch.inf)).tolist() == [0] * rows
+    logits[-1, 77] = torch.nan
+    assert first_largest(logits).tolist() == [*expected[:-1], -1]
+    assert not can_search(random(3, 40)) and can_search(logits)

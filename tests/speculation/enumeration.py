@@ -19,7 +19,17 @@ from torch import Tensor
 
 from dspark.speculation.acceptance import Round
 from dspark.speculation.draws import Draws, Purpose
-from dspark.speculation.loop import Draft, DrafterState, Sample, Step, VerifyLength, generate, verify_all
+from dspark.speculation.loop import (
+    Draft,
+    DrafterState,
+    Sample,
+    Step,
+    VerifyLength,
+    WhenToDraft,
+    always,
+    generate,
+    verify_all,
+)
 from dspark.speculation.sampling import Sampling, distribution
 
 T = TypeVar("T")
@@ -208,6 +218,7 @@ def measure(
     tokens: int,
     rounds: int | None = None,
     verify_length: Callable[[], VerifyLength] = lambda: verify_all,
+    when: WhenToDraft = always,
     stop_ids: tuple[int, ...] = (),
     target: Callable[[Logits], TableTarget] = TableTarget,
 ) -> Measured:
@@ -227,6 +238,7 @@ def measure(
             max_tokens=tokens if rounds is None else 10**6,
             stop_ids=stop_ids,
             verify_length=verify_length(),
+            when=when,
         )
         return list(islice(started, None if rounds is None else rounds + 1))
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from dspark.drafters.ngram import PromptLookup
+from dspark.speculation import planner
 from dspark.speculation.acceptance import acceptance_probability
 from dspark.speculation.draws import Draws, Purpose
 from dspark.speculation.loop import Draft, DrafterState, Sample, VerifyLength
-from dspark.speculation.planner import EarlyStop
+from dspark.speculation.planner import EarlyStop, WhileItPays
 from dspark.speculation.rejection import residual, verify
 from dspark.speculation.sampling import Sampling, distribution
 from enumeration import (
@@ -133,6 +134,18 @@ def test_early_stopped_rounds_end_to_end() -> None:
     measured = measure(target, drafter, Sampling(1.0), tokens=4, verify_length=lambda: hook)
     assert_law(measured)
     assert measured.verified < measured.drafted
+
+
+@pytest.mark.parametrize("sampling", [Sampling(1.0), Sampling(0.7, top_k=2)], ids=str)
+def test_rounds_that_draft_only_while_it_pays_are_lossless(sampling: Sampling, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner, "_WINDOW", 1)
+    monkeypatch.setattr(planner, "_PATIENCE", 2)
+    target = random_logits(2, "while it pays")
+    drafter = drafter_of("sequential", 1, target, 2, torch.float64)
+    pays = WhileItPays((1.0, 1.5), 1.0)
+    measured = measure(target, drafter, sampling, tokens=6, when=pays)
+    assert_law(measured)
+    assert measured.drafted < measure(target, drafter, sampling, tokens=6).drafted
 
 
 def test_prompt_lookup_is_lossless() -> None:

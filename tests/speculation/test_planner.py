@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from dspark.decoding.profile import REPEATS, WARM_UP, time_rounds
 from dspark.foundation.errors import UserError
+from dspark.speculation.acceptance import Round, Source
 from dspark.speculation.loop import Step
-from dspark.speculation.planner import EarlyStop, early_stop
+from dspark.speculation.planner import _PATIENCE, _WINDOW, EarlyStop, WhileItPays, early_stop
 from enumeration import TableDrafter, TableTarget, random_logits
 
 CONDITIONAL = st.lists(st.floats(0, 1), min_size=1, max_size=7)
@@ -94,3 +95,42 @@ def test_a_context_too_short_to_measure_in_verifies_everything() -> None:
     seconds = time_rounds(TimedTable(Machine()), drafter, [0, 1], 3, 6, Machine())
     assert len(seconds) == 4
     assert EarlyStop(seconds)(3, torch.tensor([0.5, 0.1, 0.01])) == 3
+
+
+def history(*tokens: int, verified: int = 2, source: Source = "drafter") -> list[Round]:
+    """Prefill, then rounds of so many tokens; 0 stands for a plain step."""
+    prefill = Round(0, (7,), 0, 0, 0, None)
+    rounds = [
+        Round(1, (7,) * (n or 1), 2 if n else 0, verified if n else 0, max(0, n - 1), None, source) for n in tokens
+    ]
+    return [prefill, *rounds]
+
+
+PAYS = WhileItPays((1.4, 1.7, 2.0), 1.0)
+
+
+def test_drafting_goes_on_while_it_pays() -> None:
+    assert PAYS(history()) and PAYS(history(1, 1, 1)), "too early to tell"
+    assert PAYS(history(*[2] * _WINDOW)), "as fast as plain steps"
+    assert not PAYS(history(*[2] * (_WINDOW - 1), 1))
+    assert PAYS(history(*[1] * 9, *[3] * _WINDOW)), "only the last rounds count"
+    assert PAYS(history(*[1] * _WINDOW, 0, 0, *[3] * _WINDOW, 0)), "and those that drafted"
+
+
+def test_what_did_not_pay_is_tried_again_after_a_while() -> None:
+    failed = [1] * _WINDOW
+    decisions = [PAYS(history(*failed, *[0] * plain)) for plain in range(_PATIENCE + 1)]
+    assert decisions == [False] * _PATIENCE + [True]
+    assert not PAYS(history(*failed, *[0] * _PATIENCE, 1, 0)), "a failed try costs one round"
+    assert PAYS(history(*failed, *[0] * _PATIENCE, 5)), "a good one brings drafting back"
+
+
+def test_a_copy_is_not_charged_for_drafting() -> None:
+    rounds = history(*[2] * _WINDOW, verified=2, source="lookup")
+    assert WhileItPays((2.4, 2.7, 3.0), 1.0)(rounds) and not WhileItPays((2.4, 2.7, 3.0), 1.0)(history(*[2] * _WINDOW))
+
+
+@pytest.mark.parametrize("prices", [((), 1.0), ((1.0, 0.0), 1.0), ((1.0,), -1.0), ((1.0,), float("inf"))])
+def test_prices_that_are_none_are_refused(prices: tuple[tuple[float, ...], float]) -> None:
+    with pytest.raises(UserError, match="expected positive numbers"):
+        WhileItPays(*prices)

@@ -78,7 +78,7 @@ def evaluate(
     from dspark.cli.pair import load_pair
     from dspark.evaluation.summary import summarise
     from dspark.foundation.artifacts import write_json
-    from dspark.speculation.loop import verify_all
+    from dspark.speculation.loop import always, verify_all
     from dspark.speculation.sampling import Sampling
 
     load = load_now()
@@ -87,8 +87,9 @@ def evaluate(
     messages = _messages(files, limit)
     pair = load_pair(target, drafter, dtype, device)
     tasks = _tasks(pair, messages, seed)
-    verify_length = pair.decoder.verify_length if planned else verify_all
-    decoder = replace(pair.decoder, lookup=lookup, verify_length=verify_length)
+    decoder = replace(pair.decoder, lookup=lookup)
+    if not planned:
+        decoder = replace(decoder, verify_length=verify_all, when=always)
     figures = summarise(_trials(decoder, tasks, sampling, max_tokens))
     if json is not None:
         settings = {"sampling": vars(sampling), "max_tokens": max_tokens, "seed": seed, "limit": limit}

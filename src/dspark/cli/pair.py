@@ -29,6 +29,8 @@ class Pair:
     drafter: str | None
     round_seconds: tuple[float, ...] = ()
     """What a round that verifies 0..K drafts takes here, as measured on loading."""
+    plain_seconds: float = 0.0
+    """What a step without a draft takes."""
 
     @property
     def target(self) -> Target:
@@ -44,6 +46,7 @@ class Pair:
             "weights": self.target.weights,
             "device": str(self.target.device),
             "round_ms": [1000 * each for each in self.round_seconds],
+            "plain_ms": 1000 * self.plain_seconds,
         }
 
 
@@ -55,17 +58,18 @@ def load_pair(target: str = BUNDLED, drafter: str | None = BUNDLED, dtype: str =
     folder = None if drafter is None else resolve_drafter(drafter)
     loaded = load_quietly(target, dtype, device)
 
-    from dspark.decoding.profile import measure_rounds
+    from dspark.decoding.profile import measure_plain, measure_rounds
     from dspark.decoding.single import Decoder
     from dspark.drafters.checkpoint import load_drafter
-    from dspark.speculation.planner import EarlyStop
+    from dspark.speculation.planner import EarlyStop, WhileItPays
 
     if folder is None:
         return Pair(Decoder(loaded), None)
     model = load_drafter(folder, loaded.identity, loaded.ends, loaded.dtype, loaded.device)
     model.pack()
     seconds = measure_rounds(loaded, model)
-    return Pair(Decoder(loaded, model, EarlyStop(seconds)), drafter, seconds)
+    plain = measure_plain(loaded, model, seconds)
+    return Pair(Decoder(loaded, model, EarlyStop(seconds), WhileItPays(seconds, plain)), drafter, seconds, plain)
 
 
 def load_quietly(target: str, dtype: str = "auto", device: str = "auto") -> Target:

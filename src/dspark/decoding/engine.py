@@ -29,7 +29,7 @@ from dspark.drafters.dspark import DSparkDrafter
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round
 from dspark.speculation.draws import SeededDraws
-from dspark.speculation.loop import Draft, VerifyLength, cut, verify_all
+from dspark.speculation.loop import Draft, VerifyLength, WhenToDraft, always, cut, verify_all
 from dspark.speculation.rejection import Verdict
 from dspark.targets.model import Target
 from dspark.targets.ragged import RaggedBatch
@@ -77,9 +77,9 @@ class Work:
 class Engine:
     """A target, its drafter and the requests under way.
 
-    ``mode`` and ``lookup`` are ``Decoder``'s, and so is ``verify_length``, which plans greedy rounds. An answer ends
-    where the context does. Raises UserError for mode "dspark" without a drafter, and, by id, for a request that the
-    cache or the context can't hold.
+    ``mode`` and ``lookup`` are ``Decoder``'s, and so are ``verify_length`` and ``when``, which plan greedy rounds. An
+    answer ends where the context does. Raises UserError for mode "dspark" without a drafter, and, by id, for a request
+    that the cache or the context can't hold.
     """
 
     def __init__(
@@ -92,6 +92,7 @@ class Engine:
         *,
         lookup: bool = True,
         verify_length: VerifyLength = verify_all,
+        when: WhenToDraft = always,
     ) -> None:
         if mode == "dspark" and drafter is None:
             raise UserError("speculative decoding was asked for without a drafter; give one with --drafter")
@@ -100,7 +101,7 @@ class Engine:
         self.pool = BlockPool(count, limits.block)
         self.cache = target.new_cache(count, limits.block)
         self.laps = Laps()
-        self._mode, self._lookup, self._verify_length = mode, lookup, verify_length
+        self._mode, self._lookup, self._verify_length, self._when = mode, lookup, verify_length, when
         self._drafter: DrafterBlocks | None = None
         self._taps: tuple[int, ...] = ()
         drafted = 0 if mode == "plain" else LOOKUP_BLOCK
@@ -172,7 +173,7 @@ class Engine:
     def _works(self, shares: Sequence[Share]) -> list[Work]:
         """Everybody's part, rounds with their drafts and how many of these are verified."""
         going_on = [share.row for share in shares if not share.count]
-        drafts = iter(propose(going_on, self._drafter, self.laps))
+        drafts = iter(propose(going_on, self._drafter, self._wanted, self.laps))
         works = []
         for share in shares:
             draft = NO_DRAFT if share.count else next(drafts)
@@ -182,6 +183,11 @@ class Engine:
             length = max(0, min(length, len(draft.tokens), share.row.room - 1))
             works.append(Work(share.row, share.count, draft, length))
         return works
+
+    def _wanted(self, row: Running) -> bool:
+        """Whether the request's next round drafts."""
+        planned = self._mode == "dspark" and row.request.sampling.greedy
+        return row.room > 1 and (not planned or self._when(row.rounds))
 
     def _commit(self, work: Work, verdict: Verdict) -> int:
         """Take over what was decided and roll back what was not; how many of the tokens that were run stay."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -36,6 +36,28 @@ def measure_rounds(target: Target, drafter: DSparkDrafter) -> tuple[float, ...]:
     room = min(target.max_positions, context + 2 * (WARM_UP + REPEATS + 1) * (block + 1))
     session = TargetSession(target, room, drafter.config.target_layer_ids)
     return time_rounds(session, DSparkState(drafter), ids, block, room, time.perf_counter)
+
+
+def measure_plain(target: Target, drafter: DSparkDrafter, rounds: Sequence[float]) -> float:
+    """Seconds of a greedy step without a draft, in the same context; taps are read as they are between drafts.
+
+    ``rounds``: as ``measure_rounds`` gave them; where those could not be measured, a step is as dear as a round.
+    """
+    if len(set(rounds)) == 1:
+        return rounds[0]
+    context = min(CONTEXT, target.max_positions // 2)
+    ids = torch.randint(0, target.vocab_size, (context,), generator=torch.Generator().manual_seed(0)).tolist()
+    count = WARM_UP + REPEATS
+    session = TargetSession(target, context + count + 1, drafter.config.target_layer_ids)
+    steps = generate(session, None, ids, sampling=Sampling(), draws=SeededDraws(0), max_tokens=count + 1)
+    next(steps)
+    taken = []
+    started = time.perf_counter()
+    for _ in steps:
+        now = time.perf_counter()
+        taken.append(now - started)
+        started = now
+    return statistics.median(taken[WARM_UP:])
 
 
 def time_rounds(

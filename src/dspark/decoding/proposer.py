@@ -20,14 +20,17 @@ Timer = Callable[[str], None]
 NO_DRAFT = Draft([], torch.zeros(0, 0))
 
 
-def propose(rows: Sequence[Running], blocks: DrafterBlocks | None, lap: Timer) -> list[Draft]:
+def propose(
+    rows: Sequence[Running], blocks: DrafterBlocks | None, wanted: Callable[[Running], bool], lap: Timer
+) -> list[Draft]:
     """A draft for each request, exactly as the reference loop's drafter states would have made it.
 
-    Requests without room for a draft (their last token is the target's own) get none. ``lap`` is told when a piece of
-    the work is done.
+    Requests that are not ``wanted`` to draft (their last token is the target's own, say) get none. ``lap`` is told when
+    a piece of the work is done.
     """
-    drafts = [_copied(row) if row.room > 1 else NO_DRAFT for row in rows]
-    asking = [i for i, row in enumerate(rows) if row.room > 1 and not drafts[i].tokens]
+    drafting = [wanted(row) for row in rows]
+    drafts = [_copied(row) if yes else NO_DRAFT for row, yes in zip(rows, drafting, strict=True)]
+    asking = [i for i, yes in enumerate(drafting) if yes and not drafts[i].tokens]
     lap("lookup")
     if blocks is not None and asking:
         chosen = [rows[i] for i in asking]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dspark.decoding.request import Running
+from dspark.nn.row_kernels import can_search, first_largest
 from dspark.speculation.draws import Purpose, invert_rows
 from dspark.speculation.loop import Draft
 from dspark.speculation.rejection import Verdict, acceptance, residual
@@ -21,6 +22,11 @@ from dspark.speculation.sampling import Sampling, distribution, greedy_ids
 
 def sample(logits_RV: Tensor, rows: Sequence[Running], slot: int, purpose: Purpose) -> tuple[Tensor, Tensor]:
     """One index for each row ``int64 [R]``, and the probabilities ``[R, V]`` that it was drawn from."""
+    samplings = {row.request.sampling for row in rows}
+    if all(sampling.greedy for sampling in samplings):
+        ids_R = largest_ids(logits_RV)
+        certain_RV = torch.zeros(logits_RV.shape, dtype=_precision(logits_RV), device=logits_RV.device)
+        return ids_R, certain_RV.scatter_(-1, ids_R[:, None], 1.0)
     indices_R = torch.empty(len(rows), dtype=torch.int64, device=logits_RV.device)
     p_RV = torch.empty(logits_RV.shape, dtype=_precision(logits_RV), device=logits_RV.device)
     for sampling, members in by_sampling(rows):
@@ -32,6 +38,14 @@ def sample(logits_RV: Tensor, rows: Sequence[Running], slot: int, purpose: Purpo
             u = [rows[i].draws.uniform(round=len(rows[i].rounds), slot=slot, purpose=purpose) for i in members]
             indices_R[members] = invert_rows(p, torch.tensor(u, dtype=torch.float64))
     return indices_R, p_RV
+
+
+def largest_ids(logits: Tensor) -> Tensor:
+    """``greedy_ids``, compiled where it can be; they raise ArithmeticError where a row holds NaN."""
+    if not can_search(logits):
+        return greedy_ids(logits)
+    ids = first_largest(logits)
+    return ids if bool((ids >= 0).all()) else greedy_ids(logits)
 
 
 def settle(
@@ -67,7 +81,7 @@ def by_sampling(rows: Sequence[Running]) -> Iterator[tuple[Sampling, list[int]]]
 
 def _greedy(logits_NV: Tensor, tokens: Sequence[list[int]]) -> list[Verdict]:
     """Temperature 0: both laws are certain, and drafts stand while they are the target's own tokens."""
-    own = greedy_ids(logits_NV).tolist()
+    own = largest_ids(logits_NV).tolist()
     verdicts, first = [], 0
     for drafted in tokens:
         accepted = next((k for k, token in enumerate(drafted) if token != own[first + k]), len(drafted))

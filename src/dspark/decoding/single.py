@@ -14,7 +14,7 @@ from dspark.drafters.state import DSparkState
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round
 from dspark.speculation.draws import SeededDraws
-from dspark.speculation.loop import DrafterState, VerifyLength, generate, verify_all
+from dspark.speculation.loop import DrafterState, VerifyLength, WhenToDraft, always, generate, verify_all
 from dspark.speculation.sampling import Sampling
 from dspark.targets.model import Target
 from dspark.targets.session import TargetSession
@@ -24,14 +24,16 @@ from dspark.targets.session import TargetSession
 class Decoder:
     """A target with the drafter that was loaded for it (None: only plain decoding and prompt lookup).
 
-    ``verify_length`` plans the rounds of greedy requests. Sampled ones verify every draft: there the length of a round
-    decides which draws are used, and a seed must give the same text on a machine of another speed. ``lookup`` spares
+    ``verify_length`` plans the rounds of greedy requests, ``when`` says which of them draft. Sampled requests draft in
+    every round and verify every draft: there a round's length decides which draws are used, and a seed must give the
+    same text on a machine of another speed. ``lookup`` spares
     the drafter where the last words have occurred before; without it every draft is the drafter's own.
     """
 
     target: Target
     drafter: DSparkDrafter | None = None
     verify_length: VerifyLength = verify_all
+    when: WhenToDraft = always
     lookup: bool = True
 
     def rounds(
@@ -51,6 +53,7 @@ class Decoder:
             state = DSparkState(self.drafter)
             if lookup is not None:
                 state = LookupFirst(lookup, state)
+        planned = mode == "dspark" and sampling.greedy
         limit = self.target.max_positions
         if len(prompt_ids) >= limit:
             raise UserError(
@@ -66,7 +69,8 @@ class Decoder:
             draws=SeededDraws(seed),
             max_tokens=max_tokens,
             stop_ids=self.target.stop_ids,
-            verify_length=self.verify_length if mode == "dspark" and sampling.greedy else verify_all,
+            verify_length=self.verify_length if planned else verify_all,
+            when=self.when if planned else always,
             context_limit=limit,
         )
 
@@ -81,6 +85,7 @@ class Decoder:
             self.drafter,
             lookup=self.lookup,
             verify_length=self.verify_length,
+            when=self.when,
         )
         (completion,) = engine.run()
         return completion

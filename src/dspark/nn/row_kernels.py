@@ -8,6 +8,7 @@ Legend: T tokens, d width, I inner width, N heads of queries, keys and values to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
 
@@ -15,11 +16,12 @@ import torch
 from llvmlite import ir
 from torch import Tensor
 
-from dspark.nn.machine import F32, I64, POINTER, Call, Code, Kernel, Value, can_compile
+from dspark.nn.machine import F32, I32, I64, POINTER, Call, Code, Kernel, Value, can_compile
 from dspark.nn.numbers import bits, constant, exponential, from_bits, hyperbolic_tangent, places, square_root, total
 
 _LANES = 8
 _VECTOR = ir.VectorType(F32, _LANES)
+_WAYS = 4  # searches side by side, so that none waits for its own last comparison
 _ALONE = 16_384  # numbers up to which the calling thread works alone
 
 
@@ -71,6 +73,20 @@ def turn_call(heads_TND: Tensor, rotated: int, queries: int, both_HSD: Tensor, r
     tokens, heads, width = heads_TND.shape
     table = (rotation, rows, heads_TND.data_ptr(), tokens, heads, width, rotated, queries)
     return _turn(), (*table, both_HSD.data_ptr(), both_HSD.stride(0))
+
+
+def can_search(logits: Tensor) -> bool:
+    """Whether ``first_largest`` takes such rows."""
+    return can_row(logits, logits.shape[-1]) and logits.shape[-1] % (_LANES * _WAYS) == 0 and logits.numel() > 0
+
+
+def first_largest(logits: Tensor) -> Tensor:
+    """Index of the largest number of each row ``[..., V]``, the lowest at ties; -1 where one is NaN."""
+    width = logits.shape[-1]
+    out = torch.empty(logits.shape[:-1], dtype=torch.int64)
+    call = _search(), (logits.data_ptr(), out.data_ptr(), out.numel(), width)
+    _run(call, 0 if out.numel() == 1 else logits.numel())  # a row is never shared
+    return out
 
 
 def gate_name(act: Callable[[Tensor], Tensor]) -> str | None:
@@ -197,6 +213,53 @@ def _turn() -> Kernel:
         code.loop(rotated, heads, 1, [], lambda index, _: head(index, False))
 
     return _compiled(10, body, rows=3)
+
+
+@cache
+def _search() -> Kernel:
+    whole = ir.VectorType(I32, _LANES)
+
+    def body(code: Code, table: list[Value], row: Value) -> None:
+        build = code.build
+        source, destination, _, width = table
+        numbers = code.at(code.pointer(source), build.mul(row, width), F32)
+
+        def look(k: Value, kept: list[Value]) -> list[Value]:
+            best, where, here, odd = kept[:_WAYS], kept[_WAYS : 2 * _WAYS], kept[-2], kept[-1]
+            for way in range(_WAYS):
+                number = code.load(numbers, build.add(k, code.number(way * _LANES)), F32, _LANES)
+                larger = build.fcmp_ordered(">", number, best[way])
+                best[way] = build.select(larger, number, best[way])
+                where[way] = build.select(larger, here, where[way])
+                odd = build.or_(odd, build.sext(build.fcmp_unordered("uno", number, number), whole))
+            return [*best, *where, build.add(here, ir.Constant(whole, [1] * _LANES)), odd]
+
+        least = ir.Constant(_VECTOR, [-math.inf] * _LANES)
+        nothing = ir.Constant(whole, [0] * _LANES)
+        first = [least] * _WAYS + [nothing] * (_WAYS + 2)
+        kept = code.loop(code.number(0), width, _LANES * _WAYS, first, look)
+        best: tuple[Value, Value] | None = None
+        broken = ir.Constant(ir.IntType(1), 0)
+        for lane in range(_LANES):
+            place = ir.Constant(I32, lane)
+            broken = build.or_(broken, build.trunc(build.extract_element(kept[-1], place), ir.IntType(1)))
+            for way in range(_WAYS):
+                number = build.extract_element(kept[way], place)
+                turn = build.zext(build.extract_element(kept[_WAYS + way], place), I64)
+                index = build.add(build.mul(turn, code.number(_LANES * _WAYS)), code.number(way * _LANES + lane))
+                best = (number, index) if best is None else _better(code, best, (number, index))
+        assert best is not None
+        code.store(build.select(broken, code.number(-1), best[1]), code.pointer(destination), row, I64)
+
+    return _compiled(4, body, rows=2)
+
+
+def _better(code: Code, a: tuple[Value, Value], b: tuple[Value, Value]) -> tuple[Value, Value]:
+    """The larger number, at ties that of the lower index."""
+    build = code.build
+    tie = build.and_(build.fcmp_ordered("==", b[0], a[0]), build.icmp_signed("<", b[1], a[1]))
+    taken = build.or_(build.fcmp_ordered(">", b[0], a[0]), tie)
+    return build.select(taken, b[0], a[0]), build.select(taken, b[1], a[1])
 
 
 def _turned(code: Code, value: Value, angle: Value) -> Value:

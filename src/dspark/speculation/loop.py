@@ -10,7 +10,7 @@ tapped features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,6 +31,8 @@ __all__ = [
     "Step",
     "TargetState",
     "VerifyLength",
+    "WhenToDraft",
+    "always",
     "cut",
     "generate",
     "verify_all",
@@ -45,6 +47,9 @@ Sample = Callable[[int, Tensor], tuple[int, Tensor]]
 # so a hook that reads the present survival must walk it from the left and stop early (Algorithm 1). A search
 # over the whole array lets a_k, which knows x_1..x_{k-1}, decide whether x_1 is verified: App. A's bias.
 VerifyLength = Callable[[int, Tensor | None], int]
+
+# The request's rounds so far -> whether the next one drafts. It sees the past alone, so it is lossless.
+WhenToDraft = Callable[[Sequence[Round]], bool]
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,11 @@ def verify_all(drafted: int, survival: Tensor | None) -> int:
     return drafted
 
 
+def always(rounds: Sequence[Round]) -> bool:
+    """The default: every round drafts."""
+    return True
+
+
 def generate(
     target: TargetState,
     drafter: DrafterState | None,
@@ -128,9 +138,10 @@ def generate(
     max_tokens: int,
     stop_ids: Collection[int] = (),
     verify_length: VerifyLength = verify_all,
+    when: WhenToDraft = always,
     context_limit: int | None = None,
 ) -> Iterator[Round]:
-    """Yield the rounds of one completion; without a drafter this is plain decoding, one token a round.
+    """Yield the rounds of one completion; without a drafter, or while ``when`` says no, one token a round.
 
     The joined tokens of the rounds have exactly the law of plain decoding. Output ends behind the first stop
     id (which is kept), after max_tokens, or where prompt and output together fill context_limit positions.
@@ -146,22 +157,26 @@ def generate(
     p_V = distribution(step.logits_NV[-1], sampling)
     token = draws.categorical(p_V, round=0, slot=0, purpose=Purpose.RESIDUAL)
     tokens, finish = cut([token], limit, stops)
-    features_TF = step.features_TF
-    yield Round(0, tuple(tokens), drafted=0, verified=0, accepted=0, finish=finish)
-    index = 0
+    unseen = [] if step.features_TF is None else [step.features_TF]
+    rounds = [Round(0, tuple(tokens), drafted=0, verified=0, accepted=0, finish=finish)]
+    yield rounds[0]
     while finish is None:
-        index += 1
+        index = len(rounds)
         ids += tokens
         room = limit - (len(ids) - len(prompt_ids))
         draft = Draft([], p_V.new_zeros(0, len(p_V)))
-        if drafter is not None and room > 1:  # the last token of the room is always the target's own
-            draft = drafter.draft(ids, features_TF, _sampler(sampling, draws, index))
+        # The last token of the room is always the target's own.
+        if drafter is not None and room > 1 and when(rounds):
+            features_TF = torch.cat(unseen) if unseen else None
+            draft, unseen = drafter.draft(ids, features_TF, _sampler(sampling, draws, index)), []
         asked = verify_length(len(draft.tokens), draft.survival()) if draft.tokens else 0
         length = max(0, min(asked, len(draft.tokens), room - 1))
         verdict, features_TF = _settle(target, ids[-1], draft, length, sampling, draws, index)
+        unseen += [] if features_TF is None else [features_TF]
         tokens, finish = cut([*draft.tokens[: verdict.accepted], verdict.next_token], room, stops)
         accepted = min(verdict.accepted, len(tokens))
-        yield Round(index, tuple(tokens), len(draft.tokens), length, accepted, finish, draft.source)
+        rounds.append(Round(index, tuple(tokens), len(draft.tokens), length, accepted, finish, draft.source))
+        yield rounds[-1]
 
 
 def _settle(

@@ -1,4 +1,4 @@
-"""How many drafts are worth verifying: Algorithm 1.
+"""How many drafts are worth verifying (Algorithm 1), and whether drafting pays at all.
 
 Losslessness forbids a search over the whole block: a_k knows x_1..x_{k-1}, so the length that looks best in hindsight
 depends on the very tokens whose verification it decides (App. A). Walked from the left and stopped at the first draft
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dspark.foundation.errors import UserError
+from dspark.speculation.acceptance import Round
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,46 @@ class EarlyStop:
         if survival is None:
             return drafted
         return early_stop(survival[:drafted].tolist(), self.seconds)
+
+
+# Drafted rounds that are looked back on, and rounds without a draft before the next try.
+_WINDOW, _PATIENCE = 4, 16
+
+
+@dataclass(frozen=True)
+class WhileItPays:
+    """Draft while a request's last drafted rounds gained more than plain steps would have: a ``WhenToDraft``.
+
+    ``seconds[l]``: what a complete round takes that verifies ``l`` drafts, drafting included; ``plain``: what a step
+    without a draft takes. Where drafting has not paid, it is tried again after 16 plain steps, so that it comes back
+    when the text becomes easy; until then it costs little. The prices are those measured at the start, and the past is
+    the request's own, so a request's rounds don't depend on its neighbours.
+    """
+
+    seconds: tuple[float, ...]
+    plain: float
+
+    def __post_init__(self) -> None:
+        if not self.seconds or not all(0 < each < float("inf") for each in (*self.seconds, self.plain)):
+            raise UserError(f"rounds take {[*self.seconds, self.plain]} seconds; expected positive numbers")
+
+    def __call__(self, rounds: Sequence[Round]) -> bool:
+        """Whether the next round drafts."""
+        plain_since, tokens, spent, looked = 0, 0, 0.0, 0
+        for each in reversed(rounds[1:]):
+            if not each.drafted:
+                plain_since += not looked
+                continue
+            tokens += len(each.tokens)
+            spent += self._price(each)
+            looked += 1
+            if looked == _WINDOW:
+                return plain_since >= _PATIENCE or tokens * self.plain >= spent
+        return True
+
+    def _price(self, round: Round) -> float:
+        whole = self.seconds[min(round.verified, len(self.seconds) - 1)]
+        return whole if round.source == "drafter" else whole - self.seconds[0] + self.plain  # a copy costs nothing
 
 
 def early_stop(survival: Sequence[float], seconds: Sequence[float]) -> int:
