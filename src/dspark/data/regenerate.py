@@ -50,8 +50,9 @@ class Asking:
 def regenerate(answerer: Answerer, prompts: Sequence[Prompt], out: Path, asking: Asking) -> Regenerated:
     """Answer every turn of every prompt that ``out`` does not hold yet; each finished answer is on the disk at once.
 
-    Killed and started again it goes on with what is missing; an answer does not depend on the order, since its draws
-    are seeded by the prompt's id and the turn. What failed is listed, and asked again by the next run.
+    Killed and started again it goes on with what is missing. Draws are seeded by the prompt's id and the turn, so the
+    core's answers do not depend on the order (servers are given the seed). What failed is listed, and asked again by
+    the next run.
     """
     rows = _rows_of(out, asking)
     under_way = {prompt.id: continued(prompt, rows.get(prompt.id, {}), asking.voice) for prompt in prompts}

@@ -18,6 +18,8 @@ from dspark.drafters.dspark import DSparkDrafter
 from dspark.nn.blocks import BlockTable, Plan
 from dspark.nn.context import BlockContext
 
+_WAITING = 64  # features of so many tokens are taken over at once
+
 
 class DrafterBlocks:
     """``blocks`` blocks of ``size`` context rows: ``[H, S, D]`` keys and values for every layer."""
@@ -30,9 +32,27 @@ class DrafterBlocks:
             tuple(torch.zeros(shape, dtype=drafter.dtype, device=drafter.device) for _ in range(2))
             for _ in range(config.num_hidden_layers)
         ]
+        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._waiting_rows: set[int] = set()
 
     def extend(self, features_TF: Tensor, positions_T: Tensor, rows_T: Tensor) -> None:
-        """Take over the target's tapped features of committed positions (Eq. 2 and 3), to be kept at ``rows_T``."""
+        """Take over the target's tapped features of committed positions (Eq. 2 and 3), to be kept at ``rows_T``.
+
+        They wait for the next draft, or until they are many: a call costs the same for one as for a few dozen.
+        """
+        rows = set(rows_T.tolist())
+        if rows & self._waiting_rows:  # given to somebody else in the meantime: in the order they came
+            self._take()
+        self._waiting.append((features_TF, positions_T, rows_T))
+        self._waiting_rows |= rows
+        if len(self._waiting_rows) >= _WAITING:
+            self._take()
+
+    def _take(self) -> None:
+        if not self._waiting:
+            return
+        features_TF, positions_T, rows_T = (torch.cat(each) for each in zip(*self._waiting, strict=True))
+        self._waiting, self._waiting_rows = [], set()
         drafter = self.drafter
         taps = features_TF.to(device=drafter.device, dtype=drafter.dtype)[None]
         new = drafter.context_kv(drafter.project(taps), positions_T[None])
@@ -45,6 +65,7 @@ class DrafterBlocks:
 
         ``tables``: of everything before the anchors, with room for K positions more.
         """
+        self._take()
         device, slots = self.drafter.device, self.drafter.config.block_size
         plan = Plan(tables, [slots] * len(tables), self.size, device, causal=False)
         rows_T = torch.tensor([row for table in tables for row in table.rows(slots, self.size)], device=device)
