@@ -152,7 +152,8 @@ class Plan:
     @cached_property
     def groups(self) -> list[Group]:
         """What PyTorch's kernels read."""
-        tables, counts = self._tables, self._counts
+        counts = self._counts
+        tables = [BlockTable(each.blocks, start) for each, start in zip(self._tables, self._starts, strict=True)]
         firsts = list(accumulate(counts, initial=0))
         short = [i for i, count in enumerate(counts) if count <= _SHORT]
         groups = [[i] for i, count in enumerate(counts) if count > _SHORT] + ([short] if short else [])
