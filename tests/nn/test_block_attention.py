@@ -28,7 +28,7 @@ def written_out(
 ) -> Tensor:
     """One request: queries at positions from ``start`` on over rows in the order of positions; ``[n, Q, D]``."""
     k, v = (t.repeat_interleave(GROUPS, dim=0).double() for t in (k_HSD, v_HSD))
-    scores = q_QnD.double() @ k.transpose(1, 2) / math.sqrt(WIDTH)
+    scores = q_QnD.double() @ k.transpose(1, 2) / math.sqrt(q_QnD.shape[-1])
     if softcap is not None:
         scores = softcap * (scores / softcap).tanh()
     for i in range(q_QnD.shape[1]):
@@ -95,6 +95,42 @@ def test_every_request_sees_exactly_its_own_rows(
         expected.append(written_out(part, keys[:, own], values[:, own], table.length, causal, window, softcap, sinks_Q))
     tolerance = 1e-5 if dtype == torch.float32 else 3e-2
     torch.testing.assert_close(found.double(), torch.cat(expected), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(("window", "softcap", "sinks"), [(None, None, False), (70, None, True), (150, 3.0, False)])
+@pytest.mark.parametrize("width", [8, 72, 128])
+def test_long_texts_and_wide_heads(
+    width: int,
+    window: int | None,
+    softcap: float | None,
+    sinks: bool,
+    causal: bool,
+    compiled: bool,
+    request: pytest.FixtureRequest,
+) -> None:
+    """Several stretches of positions, and heads of several slices, which the kernel sums one after another."""
+    if not compiled:
+        request.getfixturevalue("no_kernels")
+    made = torch.Generator().manual_seed(1)
+    size, lengths, counts = 48, [190, 63, 64, 128], [3, 1, 2, 5]
+    blocks = torch.randperm(20, generator=made).tolist()
+    tables = [
+        BlockTable([blocks.pop() for _ in range(-(-(n + c) // size))], n) for n, c in zip(lengths, counts, strict=True)
+    ]
+    keys, values = (torch.randn(HEADS, 20 * size, width, generator=made) for _ in range(2))
+    query = 3 * torch.randn(HEADS * GROUPS, sum(counts), width, generator=made)
+    sinks_Q = torch.randn(HEADS * GROUPS, generator=made) if sinks else None
+    plan = Plan(tables, counts, size, torch.device("cpu"), causal)
+    found = attend(query.transpose(0, 1), keys, values, plan, window=window, softcap=softcap, sinks_Q=sinks_Q)
+    first, expected = 0, []
+    for table, count in zip(tables, counts, strict=True):
+        part = query[:, first : first + count]
+        own = [table.blocks[p // size] * size + p % size for p in range(table.length + count)]
+        expected.append(written_out(part, keys[:, own], values[:, own], table.length, causal, window, softcap, sinks_Q))
+        first += count
+    torch.testing.assert_close(found.double(), torch.cat(expected), rtol=2e-5, atol=2e-5)
 
 
 def test_neighbouring_blocks_of_many_requests_are_one_call_and_a_lone_request_is_one_piece() -> None:

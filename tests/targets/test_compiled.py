@@ -79,6 +79,16 @@ def test_more_rows_are_the_modules_and_old_programs_are_let_go() -> None:
     assert len(program._prepared) <= before, "a program goes with its cache, whose memory others may get"
 
 
+def test_a_program_made_in_inference_mode_runs_outside_it_too() -> None:
+    target = tiny_target(**SIZES)
+    cache = target.new_cache(2, 20)
+    ids, found = torch.arange(3, 7), []
+    for table, mode in zip(cache.tables(), (True, False), strict=True):
+        with torch.inference_mode(mode):
+            found.append(target.forward(ids, RaggedBatch(cache, [table], [len(ids)])).hidden_TD)
+    assert torch.equal(*found) and found[0].is_inference() and not found[1].is_inference()
+
+
 def test_threads_take_turns() -> None:
     target = tiny_target(**SIZES)
 

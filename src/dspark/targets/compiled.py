@@ -76,6 +76,7 @@ class CompiledLayers:
             del known[next(iter(known))]
         return prepared
 
+    @torch.inference_mode(False)  # what is kept here may be written to in either mode
     def _build(self, rows: int, cache: KVCache) -> _Prepared:
         kept: dict[tuple[str, int], Tensor] = {}
 
