@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -120,6 +121,17 @@ def test_medians_are_over_repeats_of_pooled_rates() -> None:
 def test_step_and_round_are_those_of_whole_rounds() -> None:
     step_ms, round_ms = step_and_round_ms(run(Machine(), seconds=1e6))
     assert (step_ms, round_ms) == (pytest.approx(50), pytest.approx(70))
+
+
+def test_a_round_takes_the_mean_of_dear_and_cheap_ones() -> None:
+    race = run(Machine(), seconds=1e6)
+    for repeat in race.repeats:
+        for lap in repeat:
+            seconds = lap.runs["dspark"].round_seconds
+            dear = tuple(s if i % 4 else 9 * s for i, s in enumerate(seconds))
+            lap.runs["dspark"] = replace(lap.runs["dspark"], round_seconds=dear)
+    later = [s for lap in race.repeats[0] for s in lap.runs["dspark"].later_seconds()]
+    assert step_and_round_ms(race)[1] == pytest.approx(1000 * sum(later) / len(later)) and max(later) > 5 * min(later)
 
 
 @pytest.mark.parametrize("seconds", [110.0, 150.0, 200.0])

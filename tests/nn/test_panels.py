@@ -158,3 +158,14 @@ def test_a_folder_that_cannot_be_written_to_costs_time_only(monkeypatch: pytest.
     product_kernel.cache_clear()
     assert floats(random(16, 8))(random(2, 8)).shape == (2, 16)
     product_kernel.cache_clear()
+
+
+def test_a_large_weight_is_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = quantised("Q4_1", random(50, 64))
+    expected = smallest(weight)
+    monkeypatch.setattr("dspark.nn.forms._CHUNK", 16)
+    found = smallest(weight)
+    assert found.form is Form.NIBBLE and found.scales is not None and expected.scales is not None
+    assert torch.equal(found.weights, expected.weights) and torch.equal(found.scales, expected.scales)
+    weight[49, 0] = 1 / 3
+    assert smallest(weight).form is Form.FLOAT, "one number of the last part"

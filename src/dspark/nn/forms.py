@@ -16,6 +16,7 @@ from dspark.nn.panels import Panels
 from dspark.nn.product_kernel import GROUP, Form
 
 _SAMPLE = 8  # outputs looked at before all are
+_CHUNK = 4096  # outputs looked at together, so that a large weight is not held several times
 
 
 def smallest(weight_OI: Tensor, bias_O: Tensor | None = None) -> Panels:
@@ -25,7 +26,7 @@ def smallest(weight_OI: Tensor, bias_O: Tensor | None = None) -> Panels:
     """
     weight_OI = weight_OI.detach()
     for form in (Form.NIBBLE, Form.BYTE, Form.HALF, Form.BRAIN):
-        if _parts(form, weight_OI[:_SAMPLE]) and (parts := _parts(form, weight_OI)):
+        if _parts(form, weight_OI[:_SAMPLE]) and (parts := _whole(form, weight_OI)):
             return _panels(form, *parts, bias_O)
     return _panels(Form.FLOAT, weight_OI, [], bias_O)
 
@@ -45,6 +46,18 @@ def rounded_to_bytes(weight_OI: Tensor) -> Tensor:
 
 
 _Parts = tuple[Tensor, list[Tensor]]  # numbers [O, I] and, by group, scales [O, G]
+
+
+def _whole(form: Form, weight_OI: Tensor) -> _Parts | None:
+    """``_parts`` of all outputs, some at a time."""
+    found: list[_Parts] = []
+    for some in weight_OI.split(_CHUNK):
+        parts = _parts(form, some)
+        if parts is None:
+            return None
+        found.append(parts)
+    numbers, scales = zip(*found, strict=True)
+    return torch.cat(numbers), [torch.cat(each) for each in zip(*scales, strict=True)]
 
 
 def _parts(form: Form, weight_OI: Tensor) -> _Parts | None:

@@ -146,7 +146,7 @@ class Code:
         return number, count
 
     def share(self, total: Value) -> tuple[Value, Value]:
-        """The first and the last but one of ``total`` things that are this thread's."""
+        """The first of this thread's share of ``total`` things, and the one behind its last."""
         number, count = self.team()
         build = self.build
         ends = (build.sdiv(build.mul(total, each), count) for each in (number, build.add(number, self.number(1))))
@@ -259,7 +259,7 @@ def _keep(path: Path, code: bytes) -> None:
 
 @cache
 def _openmp() -> Any:
-    """The OpenMP library PyTorch runs its loops with; OSError where it is of another kind."""
+    """GNU's OpenMP library as PyTorch ships it, else the system's; OSError where there is none."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     home = Path(torch.__file__).parent

@@ -31,15 +31,17 @@ def explanation(record: DemoRecord) -> list[str]:
         f"A small drafter proposes {record.block} tokens at a time and says how sure it is of each; the target checks"
         " those that are worth it on this machine in one pass, keeps the ones that it would have written itself, and"
         " puts its own token after the last of them. Where the last words stood before, what followed them then is"
-        " proposed instead, which costs nothing. A wrong guess costs time and never changes the text: what comes out"
+        " proposed instead, which costs nothing. While drafts have not paid lately, the target goes on alone and tries"
+        " again after some tokens. A wrong guess costs time and never changes the text: what comes out"
         " is the target's own, its mistakes included."
     )
     step, turn, even = record.step_ms, record.round_ms, record.break_even
     if not math.isfinite(even * everything.tau):
         return [how, "The answers were too short to time a whole round: give more --max-tokens."]
     gain = (
-        f"Here a plain step takes {step:.1f} ms and yields one token; a speculative round (draft and check)"
-        f" takes {turn:.1f} ms, {even:.2f} times as long, and yields tau = {everything.tau:.2f} tokens on"
+        f"Here a plain step takes {step:.1f} ms and yields one token; a speculative round (draft and check,"
+        f" or a plain step where drafting does not pay) takes {turn:.1f} ms, {even:.2f} times as long, and yields"
+        f" tau = {everything.tau:.2f} tokens on"
         f" average. {everything.tau:.2f} / {even:.2f} = {everything.tau / even:.2f}; measured end to end,"
         f" reading the prompt included, it is {everything.speedup:.2f} times the tokens a second."
     )
