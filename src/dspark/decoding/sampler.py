@@ -8,6 +8,7 @@ Legend: R requests, N rows of the target's logits, V vocabulary or a draft's sup
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate, islice
 
 import torch
 from torch import Tensor
@@ -93,42 +94,61 @@ def _greedy(logits_NV: Tensor, tokens: Sequence[list[int]]) -> list[Verdict]:
 def _sampled(
     p_t_NV: Tensor, rows: Sequence[Running], tokens: Sequence[list[int]], drafts: Sequence[Draft]
 ) -> list[Verdict]:
-    """Accept from the left while U < min(1, p_t / p_d), then one token of the residual or of the target's own law."""
-    accepted, last_laws, u = [], [], []
-    first = 0
-    for row, drafted, draft in zip(rows, tokens, drafts, strict=True):
-        p_t = p_t_NV[first : first + len(drafted) + 1]
-        first += len(drafted) + 1
-        stands = _stands(row, drafted, draft, p_t)
-        accepted.append(stands)
-        rejected = stands < len(drafted)
-        last_laws.append(residual(_dense(draft, stands, p_t.shape[-1]), p_t[stands]) if rejected else p_t[stands])
-        u.append(row.draws.uniform(round=len(row.rounds), slot=stands, purpose=Purpose.RESIDUAL))
-    laws_RV = torch.stack([law.double() for law in last_laws])
+    """Accept from the left while U < min(1, p_t / p_d), then one token of the residual or of the target's own law.
+
+    Whatever is as wide as the vocabulary is done for all requests at once.
+    """
+    firsts = list(accumulate((len(drafted) + 1 for drafted in tokens), initial=0))
+    chances = _chances(p_t_NV, firsts, tokens, drafts)
+    accepted = [_stands(row, chance) for row, chance in zip(rows, chances, strict=True)]
+    laws_RV = p_t_NV[[first + n for first, n in zip(firsts, accepted, strict=False)]]
+    rejected = [i for i, n in enumerate(accepted) if n < len(tokens[i])]
+    if rejected:
+        p_d_nV = _dense([drafts[i] for i in rejected], [accepted[i] for i in rejected], p_t_NV)
+        laws_RV = laws_RV.double()
+        laws_RV[rejected] = residual(p_d_nV, laws_RV[rejected])
+    draws = zip(rows, accepted, strict=True)
+    u = [row.draws.uniform(round=len(row.rounds), slot=n, purpose=Purpose.RESIDUAL) for row, n in draws]
     own = invert_rows(laws_RV, torch.tensor(u, dtype=torch.float64)).tolist()
     return [Verdict(n, token) for n, token in zip(accepted, own, strict=True)]
 
 
-def _stands(row: Running, drafted: list[int], draft: Draft, p_t_NV: Tensor) -> int:
-    """How many drafts are accepted."""
+def _chances(
+    p_t_NV: Tensor, firsts: Sequence[int], tokens: Sequence[list[int]], drafts: Sequence[Draft]
+) -> list[list[float]]:
+    """Chance of each draft to be accepted, request by request."""
+    drafted = [token for some in tokens for token in some]
     if not drafted:
-        return 0
-    ids = torch.tensor(drafted, device=p_t_NV.device)
-    places = torch.arange(len(drafted), device=p_t_NV.device)
-    inside = ids if draft.support is None else (draft.support == ids[:, None]).int().argmax(dim=-1)
-    pairs = zip(draft.probs[places, inside].tolist(), p_t_NV[places, ids].tolist(), strict=True)
-    for k, (p_d, p_t) in enumerate(pairs):
-        if row.draws.uniform(round=len(row.rounds), slot=k, purpose=Purpose.ACCEPT) >= acceptance(p_d, p_t):
+        return [[] for _ in tokens]
+    places = [first + k for first, some in zip(firsts, tokens, strict=False) for k in range(len(some))]
+    p_t = p_t_NV[places, drafted].tolist()
+    p_d = torch.cat([_drawn_from(draft, some) for draft, some in zip(drafts, tokens, strict=True) if some]).tolist()
+    chances = iter([acceptance(d, t) for d, t in zip(p_d, p_t, strict=True)])
+    return [list(islice(chances, len(some))) for some in tokens]
+
+
+def _drawn_from(draft: Draft, tokens: Sequence[int]) -> Tensor:
+    """p_d of the tokens that were drawn, ``[len(tokens)]``."""
+    inside_K = torch.tensor(tokens, device=draft.probs.device)
+    if draft.support is not None:
+        inside_K = torch.searchsorted(draft.support, inside_K)
+    return draft.probs[: len(tokens)].gather(-1, inside_K[:, None])[:, 0].double()
+
+
+def _stands(row: Running, chances: Sequence[float]) -> int:
+    """How many drafts are accepted."""
+    for k, chance in enumerate(chances):
+        if row.draws.uniform(round=len(row.rounds), slot=k, purpose=Purpose.ACCEPT) >= chance:
             return k
-    return len(drafted)
+    return len(chances)
 
 
-def _dense(draft: Draft, slot: int, vocab_size: int) -> Tensor:
-    """p_d ``[V]`` of one slot over the target's vocabulary."""
-    p_V: Tensor = draft.probs[slot]
-    if draft.support is None:
-        return p_V
-    return p_V.new_zeros(vocab_size).index_copy_(0, draft.support, p_V)
+def _dense(drafts: Sequence[Draft], slots: Sequence[int], like_NV: Tensor) -> Tensor:
+    """p_d ``[n, V]`` of one slot of each draft over the target's vocabulary."""
+    dense_nV = like_NV.new_zeros(len(drafts), like_NV.shape[-1])
+    for p_V, draft, slot in zip(dense_nV, drafts, slots, strict=True):
+        p_V[... if draft.support is None else draft.support] = draft.probs[slot].to(p_V)
+    return dense_nV
 
 
 def _precision(logits: Tensor) -> torch.dtype:

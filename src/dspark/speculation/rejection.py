@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from dspark.speculation.draws import Draws, Purpose
@@ -50,8 +51,10 @@ def acceptance(p_d: float, p_t: float) -> float:
     return min(1.0, p_t / p_d)
 
 
-def residual(p_d_V: Tensor, p_t_V: Tensor) -> Tensor:
-    """norm(max(p_t - p_d, 0)) in float64: [V], [V] -> [V]; p_t itself where rounding leaves no mass."""
-    rest_V = (p_t_V.double() - p_d_V.double()).clamp_(min=0)
-    mass = rest_V.sum()
-    return rest_V / mass if float(mass) > 0 else p_t_V
+def residual(p_d: Tensor, p_t: Tensor) -> Tensor:
+    """norm(max(p_t - p_d, 0)) in float64, row by row: [..., V], [..., V] -> [..., V]; p_t where rounding leaves no
+    mass.
+    """
+    rest = (p_t.double() - p_d.double()).clamp_(min=0)
+    mass = rest.sum(dim=-1, keepdim=True)
+    return torch.where(mass > 0, rest / mass, p_t.double())
