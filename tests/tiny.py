@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from dspark.drafters.config import DSparkConfig
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.nn.blocks import BlockTable
-from dspark.targets.cache import KVCache
+from dspark.nn.cache import KVCache
 from dspark.targets.chat import Chat
 from dspark.targets.model import Target
 from dspark.targets.sources import Source

@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from dspark.drafters.state import DSparkState
-from dspark.nn.context import ContextCache
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 # More blocks than one attention group holds, in no order, two at the very ends of the context.
@@ -222,16 +221,3 @@ def test_without_a_confidence_head_there_is_no_confidence(make_drafter, greedy):
     hidden_only = make_drafter(confidence_head_with_markov=False)
     assert hidden_only.confidence_head.proj.weight.shape == (1, 24)
     assert DSparkState(hidden_only).draft([1], None, greedy([])).confidence.shape == (4,)
-
-
-def test_the_cache_never_moves_a_row_more_often_than_it_doubles():
-    cache, moves, room = ContextCache(), 0, 0
-    for row in range(3000):
-        rows = torch.full((1, 1, 1, 2), float(row))
-        cache.append(rows, -rows)
-        k, v = cache.join(torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2))
-        moves += k.untyped_storage().nbytes() != room
-        room = k.untyped_storage().nbytes()
-    assert moves <= 6
-    assert torch.equal(k[0, 0, :3000, 0], torch.arange(3000.0)) and torch.equal(v[0, 0, :3000], -k[0, 0, :3000])
-    assert cache.length == 3000 and k.shape[2] == 3004

@@ -13,15 +13,16 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from dspark.nn.forms import smallest
 from dspark.nn.machine import Program
-from dspark.targets.compiled import _KEPT, MOST_ROWS
+from dspark.nn.stack import _KEPT
+from dspark.targets.compiled import MOST_ROWS
 from dspark.targets.model import Forward, Target
 from dspark.targets.ragged import RaggedBatch
 from dspark.targets.session import TargetSession
 from tiny import VOCAB, tiny_llama, tiny_target
 
 SIZES: dict[str, Any] = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=4)
-# The others have head norms, norms behind a layer's parts, scaled residuals, or modules that are not compiled.
-WITH_PROGRAM = {"Llama", "Mistral", "Qwen2"}
+# The others have norms behind a layer's parts, scaled residuals, or modules that are not compiled.
+WITH_PROGRAM = {"Llama", "Mistral", "Qwen2", "Qwen3"}
 
 
 def step(target: Target, rows: int, compiled: bool, taps: tuple[int, ...] = (-1, 1, 3)) -> tuple[Forward, list[Tensor]]:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from dspark.foundation.errors import UserError
 from dspark.nn.blocks import BlockTable
-from dspark.targets.cache import KVCache
+from dspark.nn.cache import KVCache
 from dspark.targets.model import Target
 from dspark.targets.ragged import RaggedBatch
 from dspark.training.recipe import Recipe

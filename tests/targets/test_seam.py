@@ -21,8 +21,8 @@ from transformers import (
 
 from dspark.foundation.errors import UserError
 from dspark.nn.blocks import BlockTable
+from dspark.nn.cache import KVCache
 from dspark.targets.attention import ragged_attention
-from dspark.targets.cache import KVCache
 from dspark.targets.model import Target
 from dspark.targets.ragged import RaggedBatch
 from dspark.targets.session import TargetSession

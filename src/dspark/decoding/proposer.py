@@ -17,7 +17,7 @@ from dspark.speculation.draws import Purpose
 from dspark.speculation.loop import Draft
 
 Timer = Callable[[str], None]
-NO_DRAFT = Draft([], torch.zeros(0, 0))
+NO_DRAFT = Draft([])
 
 
 def propose(
@@ -49,7 +49,19 @@ def _copied(row: Running) -> Draft:
 
 
 def _chains(blocks: DrafterBlocks, rows: Sequence[Running], hidden_RKd: Tensor) -> list[Draft]:
-    """The sequential stage (Eq. 4), a slot of all requests at a time."""
+    """The sequential stage (Eq. 4): that of greedy requests as a program where there is one."""
+    program = blocks.drafter.greedy_chain
+    if program is None or not all(row.request.sampling.greedy for row in rows):
+        return _slot_by_slot(blocks, rows, hidden_RKd)
+    anchors = [row.anchor for row in rows]
+    tokens_RK = program.run(hidden_RKd, anchors).T
+    previous_RK = torch.cat((torch.tensor(anchors)[:, None], tokens_RK[:, :-1]), dim=1)
+    confidence = _confidence(blocks, hidden_RKd, previous_RK)
+    return [Draft(tokens, confidence=c) for tokens, c in zip(tokens_RK.tolist(), confidence, strict=True)]
+
+
+def _slot_by_slot(blocks: DrafterBlocks, rows: Sequence[Running], hidden_RKd: Tensor) -> list[Draft]:
+    """A slot of all requests at a time."""
     drafter = blocks.drafter
     base_RKV = drafter.base_logits(hidden_RKd)
     base_RKV = base_RKV.to(torch.promote_types(base_RKV.dtype, drafter.dtype))
@@ -60,14 +72,20 @@ def _chains(blocks: DrafterBlocks, rows: Sequence[Running], hidden_RKd: Tensor) 
         index_R, p_RV = sample(logits_RV, rows, slot, Purpose.DRAFT)
         chain_RK[:, slot + 1] = index_R if drafter.support is None else drafter.support[index_R]
         probs.append(p_RV)
-    confidence = [None] * len(rows)
-    if drafter.confidence_head is not None:
-        confidence = list(drafter.confidence_logits(hidden_RKd, chain_RK[:, :-1]))
-    p_RKV = torch.stack(probs, dim=1)
+    drawn = [p_RV for p_RV in probs if p_RV is not None]
+    p_RKV = torch.stack(drawn, dim=1) if drawn else [None] * len(rows)
+    confidence = _confidence(blocks, hidden_RKd, chain_RK[:, :-1])
     return [
         Draft(tokens, p_KV, drafter.support, c)
         for tokens, p_KV, c in zip(chain_RK[:, 1:].tolist(), p_RKV, confidence, strict=True)
     ]
+
+
+def _confidence(blocks: DrafterBlocks, hidden_RKd: Tensor, previous_RK: Tensor) -> Sequence[Tensor | None]:
+    """Confidence logits of each request, where the drafter has them."""
+    if blocks.drafter.confidence_head is None:
+        return [None] * len(hidden_RKd)
+    return list(blocks.drafter.confidence_logits(hidden_RKd, previous_RK))
 
 
 def _no_sample(slot: int, logits_V: Tensor) -> tuple[int, Tensor]:

@@ -21,13 +21,10 @@ from dspark.speculation.rejection import Verdict, acceptance, residual
 from dspark.speculation.sampling import Sampling, distribution, greedy_ids
 
 
-def sample(logits_RV: Tensor, rows: Sequence[Running], slot: int, purpose: Purpose) -> tuple[Tensor, Tensor]:
-    """One index for each row ``int64 [R]``, and the probabilities ``[R, V]`` that it was drawn from."""
-    samplings = {row.request.sampling for row in rows}
-    if all(sampling.greedy for sampling in samplings):
-        ids_R = largest_ids(logits_RV)
-        certain_RV = torch.zeros(logits_RV.shape, dtype=_precision(logits_RV), device=logits_RV.device)
-        return ids_R, certain_RV.scatter_(-1, ids_R[:, None], 1.0)
+def sample(logits_RV: Tensor, rows: Sequence[Running], slot: int, purpose: Purpose) -> tuple[Tensor, Tensor | None]:
+    """One index for each row ``int64 [R]``, and the probabilities ``[R, V]`` that it was drawn from (None: certain)."""
+    if all(row.request.sampling.greedy for row in rows):
+        return largest_ids(logits_RV), None
     indices_R = torch.empty(len(rows), dtype=torch.int64, device=logits_RV.device)
     p_RV = torch.empty(logits_RV.shape, dtype=_precision(logits_RV), device=logits_RV.device)
     for sampling, members in by_sampling(rows):
@@ -122,17 +119,20 @@ def _chances(
         return [[] for _ in tokens]
     places = [first + k for first, some in zip(firsts, tokens, strict=False) for k in range(len(some))]
     p_t = p_t_NV[places, drafted].tolist()
-    p_d = torch.cat([_drawn_from(draft, some) for draft, some in zip(drafts, tokens, strict=True) if some]).tolist()
+    p_d = [p for draft, some in zip(drafts, tokens, strict=True) if some for p in _drawn_from(draft, some)]
     chances = iter([acceptance(d, t) for d, t in zip(p_d, p_t, strict=True)])
     return [list(islice(chances, len(some))) for some in tokens]
 
 
-def _drawn_from(draft: Draft, tokens: Sequence[int]) -> Tensor:
-    """p_d of the tokens that were drawn, ``[len(tokens)]``."""
+def _drawn_from(draft: Draft, tokens: Sequence[int]) -> list[float]:
+    """p_d of the tokens that were drawn."""
+    if draft.probs is None:
+        return [1.0] * len(tokens)
     inside_K = torch.tensor(tokens, device=draft.probs.device)
     if draft.support is not None:
         inside_K = torch.searchsorted(draft.support, inside_K)
-    return draft.probs[: len(tokens)].gather(-1, inside_K[:, None])[:, 0].double()
+    drawn: list[float] = draft.probs[: len(tokens)].gather(-1, inside_K[:, None])[:, 0].double().tolist()
+    return drawn
 
 
 def _stands(row: Running, chances: Sequence[float]) -> int:
@@ -147,7 +147,10 @@ def _dense(drafts: Sequence[Draft], slots: Sequence[int], like_NV: Tensor) -> Te
     """p_d ``[n, V]`` of one slot of each draft over the target's vocabulary."""
     dense_nV = like_NV.new_zeros(len(drafts), like_NV.shape[-1])
     for p_V, draft, slot in zip(dense_nV, drafts, slots, strict=True):
-        p_V[... if draft.support is None else draft.support] = draft.probs[slot].to(p_V)
+        if draft.probs is None:
+            p_V[draft.tokens[slot]] = 1.0
+        else:
+            p_V[... if draft.support is None else draft.support] = draft.probs[slot].to(p_V)
     return dense_nV
 
 

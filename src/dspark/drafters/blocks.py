@@ -16,22 +16,20 @@ from torch import Tensor
 
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.nn.blocks import BlockTable, Plan
+from dspark.nn.cache import KVCache, KVLayer
 from dspark.nn.context import BlockContext
 
 _WAITING = 64  # features of so many tokens are taken over at once
 
 
 class DrafterBlocks:
-    """``blocks`` blocks of ``size`` context rows: ``[H, S, D]`` keys and values for every layer."""
+    """``blocks`` blocks of ``size`` context rows: keys and values for every layer."""
 
     def __init__(self, drafter: DSparkDrafter, blocks: int, size: int) -> None:
-        self.drafter, self.size = drafter, size
+        self.drafter = drafter
         config = drafter.config
-        shape = (config.num_key_value_heads, blocks * size, config.head_dim)
-        self.layers = [
-            tuple(torch.zeros(shape, dtype=drafter.dtype, device=drafter.device) for _ in range(2))
-            for _ in range(config.num_hidden_layers)
-        ]
+        layers = [KVLayer(config.num_key_value_heads, config.head_dim, i) for i in range(config.num_hidden_layers)]
+        self.cache = KVCache(layers, blocks, size, drafter.dtype, drafter.device)
         self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
         self._waiting_rows: set[int] = set()
 
@@ -53,12 +51,13 @@ class DrafterBlocks:
             return
         features_TF, positions_T, rows_T = (torch.cat(each) for each in zip(*self._waiting, strict=True))
         self._waiting, self._waiting_rows = [], set()
-        drafter = self.drafter
-        taps = features_TF.to(device=drafter.device, dtype=drafter.dtype)[None]
-        new = drafter.context_kv(drafter.project(taps), positions_T[None])
-        for (keys_HSD, values_HSD), rows in zip(self.layers, new, strict=True):
-            keys_HSD.index_copy_(1, rows_T, rows.k[0])
-            values_HSD.index_copy_(1, rows_T, rows.v[0])
+        drafter, cache = self.drafter, self.cache
+        features_TF = features_TF.to(device=drafter.device, dtype=drafter.dtype)
+        if drafter.compiled is not None:
+            drafter.compiled.take(features_TF, positions_T, rows_T, cache)
+            return
+        for layer, new in enumerate(drafter.context_kv(drafter.project(features_TF[None]), positions_T[None])):
+            cache.store(layer, rows_T, new.k[0], new.v[0])
 
     def hidden(self, anchors: Sequence[int], tables: Sequence[BlockTable]) -> Tensor:
         """The parallel stage for one block of each request: ``h [R, K, d]``.
@@ -66,10 +65,23 @@ class DrafterBlocks:
         ``tables``: of everything before the anchors, with room for K positions more.
         """
         self._take()
-        device, slots = self.drafter.device, self.drafter.config.block_size
-        plan = Plan(tables, [slots] * len(tables), self.size, device, causal=False)
-        rows_T = torch.tensor([row for table in tables for row in table.rows(slots, self.size)], device=device)
-        context = [BlockContext(keys, values, rows_T, plan) for keys, values in self.layers]
+        drafter, cache = self.drafter, self.cache
+        device, slots = drafter.device, drafter.config.block_size
+        plan = Plan(tables, [slots] * len(tables), cache.size, device, causal=False)
+        rows_T = torch.tensor([row for table in tables for row in table.rows(slots, cache.size)], device=device)
+        positions_R = torch.tensor([table.length for table in tables], device=device)
+        if drafter.compiled is not None:
+            positions_RK = positions_R[:, None] + torch.arange(slots)
+            return drafter.compiled.hidden(anchors, positions_RK, rows_T, cache, plan)
+        context = [BlockContext(*both, rows_T, plan) for both in zip(cache.keys, cache.values, strict=True)]
         anchor_ids = torch.tensor(anchors, device=device)[:, None]
-        positions = torch.tensor([table.length for table in tables], device=device)[:, None]
-        return self.drafter.block_hidden(anchor_ids, positions, context, whole_context=True)[:, 0]
+        return drafter.block_hidden(anchor_ids, positions_R[:, None], context, whole_context=True)[:, 0]
+
+    def grown(self, size: int) -> DrafterBlocks:
+        """The same rows in blocks of more room."""
+        self._take()
+        bigger = DrafterBlocks(self.drafter, self.cache.blocks, size)
+        for layer in range(self.drafter.config.num_hidden_layers):
+            old, new = (each.cache.both(layer).unflatten(1, (each.cache.blocks, -1)) for each in (self, bigger))
+            new[:, :, : old.shape[2]] = old
+        return bigger

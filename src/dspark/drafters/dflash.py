@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, linear
 
+from dspark.drafters.compiled import CompiledBackbone, compiles
 from dspark.drafters.config import DSparkConfig
 from dspark.foundation.errors import UserError
 from dspark.nn.context import Context, ContextRows
@@ -40,6 +41,8 @@ class DFlashBackbone(nn.Module):
         self.embedding = ends.embedding.detach()
         self.head, self.support = _head_rows(config, ends)
         self.packed_head: nn.Module | None = None
+        self.compiled: CompiledBackbone | None = None
+        """Stands for all below but the final norm once it is there (``pack``)."""
         self.fc = nn.Linear(config.taps_width, config.hidden_size, bias=False)
         self.hidden_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.layers = nn.ModuleList(DraftLayer(config.layer_shape) for _ in range(config.num_hidden_layers))
@@ -113,7 +116,14 @@ class DFlashBackbone(nn.Module):
         return linear(hidden, self.head) if self.packed_head is None else self.packed_head(hidden)
 
     def pack(self) -> None:
-        """Repack the linear layers and the head for few rows (fp32 on a CPU); no training or saving after."""
+        """Repack the linear layers and the head for few rows (fp32 on a CPU); no training or saving after.
+
+        Where kernels can be compiled only ``compiled`` is left of the backbone.
+        """
+        if compiles(self):
+            self.compiled = CompiledBackbone(self)
+            self.layers = nn.ModuleList()
+            del self.fc
         lean_drafter(self)
         pack_linears(self)
         if can_pack(self.head):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from dspark.drafters.chain import GreedyChain, greedy_chain
 from dspark.drafters.config import DSparkConfig
 from dspark.drafters.dflash import DFlashBackbone
 from dspark.drafters.heads import MARKOV_HEADS, ConfidenceHead
@@ -26,10 +27,17 @@ class DSparkDrafter(DFlashBackbone):
         super().__init__(config, ends)
         head = MARKOV_HEADS[config.markov_head_type]
         self.markov_head = head(config.vocab_size, config.draft_vocab_size, config.markov_rank)
+        self.greedy_chain: GreedyChain | None = None
+        """The sequential stage of greedy requests, once the drafter is packed."""
         self.confidence_head: ConfidenceHead | None = None
         if config.enable_confidence_head:
             rank = config.markov_rank if config.confidence_head_with_markov else 0
             self.confidence_head = ConfidenceHead(config.hidden_size + rank)
+
+    def pack(self) -> None:
+        """See ``DFlashBackbone.pack``."""
+        super().pack()
+        self.greedy_chain = greedy_chain(self)
 
     def markov_bias(self, prev_ids: Tensor) -> Tensor:
         """``B [..., V_d]`` after the previous tokens ``prev_ids [...]`` (Eq. 5)."""

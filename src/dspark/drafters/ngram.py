@@ -3,7 +3,7 @@ what a trained drafter is spared where the text repeats itself.
 
 Its p_d is exactly one-hot, so the same rejection sampling makes it lossless at every temperature.
 
-Shapes: `_KU` drafted tokens times the distinct ids among them, `_TF` positions times L*d tapped features.
+Shapes: `_TF` positions times L*d tapped features.
 """
 
 from __future__ import annotations
@@ -43,12 +43,9 @@ class PromptLookup:
         self._index(ids)
         start = self._find(ids)
         if start is None:
-            return Draft([], torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64), source="lookup")
+            return Draft([], source="lookup")
         period = len(ids) - start
-        tokens = [ids[start + i % period] for i in range(self.block)]
-        support_U, index_K = torch.unique(torch.tensor(tokens), return_inverse=True)
-        p_KU = torch.nn.functional.one_hot(index_K, len(support_U)).float()
-        return Draft(tokens, p_KU, support_U, source="lookup")
+        return Draft([ids[start + i % period] for i in range(self.block)], source="lookup")
 
     def _index(self, ids: list[int]) -> None:
         """Note every n-gram that ends before the last id; each position once in the life of the request."""

@@ -9,9 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dspark.drafters.blocks import DrafterBlocks
 from dspark.drafters.dspark import DSparkDrafter
-from dspark.nn.context import ContextCache
+from dspark.nn.blocks import BlockTable
 from dspark.speculation.loop import Draft, Sample
+
+_FIRST_ROOM = 256  # rows of a new context; they double when they are full
 
 
 class DSparkState:
@@ -23,8 +26,13 @@ class DSparkState:
 
     def __init__(self, drafter: DSparkDrafter) -> None:
         self.drafter = drafter
-        self.length = 0
-        self._context = [ContextCache() for _ in range(drafter.config.num_hidden_layers)]
+        self._table = BlockTable([0])
+        self._blocks = DrafterBlocks(drafter, 1, _FIRST_ROOM + drafter.config.block_size)
+
+    @property
+    def length(self) -> int:
+        """Rows of the context."""
+        return self._table.length
 
     @torch.inference_mode()
     def draft(self, ids: list[int], features: Tensor | None, sample: Sample) -> Draft:
@@ -43,24 +51,16 @@ class DSparkState:
             )
         if features is not None and rows:
             self._extend(features)
-        hidden_Kd = self._hidden(ids[-1])
+        (hidden_Kd,) = self._blocks.hidden(ids[-1:], [self._table])
         return self._chain(ids[-1], hidden_Kd, sample)
 
     def _extend(self, features: Tensor) -> None:
-        drafter = self.drafter
-        taps = features.to(device=drafter.device, dtype=drafter.dtype)[None]
-        end = self.length + taps.shape[1]
-        positions = torch.arange(self.length, end, device=drafter.device)[None]
-        for cache, rows in zip(self._context, drafter.context_kv(drafter.project(taps), positions), strict=True):
-            cache.append(rows.k, rows.v)
-        self.length = end
-
-    def _hidden(self, anchor: int) -> Tensor:
-        """The parallel stage: ``h [K, d]``."""
-        device = self.drafter.device
-        anchor_id = torch.tensor([[anchor]], device=device)
-        position = torch.tensor([[self.length]], device=device)
-        return self.drafter.block_hidden(anchor_id, position, self._context, whole_context=True)[0, 0]
+        end = self.length + len(features)
+        if end + self.drafter.config.block_size > self._blocks.cache.size:
+            self._blocks = self._blocks.grown(2 * end + self.drafter.config.block_size)
+        rows_T = torch.arange(self.length, end, device=self.drafter.device)  # of the only block: positions
+        self._blocks.extend(features, rows_T, rows_T)
+        self._table.length = end
 
     def _chain(self, anchor: int, hidden_Kd: Tensor, sample: Sample) -> Draft:
         """The sequential stage (Eq. 4): a slot's logits wait for the token before it alone."""

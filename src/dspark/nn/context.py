@@ -17,10 +17,6 @@ from dspark.nn.block_attention import attend
 from dspark.nn.blocks import Plan
 from dspark.nn.visibility import BlockGroup
 
-KeysValues = tuple[Tensor, Tensor]
-
-_FIRST_CAPACITY = 256
-
 
 class Context(Protocol):
     """What an attention layer needs of its context."""
@@ -50,54 +46,6 @@ class ContextRows(NamedTuple):
             k_BHND, v_BHND = (torch.cat(pair, dim=2) for pair in zip(context, own, strict=True))
             attended.append(_attend(q_BHGAKD[:, :, :, group.blocks], k_BHND, v_BHND, group.mask))
         return attended[0] if len(attended) == 1 else torch.cat(attended, dim=3)
-
-
-class ContextCache:
-    """A context that grows with every round, for decoding (no gradients).
-
-    The buffers double when they are full, so a row is copied O(1) times; a block's rows are written into the
-    spare room behind the context and forgotten, which saves a copy of the whole context a round.
-    """
-
-    def __init__(self) -> None:
-        self.length = 0
-        self._buffers: KeysValues | None = None
-
-    def append(self, k_BHND: Tensor, v_BHND: Tensor) -> None:
-        """Take over N further committed rows."""
-        self._write(k_BHND, v_BHND)
-        self.length += k_BHND.shape[2]
-
-    def attend(self, q_BHGAKD: Tensor, k_BHAKD: Tensor, v_BHAKD: Tensor, groups: Sequence[BlockGroup]) -> Tensor:
-        """See ``Context``; only one block, which sees the whole context."""
-        assert all(group.rows is None for group in groups), "a growing context is always seen whole"
-        return _attend(q_BHGAKD, *self.join(k_BHAKD.flatten(2, 3), v_BHAKD.flatten(2, 3)), None)
-
-    def join(self, k_BHND: Tensor, v_BHND: Tensor) -> KeysValues:
-        """The context and a block behind it, ``[B, H, S + N, D]``: views that the next call overwrites."""
-        k, v = self._write(k_BHND, v_BHND)
-        end = self.length + k_BHND.shape[2]
-        return k[:, :, :end], v[:, :, :end]
-
-    def _write(self, k_BHND: Tensor, v_BHND: Tensor) -> KeysValues:
-        end = self.length + k_BHND.shape[2]
-        k, v = self._room(end, k_BHND)
-        k[:, :, self.length : end] = k_BHND
-        v[:, :, self.length : end] = v_BHND
-        return k, v
-
-    def _room(self, rows: int, like_BHND: Tensor) -> KeysValues:
-        if self._buffers is not None and self._buffers[0].shape[2] >= rows:
-            return self._buffers
-        old = self._buffers
-        capacity = max(_FIRST_CAPACITY, 2 * rows)
-        batch, heads, _, head_dim = like_BHND.shape
-        k, v = (like_BHND.new_empty(batch, heads, capacity, head_dim) for _ in range(2))
-        if old is not None:
-            k[:, :, : self.length] = old[0][:, :, : self.length]
-            v[:, :, : self.length] = old[1][:, :, : self.length]
-        self._buffers = k, v
-        return self._buffers
 
 
 class BlockContext(NamedTuple):

@@ -18,7 +18,7 @@ from dspark.nn.machine import can_compile
 from dspark.nn.mlp import SwiGLU
 from dspark.nn.norm import RMSNorm
 from dspark.nn.packed import frozen_linear
-from dspark.nn.row_kernels import can_row, gate_name, gate_rows, norm_rows
+from dspark.nn.row_kernels import HeadNorms, can_row, gate_name, gate_rows, norm_rows
 
 
 def stacked(linears: list[nn.Linear]) -> nn.Module:
@@ -47,6 +47,11 @@ class LeanNorm(nn.Module):
         inverse: Tensor = torch.linalg.vecdot(wide, wide).add_(self._bias).rsqrt_()
         normed = (wide * inverse.unsqueeze(-1)).mul_(self._scale)
         return normed if wide is x else normed.to(x.dtype)
+
+
+def head_norms(queries: LeanNorm, keys: LeanNorm) -> HeadNorms:
+    """Two norms of heads as the kernels take them."""
+    return HeadNorms(queries.weight, keys.weight, (queries.eps, keys.eps))
 
 
 class LeanMLP(nn.Module):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from llvmlite import ir
@@ -57,22 +58,51 @@ def gate_call(both: Tensor, out: Tensor, act: str) -> Call:
     return _gate(act), (both.data_ptr(), out.data_ptr(), out.numel() // width, width)
 
 
-def turn_and_store(
-    heads_TND: Tensor, rotation_T1C: Tensor, rotated: int, queries: int, rows_T: Tensor, both_HSD: Tensor
-) -> None:
-    """Rotate the first ``rotated`` heads in place (``lean.turn``), and copy those behind the queries to the cache.
+class HeadNorms(NamedTuple):
+    """Norms of single heads before they are rotated: weights ``[D]`` of queries' and of keys', and their epsilons."""
 
-    ``both_HSD``: keys and values of a layer, head after head; ``rows_T``: where each token's go.
+    queries: Tensor
+    keys: Tensor
+    eps: tuple[float, float]
+
+
+def turn_and_store(
+    heads_TND: Tensor,
+    rotation_T1C: Tensor,
+    rotated: int,
+    queries: int,
+    rows_T: Tensor,
+    both_HSD: Tensor,
+    norms: HeadNorms | None = None,
+) -> None:
+    """Norm (if asked for) and rotate the first ``rotated`` heads in place (``lean.turn``), and copy those behind the
+    queries to the cache.
+
+    ``both_HSD``: keys and values of a layer, head after head; ``rows_T``: where each token's go. The heads of one token
+    lie together, tokens may lie apart.
     """
     places = (rotation_T1C.data_ptr(), rows_T.data_ptr())
-    _run(turn_call(heads_TND, rotated, queries, both_HSD, *places), heads_TND.numel())
+    _run(turn_call(heads_TND, rotated, queries, both_HSD, norms, *places), heads_TND.numel())
 
 
-def turn_call(heads_TND: Tensor, rotated: int, queries: int, both_HSD: Tensor, rotation: int, rows: int) -> Call:
+def turn_call(
+    heads_TND: Tensor,
+    rotated: int,
+    queries: int,
+    both_HSD: Tensor,
+    norms: HeadNorms | None,
+    rotation: int,
+    rows: int,
+) -> Call:
     """``turn_and_store`` with the addresses of rotations and rows; they are the first two numbers of the table."""
     tokens, heads, width = heads_TND.shape
-    table = (rotation, rows, heads_TND.data_ptr(), tokens, heads, width, rotated, queries)
-    return _turn(), (*table, both_HSD.data_ptr(), both_HSD.stride(0))
+    assert heads_TND.stride()[1:] == (width, 1), "the heads of a token lie together"
+    table = (rotation, rows, heads_TND.data_ptr(), tokens, heads_TND.stride(0), heads, width, rotated, queries)
+    normed = (0, 0, 0, 0)
+    if norms is not None:
+        eps = [bits(each) for each in norms.eps]
+        normed = (norms.queries.data_ptr(), norms.keys.data_ptr(), eps[0], eps[1])
+    return _turn(), (*table, both_HSD.data_ptr(), both_HSD.stride(0), *normed)
 
 
 def can_search(logits: Tensor) -> bool:
@@ -82,11 +112,24 @@ def can_search(logits: Tensor) -> bool:
 
 def first_largest(logits: Tensor) -> Tensor:
     """Index of the largest number of each row ``[..., V]``, the lowest at ties; -1 where one is NaN."""
-    width = logits.shape[-1]
     out = torch.empty(logits.shape[:-1], dtype=torch.int64)
-    call = _search(), (logits.data_ptr(), out.data_ptr(), out.numel(), width)
-    _run(call, 0 if out.numel() == 1 else logits.numel())  # a row is never shared
+    _run(search_call(logits, out), 0 if out.numel() == 1 else logits.numel())  # a row is never shared
     return out
+
+
+def search_call(logits: Tensor, out: Tensor) -> Call:
+    """``first_largest`` written to ``out``."""
+    return _search(), (logits.data_ptr(), out.data_ptr(), out.numel(), logits.shape[-1])
+
+
+def follow_call(found_R: Tensor, support_V: Tensor | None, ids_R: Tensor, table_Vr: Tensor, out_Rr: Tensor) -> Call:
+    """Ids ``support_V[found_R]`` (those found themselves without a support) and their rows of a table.
+
+    All int64 and fp32, contiguous. -1, for nothing found, is followed as 0: whoever asked looks at ``found_R``.
+    """
+    support = 0 if support_V is None else support_V.data_ptr()
+    places = (found_R.data_ptr(), support, ids_R.data_ptr(), table_Vr.data_ptr(), out_Rr.data_ptr())
+    return _follow(), (*places, len(ids_R), table_Vr.shape[1])
 
 
 def gate_name(act: Callable[[Tensor], Tensor]) -> str | None:
@@ -133,25 +176,31 @@ def _norm() -> Kernel:
         source, destination, _, weights, width, eps = table
         offset = build.mul(row, width)
         x, out = (code.at(code.pointer(each), offset, F32) for each in (source, destination))
-
-        def square(k: Value, sums: list[Value]) -> list[Value]:
-            number = code.load(x, k, F32, _LANES)
-            return [code.fma(number, number, sums[0])]
-
-        zero = ir.Constant(_VECTOR, [0.0] * _LANES)
-        (squares,) = code.loop(code.number(0), width, _LANES, [zero], square)
-        mean = build.fdiv(total(code, squares), build.sitofp(width, F32))
-        root = square_root(code, build.fadd(mean, from_bits(code, eps)))
-        inverse = code.splat(build.fdiv(ir.Constant(F32, 1.0), root), _LANES)
-
-        def scale(k: Value, _: list[Value]) -> list[Value]:
-            number = build.fmul(code.load(x, k, F32, _LANES), inverse)
-            code.store(build.fmul(number, code.load(code.pointer(weights), k, F32, _LANES)), out, k, F32)
-            return []
-
-        code.loop(code.number(0), width, _LANES, [], scale)
+        _normed(code, x, out, weights, width, eps)
 
     return _compiled(6, body, rows=2)
+
+
+def _normed(code: Code, x: Value, out: Value, weights: Value, width: Value, eps: Value) -> None:
+    """A row of ``norm_rows``; ``out`` may be ``x``."""
+    build = code.build
+
+    def square(k: Value, sums: list[Value]) -> list[Value]:
+        number = code.load(x, k, F32, _LANES)
+        return [code.fma(number, number, sums[0])]
+
+    zero = ir.Constant(_VECTOR, [0.0] * _LANES)
+    (squares,) = code.loop(code.number(0), width, _LANES, [zero], square)
+    mean = build.fdiv(total(code, squares), build.sitofp(width, F32))
+    root = square_root(code, build.fadd(mean, from_bits(code, eps)))
+    inverse = code.splat(build.fdiv(ir.Constant(F32, 1.0), root), _LANES)
+
+    def scale(k: Value, _: list[Value]) -> list[Value]:
+        number = build.fmul(code.load(x, k, F32, _LANES), inverse)
+        code.store(build.fmul(number, code.load(code.pointer(weights), k, F32, _LANES)), out, k, F32)
+        return []
+
+    code.loop(code.number(0), width, _LANES, [], scale)
 
 
 @cache
@@ -189,13 +238,18 @@ def _gate(act: str) -> Kernel:
 def _turn() -> Kernel:
     def body(code: Code, table: list[Value], token: Value) -> None:
         build = code.build
-        rotation, rows, source, _, heads, width, rotated, queries, cache, cache_head = table
-        own = code.at(code.pointer(source), build.mul(token, build.mul(heads, width)), F32)
+        rotation, rows, source, _, stride, heads, width, rotated, queries, cache, cache_head, *norms = table
+        own = code.at(code.pointer(source), build.mul(token, stride), F32)
         angles = code.at(code.pointer(rotation), build.mul(token, width), F32)
         row = code.at(code.pointer(cache), build.mul(code.load(code.pointer(rows), token, I64), width), F32)
 
         def head(index: Value, turns: bool) -> list[Value]:
             numbers = code.at(own, build.mul(index, width), F32)
+            if turns:
+                query = build.icmp_signed("<", index, queries)
+                weights, eps = (build.select(query, *norms[i : i + 2]) for i in (0, 2))
+                with build.if_then(build.icmp_signed("!=", weights, code.number(0))):
+                    _normed(code, numbers, numbers, weights, width, eps)
 
             def eight(k: Value, _: list[Value]) -> list[Value]:
                 value = code.load(numbers, k, F32, _LANES)
@@ -212,7 +266,7 @@ def _turn() -> Kernel:
         code.loop(code.number(0), rotated, 1, [], lambda index, _: head(index, True))
         code.loop(rotated, heads, 1, [], lambda index, _: head(index, False))
 
-    return _compiled(10, body, rows=3)
+    return _compiled(15, body, rows=3)
 
 
 @cache
@@ -252,6 +306,29 @@ def _search() -> Kernel:
         code.store(build.select(broken, code.number(-1), best[1]), code.pointer(destination), row, I64)
 
     return _compiled(4, body, rows=2)
+
+
+@cache
+def _follow() -> Kernel:
+    def body(code: Code, table: list[Value], row: Value) -> None:
+        build = code.build
+        found, support, ids, source, destination, _, width = table
+        index = code.load(code.pointer(found), row, I64)
+        index = build.select(build.icmp_signed("<", index, code.number(0)), code.number(0), index)
+        code.store(index, code.pointer(ids), row, I64)
+        with build.if_then(build.icmp_signed("!=", support, code.number(0))):
+            code.store(code.load(code.pointer(support), index, I64), code.pointer(ids), row, I64)
+        place = build.mul(code.load(code.pointer(ids), row, I64), width)
+        numbers = code.at(code.pointer(source), place, F32)
+        out = code.at(code.pointer(destination), build.mul(row, width), F32)
+
+        def copy(k: Value, _: list[Value]) -> list[Value]:
+            code.store(code.load(numbers, k, F32, _LANES), out, k, F32)
+            return []
+
+        code.loop(code.number(0), width, _LANES, [], copy)
+
+    return _compiled(7, body, rows=5)
 
 
 def _better(code: Code, a: tuple[Value, Value], b: tuple[Value, Value]) -> tuple[Value, Value]:

@@ -82,18 +82,21 @@ class Draft:
     """K drafted tokens and what they were drawn from.
 
     probs[K, V_d] are the tensors that were sampled from, over `support` (int64[V_d] target ids, ascending) or
-    over the whole vocabulary where that is None. confidence[K] are logits of c_k (Eq. 7), which never see
-    x_k. `source` says what proposed them.
+    over the whole vocabulary where that is None; probs None says that every token was certain (temperature 0, a
+    copy). confidence[K] are logits of c_k (Eq. 7), which never see x_k. `source` says what proposed them.
     """
 
     tokens: list[int]
-    probs: Tensor
+    probs: Tensor | None = None
     support: Tensor | None = None
     confidence: Tensor | None = None
     source: Source = "drafter"
 
     def dense(self, vocab_size: int) -> Tensor:
         """p_d[K, V] over the target's vocabulary: zero outside the support."""
+        if self.probs is None:
+            certain_KV = torch.zeros(len(self.tokens), vocab_size)
+            return certain_KV.scatter_(1, torch.tensor(self.tokens, dtype=torch.int64)[:, None], 1.0)
         if self.support is None:
             return self.probs
         p_KV = self.probs.new_zeros(len(self.tokens), vocab_size)
@@ -164,7 +167,7 @@ def generate(
         index = len(rounds)
         ids += tokens
         room = limit - (len(ids) - len(prompt_ids))
-        draft = Draft([], p_V.new_zeros(0, len(p_V)))
+        draft = Draft([])
         # The last token of the room is always the target's own.
         if drafter is not None and room > 1 and when(rounds):
             features_TF = torch.cat(unseen) if unseen else None

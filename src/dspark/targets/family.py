@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dspark.targets.cache import KVLayer
+from dspark.nn.cache import KVLayer
 
 
 @dataclass(frozen=True)

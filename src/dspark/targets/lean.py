@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from dspark.nn.block_attention import attend
-from dspark.nn.lean import LeanMLP, LeanNorm, paired, turn
+from dspark.nn.lean import LeanMLP, LeanNorm, head_norms, paired, turn
 from dspark.nn.packed import frozen_linear
 from dspark.nn.row_kernels import can_row, turn_and_store
 from dspark.targets.attention import ragged_attention
@@ -75,6 +75,7 @@ class LeanAttention(nn.Module):
         self.norms = nn.ModuleList()
         if getattr(module, "q_norm", None) is not None:
             self.norms.extend(LeanNorm(each.weight[order], each.eps) for each in (module.q_norm, module.k_norm))
+        self.head_norms = head_norms(*self.norms) if self.norms else None
 
     def forward(
         self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], ragged_batch: RaggedBatch, **_: Any
@@ -82,14 +83,14 @@ class LeanAttention(nn.Module):
         """``[1, T, d]`` to ``[1, T, d]``, as transformers' attention modules are called."""
         heads_TND = self.product(hidden_states).view(hidden_states.shape[1], -1, self.width)
         query_TQD, key_THD = heads_TND[:, : self.queries], heads_TND[:, self.queries : self.rotated]
-        if self.norms:
-            for part, norm in zip((query_TQD, key_THD), self.norms, strict=True):
-                part.copy_(norm(part.contiguous()))
         rotation, cache = ragged_batch.rotation(*position_embeddings), ragged_batch.cache
         both_HSD = cache.both(self.layer_idx)
         if can_row(heads_TND, self.width) and both_HSD.dtype == torch.float32:
-            turn_and_store(heads_TND, rotation, self.rotated, self.queries, ragged_batch.rows_T, both_HSD)
+            where = (self.rotated, self.queries, ragged_batch.rows_T, both_HSD)
+            turn_and_store(heads_TND, rotation, *where, self.head_norms)
         else:
+            for part, norm in zip((query_TQD, key_THD) if self.norms else (), self.norms, strict=True):
+                part.copy_(norm(part))
             turn(heads_TND[:, : self.rotated], rotation)
             both_HSD.index_copy_(1, ragged_batch.rows_T, heads_TND[:, self.queries :].transpose(0, 1))
         keys, values = cache.keys[self.layer_idx], cache.values[self.layer_idx]

@@ -19,14 +19,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from dspark.foundation.devices import resolve_device, resolve_dtype
 from dspark.foundation.errors import UserError, first_line
 from dspark.foundation.identity import ModelIdentity
+from dspark.nn.cache import KVCache
 from dspark.nn.ends import Ends
 from dspark.nn.forms import rounded_to_bytes
 from dspark.nn.packed import bytes_by_form, join_linears, pack_linears
+from dspark.nn.stack import Stack
 from dspark.targets.attention import SEAM
-from dspark.targets.cache import KVCache
 from dspark.targets.card import recommended_of, stop_ids_of
 from dspark.targets.chat import Chat
-from dspark.targets.compiled import MOST_ROWS, CompiledLayers, compiled_layers
+from dspark.targets.compiled import MOST_ROWS, compiled_layers
 from dspark.targets.family import kv_layers, rope_types, scales_of
 from dspark.targets.lean import WATCHED, WatchedBatch, lean_attention, lean_mlps, lean_norms, watch
 from dspark.targets.probe import probe, probe_ids
@@ -85,7 +86,7 @@ class Target:
         self._matrices = Ends(embedding.weight, head.weight)
         self._scales = scales_of(config)
         self._kv_layers = kv_layers(config)
-        self._compiled: CompiledLayers | None = None
+        self._compiled: Stack | None = None
         self.weights_hash  # noqa: B018  # hashed before rounding, and before packing replaces the head
         if rounding is not None:
             _round(model, rounding, self.name)
@@ -217,13 +218,11 @@ class Target:
         last: Tensor = out.last_hidden_state
         return last
 
-    def _run_compiled(
-        self, layers: CompiledLayers, ids_T: Tensor, batch: RaggedBatch, taps: Sequence[int]
-    ) -> dict[int, Tensor]:
+    def _run_compiled(self, layers: Stack, ids_T: Tensor, batch: RaggedBatch, taps: Sequence[int]) -> dict[int, Tensor]:
         """Outputs ``[T, d]`` of the tapped layers and of the last, that one behind the final norm."""
         x_1Td = self._base.embed_tokens(ids_T[None])
         rotation_T1C = batch.rotation(*self._base.rotary_emb(x_1Td, batch.positions_T[None]))
-        found = layers.run(x_1Td[0], rotation_T1C, batch, taps)
+        found = layers.run(x_1Td[0], rotation_T1C, batch.cache, batch.rows_T, batch.plan.seen, taps)
         last = self.num_layers - 1
         return found | {-1: x_1Td[0], last: self._base.norm(found[last])}
 

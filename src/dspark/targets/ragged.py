@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dspark.foundation.errors import UserError
 from dspark.nn.blocks import BlockTable, Plan
-from dspark.targets.cache import KVCache
+from dspark.nn.cache import KVCache
 
 
 class RaggedBatch:

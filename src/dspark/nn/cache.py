@@ -1,4 +1,4 @@
-"""Keys and values of the target in blocks.
+"""Keys and values of a model's layers in blocks.
 
 Legend: N blocks, H key/value heads, D head size, T tokens of a step.
 """

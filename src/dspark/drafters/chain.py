@@ -1,0 +1,105 @@
+"""The sequential stage of greedy requests as one program: a slot's largest logit is the next slot's previous token.
+
+Legend: R requests, K slots of a block, T = K * R rows (slot by slot), d hidden size, r Markov rank, V_d draft
+vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dspark.nn.machine import Call, Program
+from dspark.nn.packed import PanelLinear
+from dspark.nn.panels import Panels
+from dspark.nn.row_kernels import can_row, follow_call, search_call
+
+if TYPE_CHECKING:
+    from dspark.drafters.dspark import DSparkDrafter
+
+_KEPT = 32  # programs, one for each number of requests of late
+
+
+@dataclass
+class _Prepared:
+    program: Program
+    hidden_Td: Tensor
+    found_KR: Tensor
+    ids_KR: Tensor
+    kept: list[Tensor]
+
+
+class GreedyChain:
+    """Base logits and the chain of a packed drafter (Eq. 4 at temperature 0). Threads take turns."""
+
+    def __init__(self, drafter: DSparkDrafter) -> None:
+        head, bias = drafter.packed_head, drafter.markov_head.markov_w2
+        assert isinstance(head, PanelLinear) and isinstance(bias, PanelLinear)
+        self._head, self._bias = head.panels, bias.panels
+        self._embedding = drafter.markov_head.markov_w1.weight.detach()
+        self._support = drafter.support
+        self._slots = drafter.config.block_size
+        self._prepared: dict[tuple[int, int], _Prepared] = {}
+        self._turn = Lock()
+
+    def run(self, hidden_RKd: Tensor, anchors: Sequence[int]) -> Tensor:
+        """Drafted ids ``int64 [K, R]`` of the target's vocabulary; ArithmeticError where logits hold NaN."""
+        with self._turn:
+            prepared = self._prepare(len(anchors))
+            prepared.hidden_Td.view(self._slots, len(anchors), -1).copy_(hidden_RKd.transpose(0, 1))
+            prepared.found_KR[0] = torch.tensor(anchors)
+            prepared.program.run()
+            if bool((prepared.found_KR < 0).any()):
+                raise ArithmeticError("a draft's logits hold NaN: the drafter's weights or its features are broken")
+            return prepared.ids_KR[1:].clone()
+
+    def _prepare(self, requests: int) -> _Prepared:
+        key = (requests, torch.get_num_threads())
+        prepared = self._prepared.pop(key, None) or self._build(requests)
+        self._prepared[key] = prepared
+        if len(self._prepared) > _KEPT:
+            del self._prepared[next(iter(self._prepared))]
+        return prepared
+
+    @torch.inference_mode(False)  # what is kept here may be written to in either mode
+    def _build(self, requests: int) -> _Prepared:
+        head, bias, slots = self._head, self._bias, self._slots
+        hidden_Td = torch.empty(slots * requests, head.width)
+        base_TV, logits_RV = torch.empty(len(hidden_Td), head.padded), torch.empty(requests, head.padded)
+        embedded_Rr = torch.empty(requests, bias.width)
+        # Found: the anchors, then indices into the support; ids: the same as ids of the target.
+        found_KR, ids_KR = (torch.zeros(slots + 1, requests, dtype=torch.int64) for _ in range(2))
+        kept = [base_TV, logits_RV, embedded_Rr]
+
+        def product(panels: Panels, source: Tensor, out: Tensor, more: Tensor | None) -> Call:
+            scratch = panels.scratch(len(source))
+            kept.extend([] if scratch is None else [scratch])
+            return panels.call(source, out, more, scratch)
+
+        def follow(slot: int) -> Call:
+            support = None if slot == 0 else self._support
+            return follow_call(found_KR[slot], support, ids_KR[slot], self._embedding, embedded_Rr)
+
+        calls = [product(head, hidden_Td, base_TV, None)]
+        for slot in range(slots):
+            base_RV = base_TV[slot * requests : (slot + 1) * requests]
+            calls += [
+                follow(slot),
+                product(bias, embedded_Rr, logits_RV, base_RV),
+                search_call(logits_RV, found_KR[slot + 1]),
+            ]
+        return _Prepared(Program([*calls, follow(slots)]), hidden_Td, found_KR, ids_KR, kept)
+
+
+def greedy_chain(drafter: DSparkDrafter) -> GreedyChain | None:
+    """The chain of a packed drafter as a program, where its parts are of the forms that one knows."""
+    head, bias, embedding = drafter.packed_head, drafter.markov_head.markov_w2, drafter.markov_head.markov_w1.weight
+    if drafter.compiled is None or not (isinstance(head, PanelLinear) and isinstance(bias, PanelLinear)):
+        return None
+    whole = head.panels.padded == head.out_features == bias.out_features and head.out_features % 32 == 0
+    return GreedyChain(drafter) if whole and can_row(embedding, embedding.shape[1]) else None

@@ -1,0 +1,112 @@
+"""A drafter's backbone on compiled kernels: the same sums as ``dflash``, without Python between its products.
+
+Legend: T tokens, F = L*d tapped features, R requests, K slots of a block, d hidden size, H key/value heads, D head
+size, B draft layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding, silu
+
+from dspark.nn.blocks import Plan
+from dspark.nn.cache import KVCache
+from dspark.nn.layer import BlockAttention, DraftLayer
+from dspark.nn.lean import LeanMLP, LeanNorm, head_norms, paired
+from dspark.nn.machine import can_compile, lanes
+from dspark.nn.norm import RMSNorm
+from dspark.nn.packed import can_pack, frozen_linear
+from dspark.nn.rope import rotary
+from dspark.nn.row_kernels import HeadNorms, turn_and_store
+from dspark.nn.stack import Stack, StackLayer
+
+if TYPE_CHECKING:
+    from dspark.drafters.dflash import DFlashBackbone
+
+
+class LeanBlockAttention(nn.Module):
+    """A block's attention as ``stack.Attention``: queries and keys in ``paired`` order, all of a block visible."""
+
+    def __init__(self, own: BlockAttention, layer: int) -> None:
+        super().__init__()
+        self.layer_idx, self.width = layer, own.head_dim
+        self.queries = own.q_proj.out_features // own.head_dim
+        self.rotated = self.queries + own.kv_heads
+        self.settings: dict[str, Any] = {"scale": own.head_dim**-0.5, "window": None, "softcap": None, "sinks_Q": None}
+        order = paired(own.head_dim)
+        query, key = (_in_order(linear.weight, order) for linear in (own.q_proj, own.k_proj))
+        self.product = frozen_linear(torch.cat((query, key, own.v_proj.weight)))
+        self.output = frozen_linear(own.o_proj.weight)
+        norms = [LeanNorm(norm.weight[order], norm.eps) for norm in (own.q_norm, own.k_norm)]
+        self.head_norms: HeadNorms | None = head_norms(*norms)
+        self.context_weight = torch.cat((key, own.v_proj.weight)).detach()
+        """Of keys and values alone, for rows that ask nothing."""
+
+
+class CompiledBackbone(nn.Module):
+    """Context rows and hidden states of blocks, frozen; only for one that ``compiles``."""
+
+    def __init__(self, backbone: DFlashBackbone) -> None:
+        super().__init__()
+        config = backbone.config
+        self.config, self._embedding = config, backbone.embedding
+        self.fc, self.hidden_norm = frozen_linear(backbone.fc.weight), _lean(backbone.hidden_norm)
+        self.norm = _lean(backbone.norm)
+        layers: list[DraftLayer] = list(backbone.layers)  # type: ignore[arg-type]  # made in its __init__
+        self.attentions = nn.ModuleList(LeanBlockAttention(each.self_attn, i) for i, each in enumerate(layers))
+        own = [each for each in self.attentions if isinstance(each, LeanBlockAttention)]
+        self.context = frozen_linear(torch.cat([each.context_weight for each in own]))
+        self._head_norms = [each.head_norms for each in own]
+        self.stack = Stack([_stack_layer(layer, each) for layer, each in zip(layers, own, strict=True)])
+
+    def take(self, features_TF: Tensor, positions_T: Tensor, rows_T: Tensor, cache: KVCache) -> None:
+        """Write the context rows of committed positions to ``rows_T`` of every layer (Eq. 2 and 3)."""
+        heads = self.config.num_key_value_heads
+        context_Td: Tensor = self.hidden_norm(self.fc(features_TF))
+        both_TBHD = self.context(context_Td).unflatten(-1, (-1, 2 * heads, self.config.head_dim))
+        rotation = self._rotation(positions_T)
+        for layer, norms in enumerate(self._head_norms):
+            turn_and_store(both_TBHD[:, layer], rotation, heads, 0, rows_T, cache.both(layer), norms)
+
+    def hidden(
+        self, anchors: Sequence[int], positions_RK: Tensor, rows_T: Tensor, cache: KVCache, plan: Plan
+    ) -> Tensor:
+        """``h [R, K, d]`` after the final norm; the blocks' own rows go to ``rows_T``."""
+        masks = [self.config.mask_token_id] * (self.config.block_size - 1)
+        ids_T = torch.tensor([token for anchor in anchors for token in (anchor, *masks)])
+        rotation = self._rotation(positions_RK.flatten())
+        found = self.stack.run(embedding(ids_T, self._embedding), rotation, cache, rows_T, plan.seen)
+        hidden_Td: Tensor = self.norm(found[self.config.num_hidden_layers - 1])
+        return hidden_Td.view(*positions_RK.shape, -1)
+
+    def _rotation(self, positions_T: Tensor) -> Tensor:
+        """``cos + i sin [T, 1, D/2]``."""
+        return torch.complex(*rotary(positions_T, self.config.head_dim, self.config.rope_theta))
+
+
+def compiles(backbone: DFlashBackbone) -> bool:
+    """Whether the backbone can run on compiled kernels: fp32 on a CPU, its sizes whole vectors."""
+    config = backbone.config
+    if not can_compile() or not can_pack(backbone.fc.weight) or backbone.embedding.dtype != torch.float32:
+        return False
+    heads = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
+    widths = (heads, config.hidden_size, 2 * config.intermediate_size)
+    return config.head_dim % 8 == config.intermediate_size % 8 == 0 and not any(width % lanes() for width in widths)
+
+
+def _stack_layer(layer: DraftLayer, attention: LeanBlockAttention) -> StackLayer:
+    mlp = LeanMLP(layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj, silu)
+    return StackLayer(_lean(layer.input_layernorm), attention, _lean(layer.post_attention_layernorm), mlp)
+
+
+def _lean(norm: RMSNorm) -> LeanNorm:
+    return LeanNorm(norm.weight, norm.eps)
+
+
+def _in_order(weight: Tensor, order: Tensor) -> Tensor:
+    heads: Tensor = weight.unflatten(0, (-1, len(order)))
+    return heads[:, order].flatten(0, 1)
