@@ -146,7 +146,7 @@ def rounds(pair: Pair, prompts: list[list[int]], tokens: int) -> Iterator[dict[s
     target, drafter = pair.target, pair.decoder.drafter
     requests = [Request(f"{i}", ids, Sampling(), i, tokens) for i, ids in enumerate(prompts)]
     oracle = Decoder(target, drafter)
-    expected = {r.id: [t for x in _alone(oracle, r) for t in x.tokens] for r in requests}
+    expected = {r.id: [t for x in oracle.reference(r, "dspark") for t in x.tokens] for r in requests}
     for count in (1, 4, 16):
         seconds: dict[Mode, float] = {}
         answers: list[Completion] = []
@@ -168,12 +168,6 @@ def rounds(pair: Pair, prompts: list[list[int]], tokens: int) -> Iterator[dict[s
             "round_ms": 1000 * seconds["dspark"] * min(count, len(answers)) / tally.rounds,
             "share": {piece: engine.laps.seconds[piece] / total for piece in PIECES},
         }
-
-
-def _alone(decoder: Decoder, request: Request) -> Iterator[Any]:
-    return decoder.rounds(
-        request.prompt_ids, mode="dspark", sampling=request.sampling, seed=request.seed, max_tokens=request.max_tokens
-    )
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from dspark.cli.pair import load_pair
 from dspark.data.prompts import read_prompts
+from dspark.decoding.request import Request
 from dspark.speculation.sampling import Sampling
 from dspark.targets.sources import resolve_source
 
@@ -52,7 +53,7 @@ def main() -> None:
 
     def ours(mode: str) -> Callable[[list[int]], int]:
         def decode(ids: list[int]) -> int:
-            rounds = pair.decoder.rounds(ids, mode=mode, sampling=Sampling(), seed=0, max_tokens=options.tokens)
+            rounds = pair.decoder.stream(Request("prompt", ids, Sampling(), 0, options.tokens), mode)
             return sum(len(r.tokens) for r in rounds)
 
         return decode

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 
+from dspark.decoding.request import Request
 from dspark.decoding.single import Decoder
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round, RoundTally
 from dspark.speculation.planner import EarlyStop, WhileItPays
 from dspark.speculation.sampling import Sampling
 from dspark.targets.session import TargetSession
-from tiny import tiny_drafter, tiny_llama, tiny_target
+from tiny import STOP, tiny_drafter, tiny_llama, tiny_target
 
 PROMPTS = [[1, 5, 9, 13], [1, 7], [1, 4, 4, 8, 16, 32, 3, 6, 12], [1, 9, 11], [1, 20, 21, 22, 23]]
 GREEDY = Sampling()
+Way = Callable[[Decoder, Request, Any], Iterator[Round]]
+WAYS = pytest.mark.parametrize("way", [Decoder.stream, Decoder.reference])
 
 
 def tokens_of(
     decoder: Decoder, prompt: list[int], mode: str, sampling: Sampling, seed: int = 0
 ) -> tuple[list[int], list[Round]]:
-    rounds = list(decoder.rounds(prompt, mode=mode, sampling=sampling, seed=seed, max_tokens=40))
+    """Through the reference loop and through the core: the same rounds."""
+    request = Request("prompt", prompt, sampling, seed, 40)
+    rounds = list(decoder.reference(request, mode))
+    assert list(decoder.stream(request, mode)) == rounds
     return [token for r in rounds for token in r.tokens], rounds
 
 
@@ -86,7 +96,12 @@ def test_greedy_requests_draft_while_it_pays_and_sampled_ones_always() -> None:
 def test_one_wrong_rollback_changes_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
     target = tiny_target(sharpness=2.0)
     decoder = Decoder(target, tiny_drafter(target))
-    expected = [tokens_of(decoder, prompt, "plain", GREEDY)[0] for prompt in PROMPTS]
+
+    def texts(mode: Any) -> list[list[int]]:
+        requests = [Request("prompt", prompt, GREEDY, 0, 40) for prompt in PROMPTS]
+        return [[t for r in decoder.reference(request, mode) for t in r.tokens] for request in requests]
+
+    expected = texts("plain")
     right = TargetSession.truncate
     wrong = []
 
@@ -97,23 +112,24 @@ def test_one_wrong_rollback_changes_a_text(monkeypatch: pytest.MonkeyPatch) -> N
         right(self, length)
 
     monkeypatch.setattr(TargetSession, "truncate", truncate)
-    assert [tokens_of(decoder, prompt, "dspark", GREEDY)[0] for prompt in PROMPTS] != expected
+    assert texts("dspark") != expected
     assert wrong
 
 
-def test_a_prompt_longer_than_the_context_is_refused() -> None:
+@WAYS
+def test_a_prompt_longer_than_the_context_is_refused(way: Way) -> None:
     decoder = Decoder(tiny_target())
     with pytest.raises(UserError, match="has 300 tokens"):
-        list(decoder.rounds([1] * 300, mode="plain", sampling=GREEDY, seed=0, max_tokens=4))
+        list(way(decoder, Request("long", [1] * 300, GREEDY, 0, 4), "plain"))
 
 
-def test_decoding_stops_where_the_context_is_full() -> None:
+@WAYS
+def test_decoding_stops_where_the_context_is_full(way: Way) -> None:
     target = tiny_target(sharpness=2.0)
     decoder = Decoder(target, tiny_drafter(target))
     prompt = [1, *[7] * 249]
     plain, *others = (
-        list(decoder.rounds(prompt, mode=mode, sampling=GREEDY, seed=0, max_tokens=40))
-        for mode in ("plain", "dspark", "ngram")
+        list(way(decoder, Request("full", prompt, GREEDY, 0, 40), mode)) for mode in ("plain", "dspark", "ngram")
     )
     text = [token for r in plain for token in r.tokens]
     assert len(text) == 6 and plain[-1].finish == "length"
@@ -123,6 +139,18 @@ def test_decoding_stops_where_the_context_is_full() -> None:
         assert sum(r.drafted for r in rounds) > 0
 
 
-def test_speculation_without_a_drafter_is_refused() -> None:
+@WAYS
+def test_speculation_without_a_drafter_is_refused(way: Way) -> None:
     with pytest.raises(UserError, match="--drafter"):
-        Decoder(tiny_target()).rounds([1], mode="dspark", sampling=GREEDY, seed=0, max_tokens=4)
+        way(Decoder(tiny_target()), Request("r", [1], GREEDY, 0, 4), "dspark")
+
+
+@WAYS
+def test_an_answer_that_ignores_stops_goes_on_behind_them(way: Way) -> None:
+    decoder = Decoder(tiny_target(sharpness=2.0))
+    request = Request("r", PROMPTS[0], Sampling(1.0), 0, 200)
+    text, longer = (
+        [t for r in way(decoder, each, "plain") for t in r.tokens]
+        for each in (request, replace(request, ignore_stop=True))
+    )
+    assert text[-1] == STOP and len(text) < len(longer) == 200 and longer[: len(text)] == text

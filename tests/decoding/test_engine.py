@@ -39,10 +39,7 @@ def alone(
     target: Target, drafter: DSparkDrafter, mode: Mode, requests: list[Request], **more: Any
 ) -> dict[str, list[Round]]:
     decoder = Decoder(target, drafter, **more)
-    return {
-        r.id: list(decoder.rounds(r.prompt_ids, mode=mode, sampling=r.sampling, seed=r.seed, max_tokens=r.max_tokens))
-        for r in requests
-    }
+    return {r.id: list(decoder.reference(r, mode)) for r in requests}
 
 
 def rounds_of(completions: Sequence[Completion]) -> dict[str, list[Round]]:

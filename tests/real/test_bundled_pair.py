@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dspark.cli.pair import Pair, load_pair
+from dspark.decoding.request import Request
 from dspark.evaluation.identity import Comparison, IdentityTally, judge, replay
 from dspark.speculation.acceptance import Round, RoundTally
 from dspark.speculation.sampling import Sampling
@@ -24,7 +25,7 @@ def pair() -> Pair:
 
 def decoded(pair: Pair, prompt: list[int], mode: str) -> tuple[list[int], list[Round]]:
     """Greedy text and rounds of one prompt."""
-    rounds = list(pair.decoder.rounds(prompt, mode=mode, sampling=Sampling(), seed=0, max_tokens=40))
+    rounds = list(pair.decoder.stream(Request("prompt", prompt, Sampling(), 0, 40), mode))
     return [token for each in rounds for token in each.tokens], rounds
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dspark.decoding.profile import REPEATS, WARM_UP, time_rounds
+from dspark.decoding.profile import REPEATS, WARM_UP, rising, time_rounds
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round, Source
-from dspark.speculation.loop import Step
 from dspark.speculation.planner import _PATIENCE, _WINDOW, EarlyStop, WhileItPays, early_stop
-from enumeration import TableDrafter, TableTarget, random_logits
 
 CONDITIONAL = st.lists(st.floats(0, 1), min_size=1, max_size=7)
 
@@ -56,45 +55,54 @@ def test_costs_that_are_none_are_refused(seconds: tuple[float, ...]) -> None:
 
 
 class Machine:
-    """A clock that moves with the work: equally for every draft more, but for the first rounds and one later."""
+    """Rounds that verify 0..``block`` drafts in turn, and the clock that moves with their work; some are disturbed."""
 
-    def __init__(self, slope: float = 0.5) -> None:
-        self.time, self.steps, self.slope = 0.0, 0, slope
+    def __init__(self, price: Callable[[int], float], block: int = 3) -> None:
+        self.time, self.price, self.block = 0.0, price, block
 
     def __call__(self) -> float:
         return self.time
 
-    def work(self, tokens: int) -> None:
-        self.steps += 1
-        disturbed = 50.0 if self.steps <= 5 or self.steps == 9 else 0.0
-        self.time += 3.0 + self.slope * (tokens - 1) + disturbed
+    def rounds(self, count: int) -> Iterator[Round]:
+        self.time += 100.0  # the prompt
+        yield Round(0, (1,), 0, 0, 0, None)
+        for index in range(count):
+            length = index % (self.block + 1)
+            disturbed = 50.0 if index <= self.block or index == 9 else 0.0
+            self.time += self.price(length) + disturbed
+            yield Round(index + 1, (1,), self.block, length, 0, None)
 
 
-class TimedTable(TableTarget):
-    """A table that takes the machine's time."""
-
-    def __init__(self, machine: Machine) -> None:
-        super().__init__(random_logits(3, "timed"))
-        self.machine = machine
-
-    def extend(self, ids: list[int], logits: int) -> Step:
-        self.machine.work(len(ids))
-        return super().extend(ids, logits)
-
-
-@pytest.mark.parametrize(("slope", "expected"), [(0.5, [3.0, 3.5, 4.0, 4.5]), (-0.5, [3.0] * 4)])
-def test_the_measurement_finds_the_machines_line(slope: float, expected: list[float]) -> None:
-    machine = Machine(slope)
-    drafter = TableDrafter(random_logits(3, "timed drafter"), 3)
-    assert time_rounds(TimedTable(machine), drafter, [0, 1], 3, 200, machine) == pytest.approx(expected)
-    assert machine.steps == 1 + 2 * (WARM_UP + REPEATS)
+@pytest.mark.parametrize(
+    ("price", "expected"),
+    [
+        (lambda length: 3 + 0.5 * length, (3.0, 3.5, 4.0, 4.5)),
+        (lambda length: 3.0 if length < 2 else 5.0, (3.0, 3.0, 5.0, 5.0)),
+        (lambda length: 3 - 0.5 * length, (2.25,) * 4),
+        (lambda length: (3.0, 5.0, 4.0, 6.0)[length], (3.0, 4.5, 4.5, 6.0)),
+    ],
+    ids=["line", "stairs", "falling", "noise"],
+)
+def test_the_measurement_finds_what_rounds_cost(price: Callable[[int], float], expected: tuple[float, ...]) -> None:
+    machine = Machine(price)
+    assert time_rounds(machine.rounds(4 * (WARM_UP + REPEATS)), 3, machine) == pytest.approx(expected)
 
 
 def test_a_context_too_short_to_measure_in_verifies_everything() -> None:
-    drafter = TableDrafter(random_logits(3, "timed drafter"), 3)
-    seconds = time_rounds(TimedTable(Machine()), drafter, [0, 1], 3, 6, Machine())
+    machine = Machine(lambda length: 3.0 + length)
+    seconds = time_rounds(machine.rounds(4 * WARM_UP), 3, machine)
     assert len(seconds) == 4
     assert EarlyStop(seconds)(3, torch.tensor([0.5, 0.1, 0.01])) == 3
+
+
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=8))
+def test_the_rising_sequence_is_the_nearest(values: list[float]) -> None:
+    found = rising(values)
+    assert all(a <= b for a, b in itertools.pairwise(found))
+    assert sum(found) == pytest.approx(sum(values)) and rising(found) == pytest.approx(found)
+    distance = sum((a - b) ** 2 for a, b in zip(found, values, strict=True))
+    for other in ([max(values[: i + 1]) for i in range(len(values))], [min(values[i:]) for i in range(len(values))]):
+        assert distance <= sum((a - b) ** 2 for a, b in zip(other, values, strict=True)) + 1e-9
 
 
 def history(*tokens: int, verified: int = 2, source: Source = "drafter") -> list[Round]:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from dspark.data.features import Example, OnlineFeatures
 from dspark.data.prompts import held_out
 from dspark.data.responses import Response
+from dspark.decoding.request import Request
 from dspark.decoding.single import Decoder
 from dspark.drafters.state import DSparkState
 from dspark.foundation.errors import UserError
@@ -199,8 +200,8 @@ def test_thirty_two_conversations_can_be_learnt_by_heart(tmp_path: Path) -> None
     assert after.tau > 5 and after.greedy_tau > 5, (before, after)
     tally, decoder = RoundTally(), Decoder(trainer.target, trainer.drafter.eval())
     for example in examples:
-        prompt = example.ids[: example.start]
-        tally.extend(decoder.rounds(prompt, mode="dspark", sampling=Sampling(), seed=0, max_tokens=24))
+        request = Request(example.id, example.ids[: example.start], Sampling(), 0, 24)
+        tally.extend(decoder.stream(request, "dspark"))
     assert tally.tau > 5
 
 

@@ -148,12 +148,12 @@ class _Decoding:
 
     def rounds(self, task: Task, way: Way, max_tokens: int) -> Iterator[Round]:
         from dspark.cli.streaming import TextStream
+        from dspark.decoding.request import Request
         from dspark.speculation.sampling import Sampling
 
         stream = TextStream(self.pair.target.chat.decode)
-        for each in self.pair.decoder.rounds(
-            task.prompt_ids, mode=way, sampling=Sampling(), seed=task.seed, max_tokens=max_tokens
-        ):
+        request = Request(task.id, task.prompt_ids, Sampling(), task.seed, max_tokens)
+        for each in self.pair.decoder.stream(request, way):
             stream.push(each.tokens)
             yield each
         stream.finish()

@@ -58,6 +58,7 @@ def generate(
         raise UserError("--system needs the chat template, which --raw switches off; drop one of them")
 
     from dspark.cli.pair import load_pair
+    from dspark.decoding.request import Request
     from dspark.foundation.artifacts import write_json
     from dspark.speculation.sampling import Sampling
 
@@ -68,8 +69,7 @@ def generate(
     mode: Any = "plain" if plain else "dspark"
     started = time.perf_counter()
     decoder = replace(pair.decoder, lookup=lookup)
-    coming = decoder.rounds(prompt_ids, mode=mode, sampling=sampling, seed=seed, max_tokens=max_tokens)
-    rounds = _stream(coming, chat)
+    rounds = _stream(decoder.stream(Request("prompt", prompt_ids, sampling, seed, max_tokens), mode), chat)
     figures = _figures(rounds, time.perf_counter() - started)
     print(_line(figures), file=sys.stderr)
     if json is not None:

@@ -38,6 +38,7 @@ from dspark.targets.ragged import RaggedBatch
 BLOCK = 128
 # Tokens of a step: enough rows to keep the matrix products efficient, few enough to bound its memory.
 STEP_TOKENS = 1024
+NO_DRAFTER = "speculative decoding was asked for without a drafter; give one with --drafter"
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Engine:
         when: WhenToDraft = always,
     ) -> None:
         if mode == "dspark" and drafter is None:
-            raise UserError("speculative decoding was asked for without a drafter; give one with --drafter")
+            raise UserError(NO_DRAFTER)
         count = -(-limits.cache_tokens // limits.block)
         self.target = target
         self.pool = BlockPool(count, limits.block)
@@ -192,7 +193,8 @@ class Engine:
     def _commit(self, work: Work, verdict: Verdict) -> int:
         """Take over what was decided and roll back what was not; how many of the tokens that were run stay."""
         row, draft = work.row, work.draft
-        tokens, finish = cut([*draft.tokens[: verdict.accepted], verdict.next_token], row.room, self.target.stop_ids)
+        stops = frozenset() if row.request.ignore_stop else self.target.stop_ids
+        tokens, finish = cut([*draft.tokens[: verdict.accepted], verdict.next_token], row.room, stops)
         accepted = min(verdict.accepted, len(tokens))
         row.rounds.append(
             Round(len(row.rounds), tuple(tokens), len(draft.tokens), work.length, accepted, finish, draft.source)

@@ -10,85 +10,80 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
+from dspark.decoding.request import Request
+from dspark.decoding.single import Decoder
 from dspark.drafters.dspark import DSparkDrafter
-from dspark.drafters.state import DSparkState
-from dspark.speculation.draws import SeededDraws
-from dspark.speculation.loop import DrafterState, TargetState, generate
+from dspark.speculation.acceptance import Round
 from dspark.speculation.sampling import Sampling
 from dspark.targets.model import Target
-from dspark.targets.session import TargetSession
 
 CONTEXT = 128
-# Rounds of each kind: the first few warm up, the others are counted.
-WARM_UP = 2
+# Rounds of each kind: the first warm up, the others are counted.
+WARM_UP = 1
 REPEATS = 5
 
 
 def measure_rounds(target: Target, drafter: DSparkDrafter) -> tuple[float, ...]:
-    """Seconds of a greedy round that verifies 0..K drafts; takes fourteen rounds."""
+    """Seconds of a greedy round that verifies 0..K drafts: so many of each, in turn."""
     block = drafter.config.block_size
-    context = min(CONTEXT, target.max_positions // 2)
-    ids = torch.randint(0, target.vocab_size, (context,), generator=torch.Generator().manual_seed(0)).tolist()
-    room = min(target.max_positions, context + 2 * (WARM_UP + REPEATS + 1) * (block + 1))
-    session = TargetSession(target, room, drafter.config.target_layer_ids)
-    return time_rounds(session, DSparkState(drafter), ids, block, room, time.perf_counter)
+    lengths = itertools.cycle(range(block + 1))
+    decoder = Decoder(target, drafter, verify_length=lambda drafted, survival: next(lengths), lookup=False)
+    rounds = (block + 1) * (WARM_UP + REPEATS)
+    request = _request(target, 1 + rounds * (block + 1))
+    return time_rounds(itertools.islice(decoder.stream(request, "dspark"), rounds + 1), block, time.perf_counter)
 
 
-def measure_plain(target: Target, drafter: DSparkDrafter, rounds: Sequence[float]) -> float:
-    """Seconds of a greedy step without a draft, in the same context; taps are read as they are between drafts.
+def measure_plain(target: Target, rounds: Sequence[float]) -> float:
+    """Seconds of a greedy step without a drafter, in the same context.
 
     ``rounds``: as ``measure_rounds`` gave them; where those could not be measured, a step is as dear as a round.
     """
     if len(set(rounds)) == 1:
         return rounds[0]
-    context = min(CONTEXT, target.max_positions // 2)
-    ids = torch.randint(0, target.vocab_size, (context,), generator=torch.Generator().manual_seed(0)).tolist()
-    count = WARM_UP + REPEATS
-    session = TargetSession(target, context + count + 1, drafter.config.target_layer_ids)
-    steps = generate(session, None, ids, sampling=Sampling(), draws=SeededDraws(0), max_tokens=count + 1)
-    next(steps)
+    count = 2 * REPEATS
     taken = []
     started = time.perf_counter()
-    for _ in steps:
+    for _ in Decoder(target).stream(_request(target, count + 1), "plain"):
         now = time.perf_counter()
         taken.append(now - started)
         started = now
-    return statistics.median(taken[WARM_UP:])
+    return statistics.median(taken[1 + WARM_UP :])
 
 
-def time_rounds(
-    target: TargetState,
-    drafter: DrafterState,
-    ids: list[int],
-    block: int,
-    room: int,
-    clock: Callable[[], float],
-) -> tuple[float, ...]:
-    """Medians at 0 and at ``block`` verified drafts, and the line between them; never falling."""
-    lengths = itertools.cycle((0, block))
-    rounds = generate(
-        target,
-        drafter,
-        ids,
-        sampling=Sampling(),
-        draws=SeededDraws(0),
-        max_tokens=room - len(ids),
-        verify_length=lambda drafted, survival: next(lengths),
-    )
-    next(rounds)
-    taken: dict[int, list[float]] = {0: [], block: []}
+def time_rounds(rounds: Iterable[Round], block: int, clock: Callable[[], float]) -> tuple[float, ...]:
+    """Medians of the rounds that verified 0..``block`` drafts, none below a shorter one's (pooled where they were).
+
+    All ones where a length was not seen often enough: as if drafts cost nothing to verify.
+    """
+    taken: dict[int, list[float]] = {length: [] for length in range(block + 1)}
     started = clock()
-    for each in itertools.islice(rounds, 2 * (WARM_UP + REPEATS)):
+    for each in rounds:
         now = clock()
-        if each.verified in taken:
+        if each.index:  # the first reads the prompt
             taken[each.verified].append(now - started)
-        started = now
+        started = clock()
     if min(map(len, taken.values())) <= WARM_UP:
-        return (1.0,) * (block + 1)  # no room to measure in: as if drafts cost nothing to verify
-    none, whole = (statistics.median(taken[length][WARM_UP:]) for length in (0, block))
-    slope = max(0.0, whole - none) / block
-    return tuple(none + slope * length for length in range(block + 1))
+        return (1.0,) * (block + 1)
+    return rising([statistics.median(some[WARM_UP:]) for some in taken.values()])
+
+
+def rising(values: Sequence[float]) -> tuple[float, ...]:
+    """The nearest sequence that never falls, by squares (pool adjacent violators)."""
+    pools: list[list[float]] = []
+    for value in values:
+        pools.append([value])
+        while len(pools) > 1 and statistics.fmean(pools[-2]) > statistics.fmean(pools[-1]):
+            last = pools.pop()
+            pools[-1] += last
+    return tuple(statistics.fmean(pool) for pool in pools for _ in pool)
+
+
+def _request(target: Target, tokens: int) -> Request:
+    """Random ids to go on from, whatever the answer says."""
+    context = min(CONTEXT, target.max_positions // 2)
+    ids = torch.randint(0, target.vocab_size, (context,), generator=torch.Generator().manual_seed(0)).tolist()
+    return Request("measured", ids, Sampling(), 0, min(tokens, target.max_positions - context), ignore_stop=True)

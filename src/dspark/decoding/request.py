@@ -13,13 +13,17 @@ from dspark.speculation.sampling import Sampling
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt to be answered; ``seed`` fixes every draw of its answer."""
+    """One prompt to be answered; ``seed`` fixes every draw of its answer.
+
+    ``ignore_stop``: the answer goes on to ``max_tokens``, whatever it says (for measurements).
+    """
 
     id: str
     prompt_ids: list[int]
     sampling: Sampling
     seed: int
     max_tokens: int
+    ignore_stop: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
-"""One request at a time, plain, with a trained drafter, or with prompt lookup: streamed, or answered by the core."""
+"""One request at a time, plain, with a trained drafter, or with prompt lookup."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dspark.decoding.engine import BLOCK, Engine, Limits
+from dspark.decoding.engine import BLOCK, NO_DRAFTER, Engine, Limits
 from dspark.decoding.modes import Mode, lookup_of
 from dspark.decoding.request import Completion, Request
 from dspark.drafters.dspark import DSparkDrafter
@@ -15,7 +15,6 @@ from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round
 from dspark.speculation.draws import SeededDraws
 from dspark.speculation.loop import DrafterState, VerifyLength, WhenToDraft, always, generate, verify_all
-from dspark.speculation.sampling import Sampling
 from dspark.targets.model import Target
 from dspark.targets.session import TargetSession
 
@@ -36,48 +35,50 @@ class Decoder:
     when: WhenToDraft = always
     lookup: bool = True
 
-    def rounds(
-        self, prompt_ids: list[int], *, mode: Mode, sampling: Sampling, seed: int, max_tokens: int
-    ) -> Iterator[Round]:
-        """Decode ``prompt_ids`` round by round through the reference loop; plain decoding taps no layers.
+    def stream(self, request: Request, mode: Mode) -> Iterator[Round]:
+        """The request's rounds as they come, through the batched core.
 
         Raises UserError for a prompt that leaves no room in the target's context, or mode "dspark" without a drafter.
         """
+        return _rounds(self._engine(request, mode))
+
+    def answer(self, request: Request, mode: Mode) -> Completion:
+        """The same, when it is done."""
+        (completion,) = self._engine(request, mode).run()
+        return completion
+
+    def reference(self, request: Request, mode: Mode) -> Iterator[Round]:
+        """The same rounds through the reference loop: slower, and what the core is held against."""
         taps: tuple[int, ...] = ()
         lookup = lookup_of(mode, self.lookup)
         state: DrafterState | None = lookup
         if mode == "dspark":
             if self.drafter is None:
-                raise UserError("speculative decoding was asked for without a drafter; give one with --drafter")
+                raise UserError(NO_DRAFTER)
             taps = self.drafter.config.target_layer_ids
             state = DSparkState(self.drafter)
             if lookup is not None:
                 state = LookupFirst(lookup, state)
-        planned = mode == "dspark" and sampling.greedy
+        planned = mode == "dspark" and request.sampling.greedy
         limit = self.target.max_positions
-        if len(prompt_ids) >= limit:
-            raise UserError(
-                f"the prompt has {len(prompt_ids)} tokens, the context of {self.target.name} holds {limit}; shorten it"
-            )
         # Exactly enough: no round verifies more than the room that is left.
-        session = TargetSession(self.target, min(limit, len(prompt_ids) + max_tokens), taps)
+        session = TargetSession(self.target, min(limit, len(request.prompt_ids) + request.max_tokens), taps)
         return generate(
             session,
             state,
-            prompt_ids,
-            sampling=sampling,
-            draws=SeededDraws(seed),
-            max_tokens=max_tokens,
-            stop_ids=self.target.stop_ids,
+            request.prompt_ids,
+            sampling=request.sampling,
+            draws=SeededDraws(request.seed),
+            max_tokens=request.max_tokens,
+            stop_ids=() if request.ignore_stop else self.target.stop_ids,
             verify_length=self.verify_length if planned else verify_all,
             when=self.when if planned else always,
             context_limit=limit,
         )
 
-    def answer(self, request: Request, mode: Mode) -> Completion:
-        """The same rounds through the batched core, as its only request."""
+    def _engine(self, request: Request, mode: Mode) -> Engine:
         positions = min(len(request.prompt_ids) + request.max_tokens, self.target.max_positions)
-        engine = Engine(
+        return Engine(
             self.target,
             [request],
             Limits(slots=1, cache_tokens=positions + BLOCK),  # drafts may reach beyond the answer's end
@@ -87,5 +88,12 @@ class Decoder:
             verify_length=self.verify_length,
             when=self.when,
         )
-        (completion,) = engine.run()
-        return completion
+
+
+def _rounds(engine: Engine) -> Iterator[Round]:
+    seen = 0
+    while shares := engine.admission.shares():
+        (row,) = (share.row for share in shares)
+        engine.step(shares)
+        yield from row.rounds[seen:]
+        seen = len(row.rounds)
