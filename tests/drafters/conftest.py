@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from golden_checkpoints import golden_of
 from torch import Tensor
 
 from dspark.drafters.config import DSparkConfig
@@ -64,7 +65,7 @@ def identity() -> ModelIdentity:
 
 @pytest.fixture
 def golden() -> Path:
-    return Path(__file__).parents[1] / "golden" / "deepspec_qwen3_tiny_vanilla"
+    return golden_of("vanilla")
 
 
 @pytest.fixture

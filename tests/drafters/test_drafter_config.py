@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from golden_checkpoints import golden_of
 
 from dspark.drafters.config import DSparkConfig
 from dspark.drafters.deepspec import config_from_deepspec, config_to_deepspec
@@ -15,13 +16,20 @@ from dspark.foundation.errors import UserError
 from dspark.nn.ends import Ends
 
 
-def test_deepspec_config_round_trip(golden):
-    values = json.loads((golden / "config.json").read_text())
+@pytest.mark.parametrize("kind", ["vanilla", "gated", "rnn"])
+def test_deepspec_config_round_trip(kind):
+    values = json.loads((golden_of(kind) / "config.json").read_text())
     config = config_from_deepspec(values)
     assert (config.target_layer_ids, config.block_size, config.rope_theta) == ((0, 2, 4), 5, 1e4)
     values.pop("transformers_version")  # of the program that wrote the file, not of the model
     assert config_to_deepspec(config, "float32") == values
     assert config_from_deepspec(config_to_deepspec(config, "bfloat16")) == config
+
+
+def test_the_markov_biass_reach_is_written_where_it_is_used(sizes):
+    config = DSparkConfig(**sizes, markov_top_k=8)
+    assert config_from_deepspec(config_to_deepspec(config, "float32")) == config
+    assert "markov_top_k" not in config_to_deepspec(DSparkConfig(**sizes), "float32")
 
 
 def test_rope_theta_may_stand_by_itself(golden):
@@ -46,8 +54,9 @@ def test_rope_theta_may_stand_by_itself(golden):
         ({"block_size": True}, "block_size is True; expected a whole number"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps is 'small'; expected a number"),
         ({"markov_head_type": ["vanilla"]}, "expected a name"),
-        ({"markov_head_type": "gated"}, "'gated', which is not supported"),
-        ({"markov_rank": 0}, "DFlash"),
+        ({"markov_head_type": "lstm"}, "'lstm', which is not supported"),
+        ({"markov_rank": -1}, "markov_rank is -1; expected 0 or more"),
+        ({"markov_top_k": -1}, "markov_top_k is -1"),
         ({"draft_ids": ()}, "empty"),
         ({"draft_ids": (1, 1)}, "id 1 follows 1"),
         ({"draft_ids": (1, 50)}, "1 to 50.*0 to 49"),

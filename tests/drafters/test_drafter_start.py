@@ -30,7 +30,8 @@ def test_every_weight_has_a_source(make_drafter, source):
             assert torch.equal(tensor, given.get(name, torch.ones(8))), name
     taps = torch.randn(1, 3, 72)
     assert_close(drafter.fc(taps), taps[..., -24:])
-    assert drafter.markov_bias(torch.arange(50)).abs().max() == 0
+    head = drafter.markov_head
+    assert head.bias(head.embed(torch.arange(50))).abs().max() == 0
     assert drafter.markov_head.markov_w1.weight.abs().max() > 0
     assert drafter.markov_head.markov_w1.weight.std() < 0.05
     assert all(parameter.requires_grad for parameter in drafter.parameters())

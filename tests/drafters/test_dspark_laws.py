@@ -22,9 +22,19 @@ def _sequences(drafter, seed=1):
     return ids, taps, torch.tensor(ANCHORS)
 
 
+HEADS = {
+    "vanilla": {},
+    "gated": {"markov_head_type": "gated"},
+    "rnn": {"markov_head_type": "rnn"},
+    "top-k": {"markov_top_k": 7},
+    "none": {"markov_rank": 0},
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("packed", [False, True])
-def test_training_path_equals_decoding_path(make_drafter, forced, packed):
-    drafter = make_drafter()
+def test_training_path_equals_decoding_path(make_drafter, forced, packed, kind):
+    drafter = make_drafter(**HEADS[kind])
     ids, taps, anchors = _sequences(drafter)
     slots = drafter.config.block_size
     steps = anchors[..., None] + torch.arange(slots)
@@ -113,16 +123,38 @@ def test_gradients_of_many_blocks_are_the_sum_of_each_alone(make_drafter):
         assert_close(first, second, rtol=1e-4, atol=1e-4 * float(second.abs().max()))
 
 
-def test_a_slot_knows_the_tokens_before_it_and_not_its_own(make_drafter, forced):
-    drafter = make_drafter()
+# Whether each slot's logits stay when x_2 changes: a vanilla head forgets what came before x_{k-1}, an RNN does not.
+SAME = {
+    "vanilla": [True, True, False, True],
+    "gated": [True, True, False, True],
+    "rnn": [True, True, False, False],
+    "top-k": [True, True, False, True],
+    "none": [True] * 4,
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_slot_knows_the_tokens_before_it_and_not_its_own(make_drafter, forced, kind):
+    drafter = make_drafter(**HEADS[kind])
     ids, taps, _ = _sequences(drafter)
     first, second, chain = [], [], [11, 12, 13, 14]
     one = DSparkState(drafter).draft(ids[0, :10].tolist(), taps[0, :9], forced(first, chain))
     chain[1] = 40
     two = DSparkState(drafter).draft(ids[0, :10].tolist(), taps[0, :9], forced(second, chain))
-    for slot, same in enumerate([True, True, False, True]):
+    for slot, same in enumerate(SAME[kind]):
         assert torch.equal(first[slot], second[slot]) == same
-        assert bool(one.confidence[slot] == two.confidence[slot]) == same
+        if kind != "rnn":  # confidence reads the token before it, not the state
+            assert bool(one.confidence[slot] == two.confidence[slot]) == same
+
+
+def test_only_the_largest_base_logits_get_the_bias(make_drafter):
+    ids = torch.tensor([3, 9, 20, 41])
+    whole, some = make_drafter(), make_drafter(markov_top_k=7)
+    hidden = torch.randn(4, 24, generator=torch.Generator().manual_seed(3))
+    base, biased, part = whole.base_logits(hidden), whole.logits(hidden, ids), some.logits(hidden, ids)
+    top = base >= base.sort(descending=True).values[:, 6:7]
+    assert top.sum() == 28
+    assert torch.equal(torch.where(top, biased, base), part) and not torch.equal(part, biased)
 
 
 def test_a_pruned_vocabulary_is_the_full_one_restricted(make_drafter, forced):

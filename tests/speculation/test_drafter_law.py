@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -29,7 +31,7 @@ class TappedTable(TableTarget):
         return Step(rows, torch.stack(states))
 
 
-def drafter_of(vocabulary: int, block: int, draft_ids: tuple[int, ...] | None) -> DSparkDrafter:
+def drafter_of(vocabulary: int, block: int, draft_ids: tuple[int, ...] | None, **head: Any) -> DSparkDrafter:
     config = DSparkConfig(
         vocab_size=vocabulary,
         hidden_size=WIDTH,
@@ -42,8 +44,8 @@ def drafter_of(vocabulary: int, block: int, draft_ids: tuple[int, ...] | None) -
         target_layer_ids=TAPS,
         mask_token_id=0,
         block_size=block,
-        markov_rank=4,
         draft_ids=draft_ids,
+        **({"markov_rank": 4} | head),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -68,6 +70,20 @@ def test_one_round_of_the_real_drafter_has_the_targets_law(
     measured = measure(
         target_table(3), lambda: DSparkState(drafter), sampling, tokens=tokens, rounds=rounds, target=TappedTable
     )
+    assert_law(measured, TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize(
+    "head",
+    [{"markov_head_type": "gated"}, {"markov_head_type": "rnn"}, {"markov_top_k": 2}, {"markov_rank": 0}],
+    ids=str,
+)
+def test_every_head_keeps_the_law(head: dict[str, Any]) -> None:
+    drafter = drafter_of(3, 2, None, **head)
+    measured = measure(
+        target_table(3), lambda: DSparkState(drafter), Sampling(1.0), tokens=4, rounds=1, target=TappedTable
+    )
+    assert measured.accepted > 0
     assert_law(measured, TOLERANCE[torch.float32])
 
 

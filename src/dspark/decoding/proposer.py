@@ -66,9 +66,9 @@ def _slot_by_slot(blocks: DrafterBlocks, rows: Sequence[Running], hidden_RKd: Te
     base_RKV = drafter.base_logits(hidden_RKd)
     base_RKV = base_RKV.to(torch.promote_types(base_RKV.dtype, drafter.dtype))
     chain_RK = torch.tensor([[row.anchor] * (base_RKV.shape[1] + 1) for row in rows], device=hidden_RKd.device)
-    probs = []
+    probs, state = [], None
     for slot in range(base_RKV.shape[1]):
-        logits_RV = base_RKV[:, slot] + drafter.markov_bias(chain_RK[:, slot])
+        logits_RV, state = drafter.next_logits(base_RKV[:, slot], hidden_RKd[:, slot], chain_RK[:, slot], state)
         index_R, p_RV = sample(logits_RV, rows, slot, Purpose.DRAFT)
         chain_RK[:, slot + 1] = index_R if drafter.support is None else drafter.support[index_R]
         probs.append(p_RV)

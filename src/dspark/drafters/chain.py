@@ -1,5 +1,7 @@
 """The sequential stage of greedy requests as one program: a slot's largest logit is the next slot's previous token.
 
+For the vanilla Markov head.
+
 Legend: R requests, K slots of a block, T = K * R rows (slot by slot), d hidden size, r Markov rank, V_d draft
 vocabulary.
 """
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dspark.drafters.heads import MarkovHead
 from dspark.nn.machine import Call, Program
 from dspark.nn.packed import PanelLinear
 from dspark.nn.panels import Panels
@@ -98,8 +101,10 @@ class GreedyChain:
 
 def greedy_chain(drafter: DSparkDrafter) -> GreedyChain | None:
     """The chain of a packed drafter as a program, where its parts are of the forms that one knows."""
+    if drafter.compiled is None or type(drafter.markov_head) is not MarkovHead or drafter.config.markov_top_k:
+        return None
     head, bias, embedding = drafter.packed_head, drafter.markov_head.markov_w2, drafter.markov_head.markov_w1.weight
-    if drafter.compiled is None or not (isinstance(head, PanelLinear) and isinstance(bias, PanelLinear)):
+    if not (isinstance(head, PanelLinear) and isinstance(bias, PanelLinear)):
         return None
     whole = head.panels.padded == head.out_features == bias.out_features and head.out_features % 32 == 0
     return GreedyChain(drafter) if whole and can_row(embedding, embedding.shape[1]) else None

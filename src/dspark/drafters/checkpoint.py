@@ -129,7 +129,8 @@ def _expected(config: DSparkConfig) -> dict[str, list[int]]:
         size = config.vocab_size, config.hidden_size
         skeleton = DSparkDrafter(replace(config, draft_ids=None), Ends(torch.empty(size), torch.empty(size)))
     shapes = {name: list(tensor.shape) for name, tensor in skeleton.state_dict().items()}
-    shapes["markov_head.markov_w2.weight"] = [config.draft_vocab_size, config.markov_rank]
+    if config.markov_rank:
+        shapes["markov_head.markov_w2.weight"] = [config.draft_vocab_size, config.markov_rank]
     return shapes
 
 

@@ -36,7 +36,10 @@ _KINDS: dict[str, tuple[Any, str]] = {
 
 @dataclass(frozen=True)
 class DSparkConfig:
-    """DeepSpec's names, plus ``draft_ids``: the target ids that can be drafted (None: all).
+    """DeepSpec's names, plus ``draft_ids``: the target ids that can be drafted (None: all), and ``markov_top_k``: only
+    so many of the largest base logits get the sequential head's bias (0: all do).
+
+    ``markov_rank`` 0: no sequential stage at all (DFlash).
 
     ``target_layer_ids``: id i is the output of the target's layer i, -1 its embedding's output; the last
     layer is not allowed, because its output is only known after the final norm. Raises UserError for anything
@@ -56,6 +59,7 @@ class DSparkConfig:
     block_size: int = 7
     markov_rank: int = 256
     markov_head_type: str = "vanilla"
+    markov_top_k: int = 0
     enable_confidence_head: bool = True
     confidence_head_with_markov: bool = True
     rope_theta: float = 10000.0
@@ -116,13 +120,9 @@ class DSparkConfig:
             )
         if self.head_dim % 2:
             raise UserError(f"head_dim is {self.head_dim}; rotary embedding needs an even one")
-        if self.markov_rank == 0:
-            raise UserError(
-                "markov_rank is 0: a DFlash drafter without a sequential head, which is not supported; "
-                "use a DSpark drafter (markov_rank above 0)"
-            )
-        if self.markov_rank < 0:
-            raise UserError(f"markov_rank is {self.markov_rank}; expected more than 0")
+        for name in ("markov_rank", "markov_top_k"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}; expected 0 or more")
         if self.markov_head_type not in MARKOV_HEADS:
             raise UserError(
                 f"markov_head_type is {self.markov_head_type!r}, which is not supported; "

@@ -67,6 +67,7 @@ def config_from_deepspec(values: Mapping[str, Any], draft_ids: tuple[int, ...] |
         **{name: values[name] for name in _SAME_NAME},
         target_layer_ids=tuple(taps),
         markov_head_type=values.get("markov_head_type", "vanilla"),
+        markov_top_k=values.get("markov_top_k", 0),
         # Absent means false to every reader of the format.
         enable_confidence_head=values.get("enable_confidence_head", False),
         confidence_head_with_markov=values.get("confidence_head_with_markov", False),
@@ -77,7 +78,11 @@ def config_from_deepspec(values: Mapping[str, Any], draft_ids: tuple[int, ...] |
 
 
 def config_to_deepspec(config: DSparkConfig, dtype: str) -> dict[str, Any]:
-    """`config.json` with ``dtype`` such as "bfloat16". The draft vocabulary has no place in this format."""
+    """`config.json` with ``dtype`` such as "bfloat16".
+
+    The draft vocabulary has no place in this format, and neither has ``markov_top_k``: it is there only where it is
+    used.
+    """
     values: dict[str, Any] = {"architectures": [ARCHITECTURE], "model_type": _MODEL_TYPE, "dtype": dtype}
     values |= {name: getattr(config, name) for name in _SAME_NAME}
     values |= {name: fixed for name, fixed in _FIXED.items() if fixed is not None}
@@ -91,6 +96,8 @@ def config_to_deepspec(config: DSparkConfig, dtype: str) -> dict[str, Any]:
         "enable_confidence_head": config.enable_confidence_head,
         "confidence_head_with_markov": config.confidence_head_with_markov,
     }
+    if config.markov_top_k:
+        values["markov_top_k"] = config.markov_top_k
     return dict(sorted(values.items()))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from dspark.drafters.chain import GreedyChain, greedy_chain
 from dspark.drafters.config import DSparkConfig
 from dspark.drafters.dflash import DFlashBackbone
-from dspark.drafters.heads import MARKOV_HEADS, ConfidenceHead
+from dspark.drafters.heads import MARKOV_HEADS, ConfidenceHead, NoMarkovHead, with_bias
 from dspark.nn.ends import Ends
 
 
@@ -25,8 +25,8 @@ class DSparkDrafter(DFlashBackbone):
 
     def __init__(self, config: DSparkConfig, ends: Ends) -> None:
         super().__init__(config, ends)
-        head = MARKOV_HEADS[config.markov_head_type]
-        self.markov_head = head(config.vocab_size, config.draft_vocab_size, config.markov_rank)
+        head = MARKOV_HEADS[config.markov_head_type] if config.markov_rank else NoMarkovHead
+        self.markov_head = head(config.vocab_size, config.draft_vocab_size, config.markov_rank, config.hidden_size)
         self.greedy_chain: GreedyChain | None = None
         """The sequential stage of greedy requests, once the drafter is packed."""
         self.confidence_head: ConfidenceHead | None = None
@@ -39,14 +39,22 @@ class DSparkDrafter(DFlashBackbone):
         super().pack()
         self.greedy_chain = greedy_chain(self)
 
-    def markov_bias(self, prev_ids: Tensor) -> Tensor:
-        """``B [..., V_d]`` after the previous tokens ``prev_ids [...]`` (Eq. 5)."""
-        bias: Tensor = self.markov_head(prev_ids)
-        return bias
+    def next_logits(
+        self, base: Tensor, hidden: Tensor, prev_ids: Tensor, state: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """``U_k + B_k [..., V_d]`` (Eq. 4) of one slot, for its base logits, ``h_k [..., d]`` and the tokens before it.
+
+        ``state``: what the slot before left of its head's; None for the first.
+        """
+        head = self.markov_head
+        summed, state = head.step(hidden, head.embed(prev_ids), state)
+        return with_bias(base, head.bias(summed), self.config.markov_top_k), state
 
     def logits(self, hidden: Tensor, prev_ids: Tensor) -> Tensor:
-        """``U + B [..., V_d]`` (Eq. 4) of ``h [..., d]`` and the previous tokens ``[...]``."""
-        return self.base_logits(hidden) + self.markov_bias(prev_ids)
+        """``U + B [..., K, V_d]`` (Eq. 4) of ``h [..., K, d]`` and the previous tokens ``[..., K]``."""
+        head = self.markov_head
+        summed = head.over_blocks(hidden, head.embed(prev_ids))
+        return with_bias(self.base_logits(hidden), head.bias(summed), self.config.markov_top_k)
 
     def confidence_logits(self, hidden: Tensor, prev_ids: Tensor) -> Tensor:
         """Logits ``[...]``, fp32, of c_k (Eq. 7) for ``h [..., d]`` and the previous tokens ``[...]``.

@@ -1,6 +1,6 @@
-"""The two small heads on the backbone: what the previous token adds, and how sure the drafter is.
+"""The two small heads on the backbone: what the previous tokens add, and how sure the drafter is.
 
-Legend: V vocabulary, V_d draft vocabulary, d hidden size, r Markov rank; leading axes are free.
+Legend: V vocabulary, V_d draft vocabulary, d hidden size, r Markov rank, K slots of a block; leading axes are free.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ from torch import Tensor, nn
 _INITIAL_STD = 0.02
 
 
-class VanillaMarkovHead(nn.Module):
-    """``B_k = W_2 W_1[x_{k-1}]`` (Eq. 5). W_1 covers the full vocabulary: any token can be an anchor."""
+class MarkovHead(nn.Module):
+    """``B_k = W_2 m_k`` where ``m_k [r]`` sums up the previous tokens; the kinds differ in ``m_k`` alone.
 
-    def __init__(self, vocab_size: int, draft_vocab_size: int, rank: int) -> None:
+    Here it is ``e_k = W_1[x_{k-1}]`` (vanilla, Eq. 5). W_1 covers the full vocabulary: any token can be an anchor.
+    """
+
+    def __init__(self, vocab_size: int, draft_vocab_size: int, rank: int, hidden_size: int) -> None:
         super().__init__()
         self.markov_w1 = nn.Embedding(vocab_size, rank)
         self.markov_w2 = nn.Linear(rank, draft_vocab_size, bias=False)
@@ -26,15 +29,89 @@ class VanillaMarkovHead(nn.Module):
         nn.init.normal_(self.markov_w1.weight, std=_INITIAL_STD)
         nn.init.zeros_(self.markov_w2.weight)
 
+    @property
+    def output(self) -> Tensor:
+        """W_2 ``[V_d, r]``; before packing only."""
+        return self.markov_w2.weight
+
     def embed(self, prev_ids: Tensor) -> Tensor:
-        """``W_1[x_{k-1}]``: target ids ``[...]`` to ``[..., r]``."""
+        """``e = W_1[x_{k-1}]``: target ids ``[...]`` to ``[..., r]``."""
         rows: Tensor = self.markov_w1(prev_ids)
         return rows
 
-    def forward(self, prev_ids: Tensor) -> Tensor:
-        """Bias ``[..., V_d]`` after the previous tokens ``prev_ids [...]`` (target ids)."""
-        bias: Tensor = self.markov_w2(self.embed(prev_ids))
+    def step(self, hidden: Tensor, embedded: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """``m_k [..., r]`` of one slot, for ``h_k [..., d]`` and ``e_k [..., r]``, and what the next slot's needs.
+
+        ``state``: what the slot before left; None for the first.
+        """
+        return embedded, None
+
+    def over_blocks(self, hidden: Tensor, embedded: Tensor) -> Tensor:
+        """``m [..., K, r]`` of whole blocks whose previous tokens are known, ``h [..., K, d]``, ``e [..., K, r]``."""
+        return self.step(hidden, embedded, None)[0]
+
+    def bias(self, summed: Tensor) -> Tensor:
+        """``B [..., V_d]`` of ``m [..., r]``."""
+        bias: Tensor = self.markov_w2(summed)
         return bias
+
+
+class GatedMarkovHead(MarkovHead):
+    """``m_k = sigmoid(W_g [h_k ; e_k] + b) * e_k``."""
+
+    def __init__(self, vocab_size: int, draft_vocab_size: int, rank: int, hidden_size: int) -> None:
+        super().__init__(vocab_size, draft_vocab_size, rank, hidden_size)
+        self.gate_proj = nn.Linear(hidden_size + rank, rank)
+
+    def step(self, hidden: Tensor, embedded: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        gate = torch.sigmoid(self.gate_proj(torch.cat((hidden, embedded), dim=-1)))
+        return gate * embedded, None
+
+
+class RNNHead(MarkovHead):
+    """A recurrent state over all previous tokens of the block (Eq. 6).
+
+    ``g, c, o = W [s_{k-1} ; e_k ; h_k] + b``, ``s_k = sigmoid(g) s_{k-1} + (1 - sigmoid(g)) tanh(c)``, ``s_0 = 0``, and
+    ``m_k = tanh(o)``.
+    """
+
+    def __init__(self, vocab_size: int, draft_vocab_size: int, rank: int, hidden_size: int) -> None:
+        super().__init__(vocab_size, draft_vocab_size, rank, hidden_size)
+        self.joint_proj = nn.Linear(2 * rank + hidden_size, 3 * rank)
+
+    def step(self, hidden: Tensor, embedded: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        state = torch.zeros_like(embedded) if state is None else state
+        gate, candidate, out = self.joint_proj(torch.cat((state, embedded, hidden), dim=-1)).chunk(3, dim=-1)
+        keep = torch.sigmoid(gate)
+        return torch.tanh(out), keep * state + (1 - keep) * torch.tanh(candidate)
+
+    def over_blocks(self, hidden: Tensor, embedded: Tensor) -> Tensor:
+        state, summed = None, []
+        for h, e in zip(hidden.unbind(-2), embedded.unbind(-2), strict=True):
+            m, state = self.step(h, e, state)
+            summed.append(m)
+        return torch.stack(summed, dim=-2)
+
+
+class NoMarkovHead(MarkovHead):
+    """DFlash: no sequential stage, every slot is predicted by itself. Rank 0 and without weights."""
+
+    output: Tensor
+
+    def __init__(self, vocab_size: int, draft_vocab_size: int, rank: int, hidden_size: int) -> None:
+        nn.Module.__init__(self)
+        self.register_buffer("output", torch.zeros(draft_vocab_size, 0), persistent=False)
+
+    def reset(self) -> None:
+        """Nothing to reset."""
+
+    def embed(self, prev_ids: Tensor) -> Tensor:
+        """``[..., 0]``."""
+        return self.output.new_zeros(*prev_ids.shape, 0)
+
+    def bias(self, summed: Tensor) -> Tensor:
+        """Zeros."""
+        return self.output.new_zeros(*summed.shape[:-1], len(self.output))
 
 
 class ConfidenceHead(nn.Module):
@@ -56,5 +133,13 @@ class ConfidenceHead(nn.Module):
         return logits.squeeze(-1)
 
 
-# By the name that checkpoints use (`markov_head_type`).
-MARKOV_HEADS: dict[str, type[VanillaMarkovHead]] = {"vanilla": VanillaMarkovHead}
+# By the name that checkpoints use (`markov_head_type`); rank 0 is ``NoMarkovHead`` whatever the name.
+MARKOV_HEADS: dict[str, type[MarkovHead]] = {"vanilla": MarkovHead, "gated": GatedMarkovHead, "rnn": RNNHead}
+
+
+def with_bias(base: Tensor, bias: Tensor, top_k: int) -> Tensor:
+    """``U + B [..., V_d]``; with ``top_k`` only the largest base logits get their bias, the others stay (0: all do)."""
+    if not 0 < top_k < base.shape[-1]:
+        return base + bias
+    ids = base.topk(top_k, dim=-1, sorted=False).indices
+    return base.scatter_add(-1, ids, bias.gather(-1, ids).to(base.dtype))

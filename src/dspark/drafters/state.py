@@ -66,14 +66,17 @@ class DSparkState:
         """The sequential stage (Eq. 4): a slot's logits wait for the token before it alone."""
         drafter = self.drafter
         base_KV = drafter.base_logits(hidden_Kd)
-        # The sum's own dtype where head and drafter differ, so that the rows can take the bias in place.
         logits_KV = base_KV.to(torch.promote_types(base_KV.dtype, drafter.dtype))
         draft_ids = drafter.config.draft_ids
         chain = torch.full((hidden_Kd.shape[0] + 1,), anchor, device=hidden_Kd.device)
         tokens: list[int] = []
         probs: list[Tensor] = []
-        for slot, logits_V in enumerate(logits_KV):
-            index, probs_V = sample(slot, logits_V.add_(drafter.markov_bias(chain[slot : slot + 1])[0]))
+        state = None
+        for slot, base_V in enumerate(logits_KV):
+            logits_1V, state = drafter.next_logits(
+                base_V[None], hidden_Kd[slot : slot + 1], chain[slot : slot + 1], state
+            )
+            index, probs_V = sample(slot, logits_1V[0])
             tokens.append(index if draft_ids is None else draft_ids[index])
             probs.append(probs_V)
             chain[slot + 1] = tokens[-1]

@@ -34,13 +34,13 @@ class Mix:
 class Slots(NamedTuple):
     """Supervised slots of a batch, flat.
 
-    hidden ``[N, d]`` and embedded ``[N, r]`` (W_1 of the previous token) are the drafter's; target_hidden ``[N, d]``
-    and log_mass ``[N]`` the target's at the same position; labels ``[N]`` indices into the draft vocabulary, -1
-    outside it; weights ``[N]`` of the slots, already divided by their sum.
+    hidden ``[N, d]`` and summed ``[N, r]`` (of the previous tokens, as W_2 reads it) are the drafter's; target_hidden
+    ``[N, d]`` and log_mass ``[N]`` the target's at the same position; labels ``[N]`` indices into the draft vocabulary,
+    -1 outside it; weights ``[N]`` of the slots, already divided by their sum.
     """
 
     hidden: Tensor
-    embedded: Tensor
+    summed: Tensor
     target_hidden: Tensor
     log_mass: Tensor
     labels: Tensor
@@ -58,14 +58,14 @@ class Distances(NamedTuple):
     l1: Tensor
 
 
-def distribution_loss(slots: Slots, head_Dd: Tensor, markov_Dr: Tensor, mix: Mix) -> Distances:
-    """Weighted sum over slots of ``mix``'s terms between p_d = softmax(h head^T + e markov^T) and the target's p_t.
+def distribution_loss(slots: Slots, head_Dd: Tensor, markov_Dr: Tensor, mix: Mix, top_k: int = 0) -> Distances:
+    """Weighted sum over slots of ``mix``'s terms between p_d = softmax(h head^T + m markov^T) and the target's p_t.
 
-    The frozen ``head_Dd`` (rows of the draft vocabulary) serves drafter and target alike. Probabilities are fp32 or
-    better.
+    The frozen ``head_Dd`` (rows of the draft vocabulary) serves drafter and target alike. ``top_k``: only so many
+    of the largest base logits get the second summand (0: all do). Probabilities are fp32 or better.
     """
     fused: Any = _Fused.apply  # untyped in torch
-    loss, rows = fused(slots.hidden, slots.embedded, markov_Dr, head_Dd, slots[2:], mix)
+    loss, rows = fused(slots.hidden, slots.summed, markov_Dr, head_Dd, slots[2:], mix, top_k)
     return Distances(loss, *rows)
 
 
@@ -83,24 +83,32 @@ class _Fused(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden_Nd: Tensor,
-        embedded_Nr: Tensor,
+        summed_Nr: Tensor,
         markov_Dr: Tensor,
         head_Dd: Tensor,
         given: tuple[Tensor, ...],
         mix: Mix,
+        top_k: int,
     ) -> tuple[Tensor, Tensor]:
         target_Nd, log_mass_N, labels_N, weights_N = given
-        grads = torch.zeros_like(hidden_Nd), torch.zeros_like(embedded_Nr), torch.zeros_like(markov_Dr)
+        grads = torch.zeros_like(hidden_Nd), torch.zeros_like(summed_Nr), torch.zeros_like(markov_Dr)
         rows_3N = hidden_Nd.new_zeros(3, len(hidden_Nd))
         for first in range(0, len(hidden_Nd), CHUNK):
             c = slice(first, first + CHUNK)
-            logits_CD = (hidden_Nd[c] @ head_Dd.T).addmm_(embedded_Nr[c], markov_Dr.T)
+            logits_CD = hidden_Nd[c] @ head_Dd.T
+            ids_Ck = logits_CD.topk(top_k, sorted=False).indices if 0 < top_k < logits_CD.shape[1] else None
+            if ids_Ck is None:
+                logits_CD.addmm_(summed_Nr[c], markov_Dr.T)
+            else:
+                logits_CD.scatter_add_(1, ids_Ck, (summed_Nr[c] @ markov_Dr.T).gather(1, ids_Ck))
             q_CD = (target_Nd[c] @ head_Dd.T).sub_(log_mass_N[c, None]).exp_()
             rows_3N[:, c], grad_CD = _chunk(logits_CD, q_CD, labels_N[c], mix)
             grad_CD.mul_(weights_N[c, None])
             grads[0][c] = grad_CD @ head_Dd
+            if ids_Ck is not None:  # no other logit depends on the sequential head
+                grad_CD = torch.zeros_like(grad_CD).scatter_(1, ids_Ck, grad_CD.gather(1, ids_Ck))
             grads[1][c] = grad_CD @ markov_Dr
-            grads[2].addmm_(grad_CD.T, embedded_Nr[c])
+            grads[2].addmm_(grad_CD.T, summed_Nr[c])
         ctx.save_for_backward(*grads)
         ctx.mark_non_differentiable(rows_3N)
         per_slot_N = mix.hard_ce * rows_3N[0] + mix.soft_ce * rows_3N[1] + mix.l1 * rows_3N[2]
@@ -109,7 +117,7 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         scale = grad_outputs[0]
-        return (*(scale * grad for grad in ctx.saved_tensors), None, None, None)
+        return (*(scale * grad for grad in ctx.saved_tensors), None, None, None, None)
 
 
 def _chunk(logits_CD: Tensor, q_CD: Tensor, labels_C: Tensor, mix: Mix) -> tuple[Tensor, Tensor]:

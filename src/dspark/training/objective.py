@@ -40,9 +40,11 @@ def supervised_slots(
     at_N = blocks.anchor_positions[row_N, anchor_N] + slot_N
     previous_N = blocks.previous[row_N, anchor_N, slot_N]
     weights_N = torch.exp(-slot_N / decay)
+    head = drafter.markov_head
+    summed_BAKr = head.over_blocks(hidden_BAKd, head.embed(blocks.previous))
     slots = Slots(
         hidden=hidden_BAKd[row_N, anchor_N, slot_N],
-        embedded=drafter.markov_head.embed(previous_N),
+        summed=summed_BAKr[row_N, anchor_N, slot_N],
         target_hidden=batch.hidden[row_N, at_N],
         log_mass=batch.log_mass[row_N, at_N],
         labels=_draft_index(drafter, blocks.labels[row_N, anchor_N, slot_N]),
@@ -56,7 +58,8 @@ def objective(drafter: DSparkDrafter, batch: FeatureBatch, blocks: Blocks, setti
     slots, previous_N, _ = supervised_slots(drafter, batch, blocks, settings.decay)
     mix = Mix(hard_ce=settings.hard_ce, soft_ce=settings.soft_ce, l1=settings.l1)
     # The head of a bf16 target in fp32: losses need the precision, and its rows of the draft vocabulary are few.
-    distances = distribution_loss(slots, drafter.head.float(), drafter.markov_head.markov_w2.weight, mix)
+    top_k = drafter.config.markov_top_k
+    distances = distribution_loss(slots, drafter.head.float(), drafter.markov_head.output, mix, top_k)
     loss = distances.loss
     confidence = loss.new_zeros(())
     if drafter.confidence_head is not None:

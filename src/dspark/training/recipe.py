@@ -32,7 +32,11 @@ class DrafterSettings(Settings):
 
     layers: Positive = 3
     block_size: Positive = 7
-    markov_rank: Positive = 64
+    markov_rank: Annotated[int, Field(ge=0)] = 64
+    """0: no sequential stage (DFlash)."""
+    markov_head_type: Literal["vanilla", "gated", "rnn"] = "vanilla"
+    markov_top_k: Annotated[int, Field(ge=0)] = 0
+    """Only so many of the largest base logits get the sequential head's bias; 0: all do."""
     draft_vocab_size: Annotated[int, Field(ge=0)] = 8192
     """The most frequent ids of the training answers; 0 drafts over the whole vocabulary."""
     target_layer_ids: tuple[int, ...] = Field(min_length=1)

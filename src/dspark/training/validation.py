@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dspark.data.features import FeatureSource
 from dspark.drafters.dspark import DSparkDrafter
+from dspark.drafters.heads import with_bias
 from dspark.training.anchors import Blocks, blocks_at, choose_anchors
 from dspark.training.losses import Slots
 from dspark.training.objective import supervised_slots
@@ -80,8 +81,8 @@ def _compare(drafter: DSparkDrafter, slots: Slots, head_Vd: Tensor) -> tuple[Ten
     head_Dd, head_Vd = drafter.head.float(), head_Vd.float()
     for first in range(0, len(slots.hidden), _ROWS):
         c = slice(first, first + _ROWS)
-        base_CD = slots.hidden[c] @ head_Dd.T
-        p_d_CD = (base_CD + slots.embedded[c] @ drafter.markov_head.markov_w2.weight.T).softmax(dim=-1)
+        bias_CD = slots.summed[c] @ drafter.markov_head.output.T
+        p_d_CD = with_bias(slots.hidden[c] @ head_Dd.T, bias_CD, drafter.config.markov_top_k).softmax(dim=-1)
         logits_CV = slots.target_hidden[c] @ head_Vd.T
         p_t_CV = (logits_CV - slots.log_mass[c, None]).exp()
         best_C = p_d_CD.argmax(dim=-1)
