@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from tiny_pair import Cli
 
+from dspark.data.archive import read_answers
+
 RECIPE = """
 target: {target}
-data: {{responses: [responses.jsonl], held_out_percent: 50, max_tokens: 64}}
+data: {{responses: [answers.xz], held_out_percent: 50, max_tokens: 64}}
 drafter: {{layers: 1, block_size: 3, markov_rank: 4, draft_vocab_size: 0, target_layer_ids: [0, 2], mask_token_id: 0}}
 trainer: {{steps: 2, sequences: 2, anchors: 4, validate_every: 2, save_every: 1}}
 """
@@ -22,6 +25,11 @@ def test_answers_training_and_decoding_follow_each_other(
     prompts = prompts_file("p.jsonl", *(f"question {i}" for i in range(12)))
     line = ["data", "regenerate", "--prompts", prompts, "--out", "responses.jsonl", "--target", tiny_target]
     assert cli(*line, "--max-tokens", 24).code == 0
+    assert cli("data", "pack", "--responses", "responses.jsonl", "responses.jsonl", "--out", "answers.xz").code == 0
+    wrong = cli("data", "pack", "--responses", "responses.jsonl", "--out", "answers.zip")
+    assert wrong.code == 2 and "ends in .xz" in wrong.err
+    packed, plain = (list(read_answers(tmp_path / name)) for name in ("answers.xz", "responses.jsonl"))
+    assert [replace(each, messages=[]) for each in plain] == packed
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(RECIPE.format(target=tiny_target), encoding="utf-8")
     line = ["train", "--recipe", recipe, "--run", "run", "--json", "train.json"]
@@ -47,6 +55,11 @@ def test_answers_of_another_model_are_pointed_out(cli: Cli, tiny_target: Path, t
     row = {"turn": 0, "messages": [], "prompt_ids": [7, 8], "output_ids": [9, 10, 11, 12], "finish_reason": "length"}
     rows = [row | {"id": str(i), "model": "somebody-else", "sampling": {}} for i in range(12)]
     (tmp_path / "responses.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows), encoding="utf-8")
+    assert cli("data", "pack", "--responses", "responses.jsonl", "responses.jsonl", "--out", "answers.xz").code == 0
+    wrong = cli("data", "pack", "--responses", "responses.jsonl", "--out", "answers.zip")
+    assert wrong.code == 2 and "ends in .xz" in wrong.err
+    packed, plain = (list(read_answers(tmp_path / name)) for name in ("answers.xz", "responses.jsonl"))
+    assert [replace(each, messages=[]) for each in plain] == packed
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(RECIPE.format(target=tiny_target), encoding="utf-8")
     outcome = cli("train", "--recipe", recipe, "--run", "run", "--seed", 3, "--dtype", "float32", "--device", "cpu")

@@ -16,6 +16,8 @@ from dspark.data.prompts import held_out
 from dspark.data.responses import Response
 from dspark.decoding.request import Request
 from dspark.decoding.single import Decoder
+from dspark.drafters.checkpoint import save_drafter
+from dspark.drafters.dspark import DSparkDrafter
 from dspark.drafters.state import DSparkState
 from dspark.foundation.errors import UserError
 from dspark.foundation.settings import load_settings
@@ -75,6 +77,30 @@ def new_trainer(folder: Path, examples: list[Example], settings: Recipe, resume:
     target = tiny_target(sharpness=3.0, pack=False, **sizes)
     drafter = new_drafter(settings, target, examples)
     return Trainer(settings, Run(folder, settings, resume=resume), target, drafter, examples, examples[:4])
+
+
+def test_training_can_go_on_from_a_checkpoint(tmp_path: Path) -> None:
+    target, examples = tiny_target(sharpness=3.0, pack=False), conversations(tiny_target(sharpness=3.0), 6)
+    settings = recipe()
+    settings = settings.model_copy(update={"drafter": settings.drafter.model_copy(update={"draft_vocab_size": 32})})
+    first = new_drafter(settings, target, examples)
+    save_drafter(tmp_path / "first", first, target.identity)
+
+    def going_on(**changes: Any) -> DSparkDrafter:
+        drafter = settings.drafter.model_copy(update={"initial": str(tmp_path / "first")} | changes)
+        return new_drafter(settings.model_copy(update={"drafter": drafter}), target, examples[:1])
+
+    again = going_on()
+    assert again.config == first.config, "its draft vocabulary is its own, not that of other answers"
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+    assert all(parameter.requires_grad for parameter in again.parameters())
+    with pytest.raises(UserError, match=r"has num_hidden_layers 2 \(recipe: 3\), draft_vocab_size 32 \(recipe: 16\)"):
+        going_on(layers=3, draft_vocab_size=16)
+    with pytest.raises(UserError, match="draft_vocab_size 32"):
+        going_on(draft_vocab_size=0)
+    with pytest.raises(UserError, match="nowhere"):
+        going_on(initial=str(tmp_path / "nowhere"))
 
 
 @given(

@@ -21,6 +21,7 @@ from dspark.cli.arguments import spread
 from dspark.cli.demo import demo
 from dspark.cli.eval import evaluate
 from dspark.cli.generate import generate
+from dspark.cli.pack import pack
 from dspark.cli.regenerate import regenerate
 from dspark.cli.train import train
 from dspark.foundation.errors import UserError
@@ -56,6 +57,7 @@ app.command("generate")(generate)
 app.command("eval")(evaluate)
 app.command("train")(train)
 data.command("regenerate")(regenerate)
+data.command("pack")(pack)
 app.add_typer(data, name="data")
 
 

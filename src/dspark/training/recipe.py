@@ -41,7 +41,8 @@ class DrafterSettings(Settings):
     """The most frequent ids of the training answers; 0 drafts over the whole vocabulary."""
     target_layer_ids: tuple[int, ...] = Field(min_length=1)
     mask_token_id: Annotated[int, Field(ge=0)]
-    initial: Literal["target", "random"] = "target"
+    initial: Annotated[str, Field(min_length=1)] = "target"
+    """First weights: from the target's last layers ("target"), "random", or those of the checkpoint in this folder."""
     export_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of the exported weights; training itself is fp32, and the state to resume from keeps that."""
 

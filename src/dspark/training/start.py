@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from dspark.data.features import Example
+from dspark.drafters.checkpoint import load_drafter
 from dspark.drafters.config import DSparkConfig
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.drafters.initialise import initialise_from_target
@@ -20,6 +23,8 @@ from dspark.training.recipe import Recipe
 def new_drafter(recipe: Recipe, target: Target, training: Sequence[Example]) -> DSparkDrafter:
     """A drafter as ``recipe`` describes it, before its first step; the target must not be packed yet."""
     settings = recipe.drafter
+    if settings.initial not in ("target", "random"):
+        return _from_checkpoint(recipe, target)
     draft_ids = None
     if settings.draft_vocab_size:
         answers = (token for example in training for token in example.ids[example.start :])
@@ -43,6 +48,22 @@ def new_drafter(recipe: Recipe, target: Target, training: Sequence[Example]) -> 
             hidden_norm=following["input_layernorm.weight"],
         )
     return drafter.to(target.device)
+
+
+def _from_checkpoint(recipe: Recipe, target: Target) -> DSparkDrafter:
+    """A drafter that was trained before, in fp32; UserError where it is not what the recipe describes."""
+    folder = Path(recipe.drafter.initial).expanduser()
+    drafter = load_drafter(folder, target.identity, target.ends, torch.float32, target.device)
+    found = asdict(drafter.config) | {"draft_vocab_size": drafter.config.draft_vocab_size}
+    wanted = asdict(_config(recipe, target, drafter.config.draft_ids))
+    wanted["draft_vocab_size"] = recipe.drafter.draft_vocab_size or target.vocab_size
+    del found["num_anchors"], wanted["num_anchors"]  # says how it was trained, not what it is
+    differing = [f"{name} {found[name]} (recipe: {wanted[name]})" for name in found if found[name] != wanted[name]]
+    if differing:
+        raise UserError(
+            f"drafter.initial: {folder} has {', '.join(differing)}; change the recipe, or begin with other weights"
+        )
+    return drafter
 
 
 def draft_vocabulary(answers: Iterable[int], size: int, vocab_size: int, always: Iterable[int]) -> tuple[int, ...]:

@@ -21,9 +21,10 @@ from typing import Any
 
 import torch
 
+from dspark.data.archive import read_answers
 from dspark.data.features import Example, FeatureSource, OnlineFeatures, examples_of
 from dspark.data.prompts import held_out
-from dspark.data.responses import Response, read_responses
+from dspark.data.responses import Response
 from dspark.drafters.checkpoint import save_drafter
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.foundation.errors import UserError
@@ -65,7 +66,7 @@ def train(recipe: Recipe, run_folder: Path, resume: bool) -> TrainResult:
     there.
     """
     run = Run(run_folder, recipe, resume=resume)
-    responses = [response for path in recipe.data.responses for response in read_responses(path)]
+    responses = [response for path in recipe.data.responses for response in read_answers(path)]
     training, held = split_examples(responses, recipe.data)
     target = load_target(recipe.target, recipe.dtype, recipe.device, pack=False)
     _check_origin(responses, target)
