@@ -15,6 +15,7 @@ from dspark.drafters.checkpoint import load_drafter
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.foundation.artifacts import read_json
 from dspark.foundation.identity import ModelIdentity
+from dspark.nn.distance_kernel import can_measure, distances
 from dspark.nn.ends import Ends
 from dspark.training import losses
 from dspark.training.anchors import blocks_at
@@ -75,6 +76,40 @@ def test_value_and_gradients_equal_the_plain_formula(
         found.append([loss.detach(), *(leaf.grad for leaf in leaves)])
     for ours, expected in zip(*found, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("mix", [Mix(1, 0, 0), Mix(0, 1, 0), Mix(0, 0, 1), Mix(0.1, 0.5, 0.9)], ids=str)
+@pytest.mark.parametrize("top_k", [0, 9])
+def test_gradients_in_fp32_are_exact_to_a_hundred_thousandth(
+    compiled: bool, mix: Mix, top_k: int, request: pytest.FixtureRequest
+) -> None:
+    if not compiled:
+        request.getfixturevalue("no_kernels")
+    exact, head, markov = random_slots(300, 992 if compiled else 1000, outside=0.5)
+    assert can_measure(torch.zeros(1, len(head))) == compiled
+    found = []
+    for dtype, formula in ((torch.float64, plain), (torch.float32, lambda *a: distribution_loss(*a).loss)):
+        slots = Slots(*(each.to(dtype) if each.is_floating_point() else each for each in exact))
+        leaves = [t.clone().to(dtype).requires_grad_() for t in (slots.hidden, slots.summed, markov)]
+        loss = formula(slots._replace(hidden=leaves[0], summed=leaves[1]), head.to(dtype), leaves[2], mix, top_k)
+        loss.backward()
+        found.append([loss.detach(), *(leaf.grad for leaf in leaves)])
+    for expected, ours in zip(*found, strict=True):
+        assert (ours.double() - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_a_measured_row_may_lack_a_label_or_a_chance() -> None:
+    logits, target = torch.randn(2, 2, 64, generator=torch.Generator().manual_seed(0)).unbind()
+    logits[0, 5] = target[0, 5] = -torch.inf  # neither draws it: nothing apart, nothing to learn
+    labels, weights = torch.tensor([-1, 5]), torch.tensor([1.0, 0.5])
+    mass = target.logsumexp(-1) + 0.3
+    hard, soft, l1 = distances(gradient := logits.clone(), target.clone(), mass, labels, weights, (1.0, 1.0, 1.0))
+    p, q = logits.softmax(-1), (target - mass[:, None]).exp()
+    torch.testing.assert_close(l1, (p - q).abs().sum(-1) + 1 - q.sum(-1), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(soft, -(q * logits.log_softmax(-1)).nan_to_num(0.0).sum(-1), rtol=1e-5, atol=1e-6)
+    assert hard[0] == 0 and hard[1] == pytest.approx(float(-logits[1].log_softmax(-1)[5]), rel=1e-5)
+    assert gradient.isfinite().all() and gradient[0, 5] == 0
 
 
 def test_the_l1_term_counts_the_mass_that_can_not_be_drafted() -> None:

@@ -153,7 +153,7 @@ def _run(call: Call, numbers: int) -> None:
         kernel(*table)
 
 
-def _compiled(count: int, body: Callable[[Code, list[Value], Value], None], rows: int) -> Kernel:
+def row_kernel(count: int, body: Callable[[Code, list[Value], Value], None], rows: int) -> Kernel:
     """``body(code, table, row)`` for this thread's share of the rows, whose number is entry ``rows`` of the table."""
     module = ir.Module()
     code = Code(module, "rows", (POINTER,))
@@ -178,7 +178,7 @@ def _norm() -> Kernel:
         x, out = (code.at(code.pointer(each), offset, F32) for each in (source, destination))
         _normed(code, x, out, weights, width, eps)
 
-    return _compiled(6, body, rows=2)
+    return row_kernel(6, body, rows=2)
 
 
 def _normed(code: Code, x: Value, out: Value, weights: Value, width: Value, eps: Value) -> None:
@@ -231,7 +231,7 @@ def _gate(act: str) -> Kernel:
 
         code.loop(code.number(0), width, _LANES, [], numbers)
 
-    return _compiled(4, body, rows=2)
+    return row_kernel(4, body, rows=2)
 
 
 @cache
@@ -266,7 +266,7 @@ def _turn() -> Kernel:
         code.loop(code.number(0), rotated, 1, [], lambda index, _: head(index, True))
         code.loop(rotated, heads, 1, [], lambda index, _: head(index, False))
 
-    return _compiled(15, body, rows=3)
+    return row_kernel(15, body, rows=3)
 
 
 @cache
@@ -305,7 +305,7 @@ def _search() -> Kernel:
         assert best is not None
         code.store(build.select(broken, code.number(-1), best[1]), code.pointer(destination), row, I64)
 
-    return _compiled(4, body, rows=2)
+    return row_kernel(4, body, rows=2)
 
 
 @cache
@@ -328,7 +328,7 @@ def _follow() -> Kernel:
 
         code.loop(code.number(0), width, _LANES, [], copy)
 
-    return _compiled(7, body, rows=5)
+    return row_kernel(7, body, rows=5)
 
 
 def _better(code: Code, a: tuple[Value, Value], b: tuple[Value, Value]) -> tuple[Value, Value]:

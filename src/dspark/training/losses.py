@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dspark.nn.distance_kernel import can_measure, distances
+
 CHUNK = 256
 
 
@@ -101,9 +103,8 @@ class _Fused(torch.autograd.Function):
                 logits_CD.addmm_(summed_Nr[c], markov_Dr.T)
             else:
                 logits_CD.scatter_add_(1, ids_Ck, (summed_Nr[c] @ markov_Dr.T).gather(1, ids_Ck))
-            q_CD = (target_Nd[c] @ head_Dd.T).sub_(log_mass_N[c, None]).exp_()
-            rows_3N[:, c], grad_CD = _chunk(logits_CD, q_CD, labels_N[c], mix)
-            grad_CD.mul_(weights_N[c, None])
+            q_CD = target_Nd[c] @ head_Dd.T
+            rows_3N[:, c], grad_CD = _chunk(logits_CD, q_CD, log_mass_N[c], labels_N[c], weights_N[c], mix)
             grads[0][c] = grad_CD @ head_Dd
             if ids_Ck is not None:  # no other logit depends on the sequential head
                 grad_CD = torch.zeros_like(grad_CD).scatter_(1, ids_Ck, grad_CD.gather(1, ids_Ck))
@@ -120,8 +121,18 @@ class _Fused(torch.autograd.Function):
         return (*(scale * grad for grad in ctx.saved_tensors), None, None, None, None)
 
 
-def _chunk(logits_CD: Tensor, q_CD: Tensor, labels_C: Tensor, mix: Mix) -> tuple[Tensor, Tensor]:
-    """Terms ``[3, C]`` and the gradient of their mix with respect to the logits ``[C, D]``."""
+def _chunk(
+    logits_CD: Tensor, target_CD: Tensor, log_mass_C: Tensor, labels_C: Tensor, weights_C: Tensor, mix: Mix
+) -> tuple[Tensor, Tensor]:
+    """Terms ``[3, C]`` and the gradient of their weighted mix with respect to the logits ``[C, D]``.
+
+    Both matrices of logits may be overwritten.
+    """
+    if can_measure(logits_CD):
+        mass_C, labels_C, weights_C = (each.contiguous() for each in (log_mass_C, labels_C, weights_C))
+        terms_3C = distances(logits_CD, target_CD, mass_C, labels_C, weights_C, (mix.hard_ce, mix.soft_ce, mix.l1))
+        return terms_3C, logits_CD
+    q_CD = target_CD.sub_(log_mass_C[:, None]).exp_()
     logp_CD = logits_CD.log_softmax(dim=-1)
     p_CD = logp_CD.exp()
     inside_C = q_CD.sum(dim=-1)
@@ -138,4 +149,4 @@ def _chunk(logits_CD: Tensor, q_CD: Tensor, labels_C: Tensor, mix: Mix) -> tuple
         grad_CD.sub_(q_CD, alpha=mix.soft_ce)
     if mix.hard_ce:
         grad_CD.scatter_add_(1, label_C1, (-mix.hard_ce * known_C)[:, None])
-    return torch.stack((hard_C, soft_C, l1_C)), grad_CD
+    return torch.stack((hard_C, soft_C, l1_C)), grad_CD.mul_(weights_C[:, None])
