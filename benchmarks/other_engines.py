@@ -3,8 +3,9 @@
     python benchmarks/other_engines.py [--llama BIN/llama-batched-bench --gguf FILE] [--vllm PYTHON] [--json FILE]
 
 ``--vllm``: an interpreter of an environment of its own that has vLLM (built for CPUs). Every engine answers the same
-number of prompts of 64 random ids with 128 tokens each, greedily and whatever they say, at 1, 8 and 32 requests; the
-engines take turns, so that a machine that changes its speed is unfair to none. Refuses to run on a busy machine.
+number of prompts of 64 random ids with 128 tokens each, greedily and whatever they say, at 1, 8 and 32 requests (weights in bfloat16 and transformers
+at 1 alone); the engines take turns, so that a machine that changes its speed is unfair to none. Refuses to run on a
+busy machine.
 """
 
 from __future__ import annotations
@@ -192,8 +193,8 @@ def main() -> None:
     folder = resolve_source(options.target).folder
     packed = load_target(options.target)
     engines: dict[str, Run] = {"dspark": own(packed)}
-    engines["dspark, bfloat16"] = own(load_target(options.target, dtype="bfloat16"))
-    engines["transformers, float32"] = with_transformers(folder, torch.float32)
+    slow = {"dspark, bfloat16": own(load_target(options.target, dtype="bfloat16"))}
+    slow["transformers, float32"] = with_transformers(folder, torch.float32)
     versions = {"torch": torch.__version__, "transformers": transformers.__version__, "weights": packed.weights}
     if options.llama is not None:
         engines["llama.cpp"] = with_llama(options.llama, options.gguf, torch.get_num_threads())
@@ -205,7 +206,7 @@ def main() -> None:
     print(versions)
     results = {}
     for requests in map(int, options.requests.split(",")):
-        results[requests] = measure(engines, requests, options.repeats)
+        results[requests] = measure(engines | (slow if requests == 1 else {}), requests, options.repeats)
         show(requests, results[requests])
     if vllm is not None:
         vllm.stop()
