@@ -3,9 +3,9 @@
     python benchmarks/other_engines.py [--llama BIN/llama-batched-bench --gguf FILE] [--vllm PYTHON] [--json FILE]
 
 ``--vllm``: an interpreter of an environment of its own that has vLLM (built for CPUs). Every engine answers the same
-number of prompts of 64 random ids with 128 tokens each, greedily and whatever they say, at 1, 8 and 32 requests (weights in bfloat16 and transformers
-at 1 alone); the engines take turns, so that a machine that changes its speed is unfair to none. Refuses to run on a
-busy machine.
+number of prompts of 64 random ids with 128 tokens each, greedily and whatever they say, at 1, 8 and 32 requests (our
+core with bfloat16 weights and transformers at 1 alone); the engines take turns, so that a machine that changes its
+speed is unfair to none. Refuses to run on a busy machine.
 """
 
 from __future__ import annotations
