@@ -13,9 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,22 +37,28 @@ PROMPT, ANSWER = 64, 128
 # (requests) -> tokens a second with the prompts counted in, and without; None where the engine does not tell.
 Run = Callable[[int], tuple[float | None, float | None]]
 
+# Run as a file of its own: vLLM starts further processes from it.
 VLLM = """
 import json, os, sys, time
-from vllm import LLM, SamplingParams, __version__
-folder, dtype, prompt, answer = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-engine = LLM(model=folder, dtype=dtype, enforce_eager=True, max_model_len=1024, max_num_seqs=64,
-             enable_prefix_caching=False, seed=0)
-sampling = SamplingParams(temperature=0, max_tokens=answer, ignore_eos=True)
-answers = os.fdopen(int(sys.argv[5]), "w")
-print(json.dumps({"version": __version__}), file=answers, flush=True)
-for line in sys.stdin:
-    prompts = [{"prompt_token_ids": ids} for ids in json.loads(line)]
-    started = time.perf_counter()
-    out = engine.generate(prompts, sampling, use_tqdm=False)
-    seconds = time.perf_counter() - started
-    print(json.dumps({"tokens": sum(len(each.outputs[0].token_ids) for each in out), "seconds": seconds}),
-          file=answers, flush=True)
+
+def main():
+    from vllm import LLM, SamplingParams, __version__
+    folder, dtype, answer, channel = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    engine = LLM(model=folder, dtype=dtype, enforce_eager=True, max_model_len=1024, max_num_seqs=64,
+                 enable_prefix_caching=False, seed=0)
+    sampling = SamplingParams(temperature=0, max_tokens=answer, ignore_eos=True)
+    answers = os.fdopen(channel, "w")
+    print(json.dumps({"version": __version__}), file=answers, flush=True)
+    for line in sys.stdin:
+        prompts = [{"prompt_token_ids": ids} for ids in json.loads(line)]
+        started = time.perf_counter()
+        out = engine.generate(prompts, sampling, use_tqdm=False)
+        seconds = time.perf_counter() - started
+        print(json.dumps({"tokens": sum(len(each.outputs[0].token_ids) for each in out), "seconds": seconds}),
+              file=answers, flush=True)
+
+if __name__ == "__main__":
+    main()
 """
 
 
@@ -118,14 +126,24 @@ def with_llama(program: Path, gguf: Path, threads: int) -> Run:
 
 
 class Vllm:
-    """vLLM in a process of its own, asked line by line."""
+    """vLLM in a process of its own, asked line by line; it has all of PyTorch's threads and 2 GiB of cache."""
 
     def __init__(self, python: Path, folder: Path, dtype: str, vocabulary: int) -> None:
         read, write = os.pipe()
-        command = [str(python), "-c", VLLM, str(folder), dtype, str(PROMPT), str(ANSWER), str(write)]
-        quiet = subprocess.DEVNULL
+        self._script = Path(tempfile.mkdtemp()) / "serve.py"
+        self._script.write_text(VLLM)
+        settings = {
+            "VLLM_CPU_KVCACHE_SPACE": "2",
+            "VLLM_CPU_OMP_THREADS_BIND": f"0-{torch.get_num_threads() - 1}",
+        }
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, text=True, pass_fds=[write]
+            [str(python), str(self._script), str(folder), dtype, str(ANSWER), str(write)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            pass_fds=[write],
+            env=os.environ | settings,
         )
         os.close(write)
         self._answers = os.fdopen(read)
@@ -148,6 +166,7 @@ class Vllm:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(timeout=60)
+        shutil.rmtree(self._script.parent)
 
 
 def measure(engines: dict[str, Run], requests: int, repeats: int) -> dict[str, dict[str, list[float]]]:
