@@ -53,12 +53,13 @@ def pytorch_kernels() -> Iterator[None]:
 
 
 class Watch:
-    """Seconds inside some functions, by name."""
+    """Seconds inside some functions, by name, while the target's pass runs."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
+        self._in_pass = False
 
-    def over(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def over(self, name: str, function: Callable[..., Any], always: bool = False) -> Callable[..., Any]:
         """The function, timed."""
 
         def timed(*arguments: Any, **named: Any) -> Any:
@@ -66,19 +67,33 @@ class Watch:
             try:
                 return function(*arguments, **named)
             finally:
-                self.seconds[name] += time.perf_counter() - started
+                if always or self._in_pass:
+                    self.seconds[name] += time.perf_counter() - started
 
         return timed
+
+    def during(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function as the target's pass."""
+
+        def watched(*arguments: Any, **named: Any) -> Any:
+            self._in_pass = True
+            try:
+                return function(*arguments, **named)
+            finally:
+                self._in_pass = False
+
+        return watched
 
 
 @contextmanager
 def watched() -> Iterator[Watch]:
-    """Times products and attention where they are modules, and the head everywhere."""
+    """Times products and attention of the target where they are modules, and its head everywhere."""
     watch = Watch()
     with (
         mock.patch.object(PackedLinear, "forward", watch.over("weights", PackedLinear.forward)),
         mock.patch.object(lean, "attend", watch.over("attention", block_attention.attend)),
-        mock.patch.object(Target, "head", watch.over("head", Target.head)),
+        mock.patch.object(Target, "forward", watch.during(Target.forward)),
+        mock.patch.object(Target, "head", watch.over("head", Target.head, always=True)),
     ):
         yield watch
 
