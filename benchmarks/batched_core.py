@@ -95,9 +95,8 @@ def steps(pair: Pair, repeats: int) -> Iterator[dict[str, Any]]:
         yield {"requests": count, **found, **ratios}
 
 
-def throughput(pair: Pair, prompts: list[list[int]], tokens: int, batch: int) -> dict[str, Any]:
+def throughput(target: Target, prompts: list[list[int]], tokens: int, batch: int) -> dict[str, Any]:
     """All prompts through the core, and through transformers' generate in batches, until each answer's own end."""
-    target = pair.target
     model = plain_model(target)
     pad = AutoTokenizer.from_pretrained(resolve_source(target.name).folder).pad_token_id or 0
     cache_tokens = batch * (max(map(len, prompts)) + tokens)
@@ -194,7 +193,7 @@ def main() -> None:
         if name == "step":
             found[name] = list(steps(pair, options.repeats))
         elif name == "throughput":
-            found[name] = throughput(pair, prompts, options.tokens, batch=64)
+            found[name] = throughput(pair.target, prompts, options.tokens, batch=64)
         else:
             found[name] = list(rounds(pair, prompts[:16], options.tokens // 4))
         print(name, json.dumps(found[name], indent=1), flush=True)

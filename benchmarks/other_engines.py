@@ -1,11 +1,13 @@
 """Plain decoding beside what a CPU user would run instead: transformers, llama.cpp and vLLM, all in one run.
 
-    python benchmarks/other_engines.py [--llama BIN/llama-batched-bench --gguf FILE] [--vllm PYTHON] [--json FILE]
+    python benchmarks/other_engines.py [--llama BIN/llama-batched-bench --gguf FILE] [--vllm PYTHON]
+                                       [--prompts FILE...] [--json FILE]
 
 ``--vllm``: an interpreter of an environment of its own that has vLLM (built for CPUs). Every engine answers the same
 number of prompts of 64 random ids with 128 tokens each, greedily and whatever they say, at 1, 8 and 32 requests (our
 core with bfloat16 weights and transformers at 1 alone); the engines take turns, so that a machine that changes its
-speed is unfair to none. Refuses to run on a busy machine.
+speed is unfair to none. ``--prompts``: 256 of these are then answered to their end (or 256 tokens), 64 at once, by the
+core and by transformers in batches. Refuses to run on a busy machine.
 """
 
 from __future__ import annotations
@@ -25,8 +27,10 @@ from typing import Any
 
 import torch
 import transformers
+from batched_core import throughput
 from transformers import AutoModelForCausalLM
 
+from dspark.data.prompts import read_in_turn
 from dspark.decoding.engine import Engine, Limits
 from dspark.decoding.request import Request
 from dspark.speculation.sampling import Sampling
@@ -205,6 +209,8 @@ def main() -> None:
     parser.add_argument("--vllm-dtype", default="float32")
     parser.add_argument("--requests", default="1,8,32")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--prompts", type=Path, nargs="+")
+    parser.add_argument("--tokens", type=int, default=256, help="of an answer to a prompt, at most")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if os.getloadavg()[0] > 0.5:
@@ -223,12 +229,18 @@ def main() -> None:
         engines[f"vLLM, {options.vllm_dtype}"] = vllm
         versions["vllm"] = vllm.version
     print(versions)
-    results = {}
+    results: dict[str, Any] = {}
     for requests in map(int, options.requests.split(",")):
-        results[requests] = measure(engines | (slow if requests == 1 else {}), requests, options.repeats)
-        show(requests, results[requests])
+        found = measure(engines | (slow if requests == 1 else {}), requests, options.repeats)
+        show(requests, found)
+        results[f"{requests}"] = found
     if vllm is not None:
         vllm.stop()
+    if options.prompts is not None:
+        chosen = [p.first_messages() for p in read_in_turn(options.prompts, 256)]
+        ids = [packed.chat.prompt_ids(messages) for messages in chosen]
+        results["prompts"] = throughput(packed, ids, options.tokens, batch=64)
+        print("\nprompts", json.dumps(results["prompts"], indent=1), flush=True)
     if options.json is not None:
         options.json.write_text(json.dumps({"versions": versions, "results": results}, indent=1))
 
