@@ -84,8 +84,9 @@ def own(target: Target) -> Run:
         started, read = time.perf_counter(), 0.0
         while shares := engine.admission.shares():
             engine.step(shares)
-            if not read and all(row.rounds for row in engine.admission.running):
-                read, answered = time.perf_counter(), sum(len(row.output_ids) for row in engine.admission.running)
+            running = engine.admission.running
+            if not read and len(running) == requests and all(row.rounds for row in running):
+                read, answered = time.perf_counter(), sum(len(row.output_ids) for row in running)
         ended = time.perf_counter()
         tokens = requests * ANSWER
         return tokens / (ended - started), (tokens - answered) / (ended - read)
