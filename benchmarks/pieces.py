@@ -31,10 +31,11 @@ from dspark.decoding.modes import Mode
 from dspark.decoding.request import Request
 from dspark.nn import block_attention, machine
 from dspark.nn.machine import Program
-from dspark.nn.packed import PackedLinear
+from dspark.nn.packed import PackedLinear, PanelLinear
 from dspark.nn.stack import _CALLS, Stack
 from dspark.speculation.sampling import Sampling
 from dspark.targets import lean
+from dspark.targets.compiled import MOST_ROWS
 from dspark.targets.model import Target
 from dspark.targets.ragged import RaggedBatch
 
@@ -48,8 +49,10 @@ def pytorch_kernels() -> Iterator[None]:
     """As on a machine for which none can be compiled."""
     with mock.patch.object(machine, "_NEEDED", {}):
         machine.can_compile.cache_clear()
-        yield
-    machine.can_compile.cache_clear()
+        try:
+            yield
+        finally:
+            machine.can_compile.cache_clear()
 
 
 class Watch:
@@ -91,6 +94,7 @@ def watched() -> Iterator[Watch]:
     watch = Watch()
     with (
         mock.patch.object(PackedLinear, "forward", watch.over("weights", PackedLinear.forward)),
+        mock.patch.object(PanelLinear, "forward", watch.over("weights", PanelLinear.forward)),
         mock.patch.object(lean, "attend", watch.over("attention", block_attention.attend)),
         mock.patch.object(Target, "forward", watch.during(Target.forward)),
         mock.patch.object(Target, "head", watch.over("head", Target.head, always=True)),
@@ -152,11 +156,11 @@ def pieces(engine: Engine, watch: Watch, repeats: int) -> dict[str, float]:
         engine.step(engine.admission.shares())
     laps = {name: 1000 * seconds / repeats for name, seconds in engine.laps.seconds.items()}
     inside = {name: 1000 * seconds / repeats for name, seconds in watch.seconds.items()}
-    stack = engine.target._compiled
-    if stack is not None:
-        tables = [row.table for row in engine.admission.running]
-        block = engine._drafter.drafter.config.block_size if engine._drafter is not None else 0
-        for row in engine.admission.running:
+    stack, running = engine.target._compiled, engine.admission.running
+    block = engine._drafter.drafter.config.block_size if engine._drafter is not None else 0
+    if stack is not None and len(running) * (block + 1) <= MOST_ROWS:  # larger steps run modules, which were watched
+        tables = [row.table for row in running]
+        for row in running:
             engine.pool.reserve(row.table, block + 1)
         batch = RaggedBatch(engine.cache, tables, [block + 1] * len(tables))
         with torch.inference_mode():

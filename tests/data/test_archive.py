@@ -56,7 +56,7 @@ def test_a_file_is_read_by_its_suffix(tmp_path: Path) -> None:
     assert list(read_answers(path)) == list(read_answers(tmp_path / "answers.jsonl")) == [answer]
 
 
-@pytest.mark.parametrize("damage", ["cut", "other", "fewer", "empty", "missing"])
+@pytest.mark.parametrize("damage", ["cut", "other", "fewer", "row", "number", "negative", "empty", "missing"])
 def test_a_damaged_file_is_refused(tmp_path: Path, damage: str) -> None:
     path, _ = one(tmp_path)
     content = lzma.decompress(path.read_bytes())
@@ -66,6 +66,12 @@ def test_a_damaged_file_is_refused(tmp_path: Path, damage: str) -> None:
         path.write_bytes(lzma.compress(b'{"format": "pictures"}\n'))
     elif damage == "fewer":
         path.write_bytes(lzma.compress(content[:-2]))
+    elif damage == "row":
+        path.write_bytes(lzma.compress(content.replace(b'[["a",0,', b'[["a",')))
+    elif damage == "number":
+        path.write_bytes(lzma.compress(content.replace(b'"stop",0,0,3,2', b'"stop",0,5,3,2')))
+    elif damage == "negative":
+        path.write_bytes(lzma.compress(content.replace(b'"stop",0,0,3,2', b'"stop",0,-1,3,2')))
     elif damage == "empty":
         path.write_bytes(b"")
     else:

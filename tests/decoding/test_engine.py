@@ -46,11 +46,23 @@ def rounds_of(completions: Sequence[Completion]) -> dict[str, list[Round]]:
     return {c.request.id: list(c.rounds) for c in completions}
 
 
+PACKED = pytest.mark.parametrize("packed", [False, True], ids=["modules", "compiled"])
+
+
+def drafter_of(target: Target, packed: bool, **changes: Any) -> DSparkDrafter:
+    drafter = tiny_drafter(target, **changes)
+    if packed:
+        drafter.pack()
+        assert drafter.compiled is not None and drafter.greedy_chain is not None
+    return drafter
+
+
+@PACKED
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
-def test_every_answer_is_the_reference_loops(mode: Mode, sampling: Sampling) -> None:
+def test_every_answer_is_the_reference_loops(mode: Mode, sampling: Sampling, packed: bool) -> None:
     target = tiny_target(sharpness=2.0)
-    drafter = tiny_drafter(target)
+    drafter = drafter_of(target, packed)
     requests = requests_of([sampling])
     expected = alone(target, drafter, mode, requests)
     for limits in (Limits(4, 512), Limits(6, 512, step_tokens=7, block=4), Limits(6, 120, block=3)):
@@ -65,10 +77,11 @@ def test_every_answer_is_the_reference_loops(mode: Mode, sampling: Sampling) -> 
     assert mode == "plain" or tally.accepted > 0
 
 
+@PACKED
 @pytest.mark.parametrize("draft_ids", [None, tuple(range(0, 64, 2))], ids=["full", "pruned"])
-def test_requests_with_settings_of_their_own_share_steps(draft_ids: tuple[int, ...] | None) -> None:
+def test_requests_with_settings_of_their_own_share_steps(draft_ids: tuple[int, ...] | None, packed: bool) -> None:
     target = tiny_target(sharpness=2.0)
-    drafter = tiny_drafter(target, draft_ids=draft_ids)
+    drafter = drafter_of(target, packed, draft_ids=draft_ids)
     requests = requests_of(SAMPLINGS)
     plan = EarlyStop((1.0, 1.2, 1.4, 1.6, 1.8))
     when = WhileItPays((1.2, 1.5, 1.8, 2.1, 2.4), 1.0)
@@ -77,9 +90,26 @@ def test_requests_with_settings_of_their_own_share_steps(draft_ids: tuple[int, .
         assert rounds_of(completions) == alone(target, drafter, "dspark", requests, **more)
 
 
-def test_preempted_requests_go_on_as_if_nothing_had_happened() -> None:
+@PACKED
+@pytest.mark.parametrize("head", [{}, {"markov_head_type": "rnn"}], ids=["vanilla", "rnn"])
+def test_planned_greedy_rounds_are_the_reference_loops(packed: bool, head: dict[str, Any]) -> None:
     target = tiny_target(sharpness=2.0)
-    drafter = tiny_drafter(target)
+    drafter = tiny_drafter(target, **head)
+    if packed:
+        drafter.pack()
+        assert drafter.compiled is not None and (drafter.greedy_chain is None) == bool(head)
+    requests = requests_of([Sampling()])
+    more: dict[str, Any] = {"verify_length": EarlyStop((1.0, 1.2, 1.4, 1.6, 1.8)), "lookup": False}
+    expected = alone(target, drafter, "dspark", requests, **more)
+    assert len({r.verified for rounds in expected.values() for r in rounds if r.drafted}) > 2, "confidence decides"
+    completions = list(Engine(target, requests, Limits(3, 512), "dspark", drafter, **more).run())
+    assert rounds_of(completions) == expected
+
+
+@PACKED
+def test_preempted_requests_go_on_as_if_nothing_had_happened(packed: bool) -> None:
+    target = tiny_target(sharpness=2.0)
+    drafter = drafter_of(target, packed)
     requests = requests_of(SAMPLINGS)
     engine = Engine(target, requests, Limits(6, 110, block=2), "dspark", drafter)
     completions = list(engine.run())

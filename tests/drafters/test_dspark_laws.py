@@ -22,6 +22,8 @@ def _sequences(drafter, seed=1):
     return ids, taps, torch.tensor(ANCHORS)
 
 
+# Of whole vectors, as compiled kernels want it.
+WIDE = {"hidden_size": 32, "intermediate_size": 48, "vocab_size": 64, "num_attention_heads": 4}
 HEADS = {
     "vanilla": {},
     "gated": {"markov_head_type": "gated"},
@@ -32,9 +34,9 @@ HEADS = {
 
 
 @pytest.mark.parametrize("kind", HEADS)
-@pytest.mark.parametrize("packed", [False, True])
-def test_training_path_equals_decoding_path(make_drafter, forced, packed, kind):
-    drafter = make_drafter(**HEADS[kind])
+@pytest.mark.parametrize("way", ["modules", "packed", "compiled"])
+def test_training_path_equals_decoding_path(make_drafter, forced, way, kind):
+    drafter = make_drafter(**HEADS[kind], **(WIDE if way == "compiled" else {}))
     ids, taps, anchors = _sequences(drafter)
     slots = drafter.config.block_size
     steps = anchors[..., None] + torch.arange(slots)
@@ -42,8 +44,11 @@ def test_training_path_equals_decoding_path(make_drafter, forced, packed, kind):
     with torch.no_grad():
         hidden = drafter(taps, ids.gather(1, anchors), anchors)
         logits, confidence = drafter.logits(hidden, prev), drafter.confidence_logits(hidden, prev)
-    if packed:
+    if way != "modules":
         drafter.pack()
+        drafter.pack()  # once more changes nothing
+        assert (drafter.compiled is not None) == (way == "compiled")
+        assert (drafter.greedy_chain is not None) == (way == "compiled" and kind == "vanilla")
     for row in range(2):
         for block, anchor in enumerate(ANCHORS[row]):
             seen: list[Tensor] = []
@@ -55,8 +60,12 @@ def test_training_path_equals_decoding_path(make_drafter, forced, packed, kind):
             assert draft.tokens == labels
 
 
-def test_a_context_that_grows_equals_one_computed_at_once(make_drafter, forced):
-    drafter = make_drafter()
+@pytest.mark.parametrize("sizes", [{}, WIDE], ids=["modules", "compiled"])
+def test_a_context_that_grows_equals_one_computed_at_once(make_drafter, forced, sizes):
+    drafter = make_drafter(**sizes)
+    if sizes:
+        drafter.pack()
+        assert drafter.compiled is not None
     generator = torch.Generator().manual_seed(2)
     rows = 700  # well beyond the first capacity of the cache
     ids = torch.randint(0, 50, (rows + 1,), generator=generator).tolist()

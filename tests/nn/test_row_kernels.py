@@ -10,9 +10,11 @@ from torch.nn.functional import gelu, rms_norm, silu
 from dspark.nn.lean import turn
 from dspark.nn.row_kernels import (
     _ALONE,
+    HeadNorms,
     can_row,
     can_search,
     first_largest,
+    follow_call,
     gate_name,
     gate_rows,
     norm_rows,
@@ -72,6 +74,38 @@ def test_rotation_and_the_way_into_the_cache(tokens: int) -> None:
     torch.testing.assert_close(cache, stored, rtol=1e-6, atol=1e-6)
     untouched = sorted(set(range(2 * tokens)) - set(rows.tolist()))
     assert torch.equal(cache[:, untouched], stored[:, untouched])
+
+
+@pytest.mark.parametrize("tokens", [1, 7, _ALONE // 56 + 5])
+def test_heads_are_normed_before_they_are_rotated(tokens: int) -> None:
+    queries, keys, width = 3, 2, 16
+    wide = random(tokens, 2, queries + 2 * keys, width)  # heads of two layers side by side
+    heads, angles = wide[:, 1], random(tokens, 1, width // 2, seed=1)
+    rotation = torch.complex(angles.cos(), angles.sin())
+    norms = HeadNorms(random(width, seed=4), random(width, seed=5), (1e-5, 3.0))
+    expected = heads.clone()
+    expected[:, :queries] = rms_norm(heads[:, :queries], (width,), norms.queries, norms.eps[0])
+    expected[:, queries:-keys] = rms_norm(heads[:, queries:-keys], (width,), norms.keys, norms.eps[1])
+    turn(expected[:, : queries + keys], rotation)
+    other, cache = wide[:, 0].clone(), torch.zeros(2 * keys, tokens, width)
+    turn_and_store(heads, rotation, queries + keys, queries, torch.arange(tokens), cache, norms)
+    torch.testing.assert_close(heads, expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(cache, heads[:, queries:].transpose(0, 1)) and torch.equal(wide[:, 0], other)
+
+
+def test_what_was_found_is_followed_to_its_row() -> None:
+    table, support = random(50, 8), torch.tensor([3, 9, 40, 49])
+    for chosen, wanted in ((support, [49, 3, 40, 3]), (None, [3, 0, 2, 0])):
+        ids, out = torch.zeros(4, dtype=torch.int64), torch.zeros(4, 8)
+        kernel, numbers = follow_call(torch.tensor([3, 0, 2, -1]), chosen, ids, table, out)
+        kernel(*numbers)
+        assert ids.tolist() == wanted and torch.equal(out, table[wanted])
+
+
+def test_what_is_no_number_stays_none() -> None:
+    both = torch.ones(1, 32)
+    both[0, 3] = torch.nan
+    assert gate_rows(both, "silu").isnan().tolist() == [[i == 3 for i in range(16)]]
 
 
 def test_other_rows_are_left_to_pytorch() -> None:

@@ -73,9 +73,12 @@ def test_more_rows_are_the_modules_and_old_programs_are_let_go() -> None:
     program, cache = target._compiled, target.new_cache(1, 200)
     assert program is not None
     before = len(program._prepared)
-    for rows in (MOST_ROWS + 1, *range(1, _KEPT + 9)):
+    for rows in (MOST_ROWS + 1, MOST_ROWS, *range(1, _KEPT + 9)):
         target.forward(torch.arange(3, 3 + rows) % VOCAB, RaggedBatch(cache, cache.tables(), [rows]))
     assert [rows for rows, _ in program._prepared[cache]] == list(range(9, _KEPT + 9))
+    rooms = sum(room.nbytes for room in program._rooms._kept.values())
+    target.forward(torch.arange(3, 3 + _KEPT), RaggedBatch(cache, cache.tables(), [_KEPT]))
+    assert sum(room.nbytes for room in program._rooms._kept.values()) == rooms, "programs share their rooms"
     del cache
     assert len(program._prepared) <= before, "a program goes with its cache, whose memory others may get"
 

@@ -112,6 +112,14 @@ def test_a_measured_row_may_lack_a_label_or_a_chance() -> None:
     assert gradient.isfinite().all() and gradient[0, 5] == 0
 
 
+def test_a_broken_target_is_not_learnt_in_silence() -> None:
+    logits, target = torch.zeros(2, 64), torch.zeros(2, 64)
+    target[1, 7] = torch.nan
+    mass, labels, weights = torch.full((2,), 5.0), torch.zeros(2, dtype=torch.int64), torch.ones(2)
+    terms = distances(logits, target, mass, labels, weights, (0.0, 0.5, 1.0))
+    assert terms[:, 0].isfinite().all() and terms[1:, 1].isnan().all() and logits[1].isnan().any()
+
+
 def test_the_l1_term_counts_the_mass_that_can_not_be_drafted() -> None:
     slots, head, markov = random_slots(5, 11, outside=50.0)  # nearly all of the target's mass is outside
     distances = distribution_loss(slots, head, markov, Mix(0, 0, 1))

@@ -17,6 +17,7 @@ from dspark.data.responses import Response
 from dspark.decoding.request import Request
 from dspark.decoding.single import Decoder
 from dspark.drafters.checkpoint import save_drafter
+from dspark.drafters.config import DSparkConfig
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.drafters.state import DSparkState
 from dspark.foundation.errors import UserError
@@ -32,7 +33,7 @@ from dspark.training.objective import objective, supervised_slots
 from dspark.training.recipe import DataSettings, Recipe
 from dspark.training.run import Run
 from dspark.training.schedule import Batches, learning_rate
-from dspark.training.start import draft_vocabulary, new_drafter
+from dspark.training.start import draft_vocabulary, new_drafter, same_drafter
 from dspark.training.trainer import Trainer, split_examples
 from dspark.training.validation import validate
 from tiny import STOP, VOCAB, tiny_drafter, tiny_llama, tiny_target
@@ -101,6 +102,22 @@ def test_training_can_go_on_from_a_checkpoint(tmp_path: Path) -> None:
         going_on(draft_vocab_size=0)
     with pytest.raises(UserError, match="nowhere"):
         going_on(initial=str(tmp_path / "nowhere"))
+
+
+def test_a_resumed_run_does_not_need_the_checkpoint_it_began_with(tmp_path: Path) -> None:
+    target, examples = tiny_target(sharpness=3.0, pack=False), conversations(tiny_target(sharpness=3.0), 6)
+    settings = recipe()
+    sized = settings.drafter.model_copy(update={"draft_vocab_size": 32})
+    first = new_drafter(settings.model_copy(update={"drafter": sized}), target, examples)
+    save_drafter(tmp_path / "secret-place" / "first", first, target.identity)
+    sized = sized.model_copy(update={"initial": str(tmp_path / "secret-place" / "first")})
+    trainer = new_trainer(tmp_path / "run", examples, settings.model_copy(update={"drafter": sized}))
+    trainer.run_to_end()
+    state = trainer.run.load_state()
+    again = same_drafter(target, DSparkConfig(**state["config"]))
+    again.load_state_dict(state["drafter"])
+    assert again.config.draft_ids == first.config.draft_ids
+    assert "secret-place" not in (trainer.run.drafter / "manifest.json").read_text()
 
 
 @given(

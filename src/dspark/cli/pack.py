@@ -30,10 +30,11 @@ def pack(
 
     if out.suffix != SUFFIX:
         raise UserError(f"--out is {out}; expected a name that ends in {SUFFIX}, by which such files are known")
-    found: dict[tuple[str, int, tuple[int, ...]], Response] = {}
+    found: dict[tuple[object, ...], Response] = {}
     for path in responses:
         for response in read_answers(path):
-            found.setdefault((response.id, response.turn, tuple(response.output_ids)), response)
+            key = (response.id, response.turn, *response.prompt_ids, None, *response.output_ids)
+            found.setdefault(key, response)
     write_archive(out, list(found.values()))
     tokens = sum(len(each.output_ids) for each in found.values())
     size = out.stat().st_size

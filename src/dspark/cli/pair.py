@@ -68,7 +68,7 @@ def load_pair(target: str = BUNDLED, drafter: str | None = BUNDLED, dtype: str =
     model = load_drafter(folder, loaded.identity, loaded.ends, loaded.dtype, loaded.device)
     model.pack()
     seconds = measure_rounds(loaded, model)
-    plain = measure_plain(loaded, seconds)
+    plain = measure_plain(loaded, model, seconds)
     return Pair(Decoder(loaded, model, EarlyStop(seconds), WhileItPays(seconds, plain)), drafter, seconds, plain)
 
 

@@ -1,6 +1,6 @@
 """Answers in one small file, to keep: a line of JSON about the rows, then all token ids as 2- or 4-byte numbers, xz.
 
-A million answer tokens take about 3 MB, a thirtieth of their JSONL. The messages are left out: the ids say it all.
+A million answer tokens of a small model take 0.7 MB, a thirteenth of their JSONL. Messages are left out: ids hold them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ROW = ("id", "turn", "finish_reason", "model", "sampling", "prompt", "output")
 
 
 def write_archive(path: Path, responses: Sequence[Response]) -> None:
-    """Write ``responses`` in their order, whole or not at all; equal ones have to be written once only."""
+    """Write ``responses`` in their order, whole or not at all."""
     models, samplings = _Numbers(), _Numbers()
     rows = [
         (
@@ -59,19 +59,22 @@ def read_archive(path: Path) -> Iterator[Response]:
         if header["format"] != _FORMAT or header["version"] != 1 or tuple(header["fields"]) != _ROW:
             raise ValueError(f"it says {header['format']!r}, version {header['version']}")
         numbers = array(_CODES[header["bytes"]], content)
-        if sum(row[-1] + row[-2] for row in header["rows"]) != len(numbers):
+        rows = [dict(zip(_ROW, row, strict=True)) for row in header["rows"]]
+        for row in rows:
+            if min(row["prompt"], row["output"]) < 1 or min(row["model"], row["sampling"]) < 0:
+                raise ValueError(f"it has a row {list(row.values())}")
+            row |= {"model": header["models"][row["model"]], "sampling": header["samplings"][row["sampling"]]}
+        if sum(row["prompt"] + row["output"] for row in rows) != len(numbers):
             raise ValueError(f"its rows do not hold the {len(numbers)} ids that it has")
-    except (OSError, EOFError, lzma.LZMAError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, lzma.LZMAError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{path}: is not an archive of answers, or a damaged one ({error}); get it again") from error
     if sys.byteorder == "big":
         numbers.byteswap()
     ids = iter(numbers)
-    for number, row in enumerate(header["rows"], start=1):
-        values = dict(zip(_ROW, row, strict=True))
-        prompt, output = (list(islice(ids, values.pop(name))) for name in ("prompt", "output"))
-        values |= {"model": header["models"][values["model"]], "sampling": header["samplings"][values["sampling"]]}
-        values |= {"messages": [], "prompt_ids": prompt, "output_ids": output}
-        yield parse_response(values, f"{path}, row {number}")
+    for number, row in enumerate(rows, start=1):
+        prompt, output = (list(islice(ids, row.pop(name))) for name in ("prompt", "output"))
+        row |= {"messages": [], "prompt_ids": prompt, "output_ids": output}
+        yield parse_response(row, f"{path}, row {number}")
 
 
 def read_answers(path: Path) -> Iterator[Response]:

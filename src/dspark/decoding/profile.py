@@ -1,8 +1,7 @@
 """What a round costs on this machine, measured before the first request.
 
-The product's own loop is timed, on a context of random ids, verifying nothing and everything in turn: what lies between
-is nearly a straight line for the few tokens of one request. The clock is read here and never during a request, so that
-the length of a round depends on the seed and on this measurement alone.
+The core itself is timed, on a context of random ids, verifying 0, 1, ... K drafts in turn. The clock is read here and
+never during a request, so that the length of a round depends on the seed and on this measurement alone.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ CONTEXT = 128
 # Rounds of each kind: the first warm up, the others are counted.
 WARM_UP = 1
 REPEATS = 5
+UNKNOWN = 1.0  # in place of seconds that could not be measured
 
 
 def measure_rounds(target: Target, drafter: DSparkDrafter) -> tuple[float, ...]:
@@ -37,17 +37,18 @@ def measure_rounds(target: Target, drafter: DSparkDrafter) -> tuple[float, ...]:
     return time_rounds(itertools.islice(decoder.stream(request, "dspark"), rounds + 1), block, time.perf_counter)
 
 
-def measure_plain(target: Target, rounds: Sequence[float]) -> float:
-    """Seconds of a greedy step without a drafter, in the same context.
+def measure_plain(target: Target, drafter: DSparkDrafter, rounds: Sequence[float]) -> float:
+    """Seconds of a greedy round without a draft, in the same context; features are kept for the next one as ever.
 
     ``rounds``: as ``measure_rounds`` gave them; where those could not be measured, a step is as dear as a round.
     """
-    if len(set(rounds)) == 1:
-        return rounds[0]
+    if set(rounds) == {UNKNOWN}:
+        return UNKNOWN
+    decoder = Decoder(target, drafter, when=lambda rounds: False, lookup=False)
     count = 2 * REPEATS
     taken = []
     started = time.perf_counter()
-    for _ in Decoder(target).stream(_request(target, count + 1), "plain"):
+    for _ in decoder.stream(_request(target, count + 1), "dspark"):
         now = time.perf_counter()
         taken.append(now - started)
         started = now
@@ -63,11 +64,11 @@ def time_rounds(rounds: Iterable[Round], block: int, clock: Callable[[], float])
     started = clock()
     for each in rounds:
         now = clock()
-        if each.index:  # the first reads the prompt
+        if each.drafted:  # the first reads the prompt, the last has no room for a draft
             taken[each.verified].append(now - started)
         started = clock()
     if min(map(len, taken.values())) <= WARM_UP:
-        return (1.0,) * (block + 1)
+        return (UNKNOWN,) * (block + 1)
     return rising([statistics.median(some[WARM_UP:]) for some in taken.values()])
 
 

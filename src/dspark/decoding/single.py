@@ -25,8 +25,8 @@ class Decoder:
 
     ``verify_length`` plans the rounds of greedy requests, ``when`` says which of them draft. Sampled requests draft in
     every round and verify every draft: there a round's length decides which draws are used, and a seed must give the
-    same text on a machine of another speed. ``lookup`` spares
-    the drafter where the last words have occurred before; without it every draft is the drafter's own.
+    same text on a machine of another speed. ``lookup`` spares the drafter where the last words have occurred before;
+    without it every draft is the drafter's own.
     """
 
     target: Target

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dspark.drafters.heads import MarkovHead
-from dspark.nn.machine import Call, Program
+from dspark.nn.machine import Call, Program, Rooms
 from dspark.nn.packed import PanelLinear
 from dspark.nn.panels import Panels
 from dspark.nn.row_kernels import can_row, follow_call, search_call
@@ -34,7 +34,6 @@ class _Prepared:
     hidden_Td: Tensor
     found_KR: Tensor
     ids_KR: Tensor
-    kept: list[Tensor]
 
 
 class GreedyChain:
@@ -48,11 +47,12 @@ class GreedyChain:
         self._support = drafter.support
         self._slots = drafter.config.block_size
         self._prepared: dict[tuple[int, int], _Prepared] = {}
-        self._turn = Lock()
+        self._rooms = Rooms()
+        self._lock = Lock()
 
     def run(self, hidden_RKd: Tensor, anchors: Sequence[int]) -> Tensor:
         """Drafted ids ``int64 [K, R]`` of the target's vocabulary; ArithmeticError where logits hold NaN."""
-        with self._turn:
+        with self._lock:
             prepared = self._prepare(len(anchors))
             prepared.hidden_Td.view(self._slots, len(anchors), -1).copy_(hidden_RKd.transpose(0, 1))
             prepared.found_KR[0] = torch.tensor(anchors)
@@ -62,6 +62,8 @@ class GreedyChain:
             return prepared.ids_KR[1:].clone()
 
     def _prepare(self, requests: int) -> _Prepared:
+        if self._rooms.too_small(requests):
+            self._prepared.clear()
         key = (requests, torch.get_num_threads())
         prepared = self._prepared.pop(key, None) or self._build(requests)
         self._prepared[key] = prepared
@@ -72,17 +74,18 @@ class GreedyChain:
     @torch.inference_mode(False)  # what is kept here may be written to in either mode
     def _build(self, requests: int) -> _Prepared:
         head, bias, slots = self._head, self._bias, self._slots
-        hidden_Td = torch.empty(slots * requests, head.width)
-        base_TV, logits_RV = torch.empty(len(hidden_Td), head.padded), torch.empty(requests, head.padded)
-        embedded_Rr = torch.empty(requests, bias.width)
+
+        def room(name: str, rows: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            flat = self._rooms.room(name, rows * width, requests, dtype)
+            return flat.view(rows * requests, width)
+
+        hidden_Td, base_TV = room("hidden", slots, head.width), room("base", slots, head.padded)
+        logits_RV, embedded_Rr = room("logits", 1, head.padded), room("embedded", 1, bias.width)
         # Found: the anchors, then indices into the support; ids: the same as ids of the target.
-        found_KR, ids_KR = (torch.zeros(slots + 1, requests, dtype=torch.int64) for _ in range(2))
-        kept = [base_TV, logits_RV, embedded_Rr]
+        found_KR, ids_KR = (room(name, slots + 1, 1, torch.int64).view(-1, requests) for name in ("found", "ids"))
 
         def product(panels: Panels, source: Tensor, out: Tensor, more: Tensor | None) -> Call:
-            scratch = panels.scratch(len(source))
-            kept.extend([] if scratch is None else [scratch])
-            return panels.call(source, out, more, scratch)
+            return panels.call(source, out, more, self._rooms.fixed(panels.scratch(len(source))))
 
         def follow(slot: int) -> Call:
             support = None if slot == 0 else self._support
@@ -96,7 +99,7 @@ class GreedyChain:
                 product(bias, embedded_Rr, logits_RV, base_RV),
                 search_call(logits_RV, found_KR[slot + 1]),
             ]
-        return _Prepared(Program([*calls, follow(slots)]), hidden_Td, found_KR, ids_KR, kept)
+        return _Prepared(Program([*calls, follow(slots)]), hidden_Td, found_KR, ids_KR)
 
 
 def greedy_chain(drafter: DSparkDrafter) -> GreedyChain | None:

@@ -38,13 +38,11 @@ class LeanBlockAttention(nn.Module):
         self.rotated = self.queries + own.kv_heads
         self.settings: dict[str, Any] = {"scale": own.head_dim**-0.5, "window": None, "softcap": None, "sinks_Q": None}
         order = paired(own.head_dim)
-        query, key = (_in_order(linear.weight, order) for linear in (own.q_proj, own.k_proj))
+        query, key = (_in_order(linear.weight, own.head_dim) for linear in (own.q_proj, own.k_proj))
         self.product = frozen_linear(torch.cat((query, key, own.v_proj.weight)))
         self.output = frozen_linear(own.o_proj.weight)
         norms = [LeanNorm(norm.weight[order], norm.eps) for norm in (own.q_norm, own.k_norm)]
         self.head_norms: HeadNorms | None = head_norms(*norms)
-        self.context_weight = torch.cat((key, own.v_proj.weight)).detach()
-        """Of keys and values alone, for rows that ask nothing."""
 
 
 class CompiledBackbone(nn.Module):
@@ -59,7 +57,7 @@ class CompiledBackbone(nn.Module):
         layers: list[DraftLayer] = list(backbone.layers)  # type: ignore[arg-type]  # made in its __init__
         self.attentions = nn.ModuleList(LeanBlockAttention(each.self_attn, i) for i, each in enumerate(layers))
         own = [each for each in self.attentions if isinstance(each, LeanBlockAttention)]
-        self.context = frozen_linear(torch.cat([each.context_weight for each in own]))
+        self.context = frozen_linear(torch.cat([_context_weight(layer.self_attn) for layer in layers]))
         self._head_norms = [each.head_norms for each in own]
         self.stack = Stack([_stack_layer(layer, each) for layer, each in zip(layers, own, strict=True)])
 
@@ -107,6 +105,12 @@ def _lean(norm: RMSNorm) -> LeanNorm:
     return LeanNorm(norm.weight, norm.eps)
 
 
-def _in_order(weight: Tensor, order: Tensor) -> Tensor:
-    heads: Tensor = weight.unflatten(0, (-1, len(order)))
-    return heads[:, order].flatten(0, 1)
+def _context_weight(attention: BlockAttention) -> Tensor:
+    """Of keys and values alone, for rows that ask nothing."""
+    return torch.cat((_in_order(attention.k_proj.weight, attention.head_dim), attention.v_proj.weight)).detach()
+
+
+def _in_order(weight: Tensor, head_dim: int) -> Tensor:
+    """The rows of each head in ``paired`` order."""
+    heads: Tensor = weight.unflatten(0, (-1, head_dim))
+    return heads[:, paired(head_dim)].flatten(0, 1)

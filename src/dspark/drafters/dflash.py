@@ -42,7 +42,7 @@ class DFlashBackbone(nn.Module):
         self.head, self.support = _head_rows(config, ends)
         self.packed_head: nn.Module | None = None
         self.compiled: CompiledBackbone | None = None
-        """Stands for all below but the final norm once it is there (``pack``)."""
+        """Once the drafter is packed: context, layers and final norm, which are not modules any more then."""
         self.fc = nn.Linear(config.taps_width, config.hidden_size, bias=False)
         self.hidden_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.layers = nn.ModuleList(DraftLayer(config.layer_shape) for _ in range(config.num_hidden_layers))
@@ -118,12 +118,14 @@ class DFlashBackbone(nn.Module):
     def pack(self) -> None:
         """Repack the linear layers and the head for few rows (fp32 on a CPU); no training or saving after.
 
-        Where kernels can be compiled only ``compiled`` is left of the backbone.
+        Where kernels can be compiled ``compiled`` takes the place of context projection and layers.
         """
+        if self.compiled is not None:
+            return
         if compiles(self):
             self.compiled = CompiledBackbone(self)
             self.layers = nn.ModuleList()
-            del self.fc
+            del self.fc, self.hidden_norm
         lean_drafter(self)
         pack_linears(self)
         if can_pack(self.head):

@@ -96,11 +96,16 @@ class RNNHead(MarkovHead):
 class NoMarkovHead(MarkovHead):
     """DFlash: no sequential stage, every slot is predicted by itself. Rank 0 and without weights."""
 
-    output: Tensor
+    _nothing: Tensor
 
     def __init__(self, vocab_size: int, draft_vocab_size: int, rank: int, hidden_size: int) -> None:
         nn.Module.__init__(self)
-        self.register_buffer("output", torch.zeros(draft_vocab_size, 0), persistent=False)
+        self.register_buffer("_nothing", torch.zeros(draft_vocab_size, 0), persistent=False)
+
+    @property
+    def output(self) -> Tensor:
+        """``[V_d, 0]``."""
+        return self._nothing
 
     def reset(self) -> None:
         """Nothing to reset."""

@@ -46,7 +46,9 @@ def distances(
     rows, width = logits_CD.shape
     found_5C = logits_CD.new_empty(5, rows)
     given = (logits_CD, target_CD, log_mass_C, labels_C, weights_C, found_5C)
-    assert all(each.is_contiguous() for each in given) and labels_C.dtype == torch.int64
+    assert all(each.is_contiguous() for each in given) and target_CD.shape == logits_CD.shape
+    assert all(each.dtype == torch.float32 for each in given if each is not labels_C)
+    assert labels_C.dtype == torch.int64 and not bool((labels_C >= width).any())
     _kernel()(*(each.data_ptr() for each in given), rows, width, *map(bits, mix))
     cross_C, inside_C, sum_C, label_C, l1_C = found_5C
     log_sum_C = sum_C.log()
@@ -57,7 +59,7 @@ def distances(
 
 @cache
 def _kernel() -> Kernel:
-    return row_kernel(11, _row, rows=6)
+    return row_kernel(11, _row, rows_at=6)
 
 
 def _row(code: Code, table: list[Value], row: Value) -> None:

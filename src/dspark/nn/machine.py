@@ -217,6 +217,33 @@ class Program:
         _runner()(self._pairs.data_ptr() + first * self._pairs.stride(0) * 8, end - first)
 
 
+class Rooms:
+    """Scratch that the programs of one owner share, one program at a time: each uses the beginning of every room."""
+
+    def __init__(self) -> None:
+        self._units = 0
+        self._kept: dict[tuple[str, int, torch.dtype], torch.Tensor] = {}
+
+    def too_small(self, units: int) -> bool:
+        """Whether ``units`` do not fit; then new rooms are begun, for twice as many as before, and the old are void."""
+        if units <= self._units:
+            return False
+        self._units = max(units, 2 * self._units)
+        self._kept.clear()
+        return True
+
+    def room(self, name: str, width: int, units: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """``units * width`` numbers, flat."""
+        key = (name, width, dtype)
+        if key not in self._kept:
+            self._kept[key] = torch.zeros(self._units * width, dtype=dtype)
+        return self._kept[key][: units * width]
+
+    def fixed(self, scratch: torch.Tensor | None) -> torch.Tensor | None:
+        """One room of this size and kind, whatever the units."""
+        return None if scratch is None else self._kept.setdefault(("fixed", scratch.numel(), scratch.dtype), scratch)
+
+
 @cache
 def _runner() -> Kernel:
     module = ir.Module()

@@ -25,7 +25,7 @@ def constant(value: float, like: Value) -> Value:
 
 
 def exponential(code: Code, x: Value) -> Value:
-    """``e^x``, to two units in the last place; exactly 0 below -87, infinite above 88."""
+    """``e^x``, to two units in the last place; exactly 0 below -87, infinite above 88, NaN for NaN."""
     build = code.build
     whole = ir.VectorType(I32, x.type.count)
     kept = _select(code, ">", x, constant(_LEAST, x), x, constant(_LEAST, x))
@@ -40,7 +40,8 @@ def exponential(code: Code, x: Value) -> Value:
     exponent = build.add(build.fptosi(powers, whole), ir.Constant(whole, [127] * x.type.count))
     scale = build.bitcast(build.shl(exponent, ir.Constant(whole, [23] * x.type.count)), x.type)
     value = _select(code, ">", x, constant(_MOST, x), constant(math.inf, x), build.fmul(value, scale))
-    return _select(code, ">", x, constant(_LEAST, x), value, constant(0.0, x))
+    value = _select(code, ">", x, constant(_LEAST, x), value, constant(0.0, x))
+    return build.select(build.fcmp_unordered("uno", x, x), x, value)
 
 
 def hyperbolic_tangent(code: Code, x: Value) -> Value:

@@ -1,4 +1,4 @@
-"""What lies between the products of a layer, compiled: norms, gates, rotations. One call for several of PyTorch's.
+"""What lies between products, compiled: norms, gates, rotations, searches. One call for several of PyTorch's.
 
 All in fp32 on a CPU; rows are independent of each other. A few rows are done by the calling thread alone, since
 waking the others takes longer than the work.
@@ -81,8 +81,8 @@ def turn_and_store(
     ``both_HSD``: keys and values of a layer, head after head; ``rows_T``: where each token's go. The heads of one token
     lie together, tokens may lie apart.
     """
-    places = (rotation_T1C.data_ptr(), rows_T.data_ptr())
-    _run(turn_call(heads_TND, rotated, queries, both_HSD, norms, *places), heads_TND.numel())
+    where = (rotation_T1C.data_ptr(), rows_T.data_ptr())
+    _run(turn_call(heads_TND, rotated, queries, both_HSD, norms, *where), heads_TND.numel())
 
 
 def turn_call(
@@ -128,8 +128,8 @@ def follow_call(found_R: Tensor, support_V: Tensor | None, ids_R: Tensor, table_
     All int64 and fp32, contiguous. -1, for nothing found, is followed as 0: whoever asked looks at ``found_R``.
     """
     support = 0 if support_V is None else support_V.data_ptr()
-    places = (found_R.data_ptr(), support, ids_R.data_ptr(), table_Vr.data_ptr(), out_Rr.data_ptr())
-    return _follow(), (*places, len(ids_R), table_Vr.shape[1])
+    given = (found_R.data_ptr(), support, ids_R.data_ptr(), table_Vr.data_ptr(), out_Rr.data_ptr())
+    return _follow(), (*given, len(ids_R), table_Vr.shape[1])
 
 
 def gate_name(act: Callable[[Tensor], Tensor]) -> str | None:
@@ -153,12 +153,12 @@ def _run(call: Call, numbers: int) -> None:
         kernel(*table)
 
 
-def row_kernel(count: int, body: Callable[[Code, list[Value], Value], None], rows: int) -> Kernel:
-    """``body(code, table, row)`` for this thread's share of the rows, whose number is entry ``rows`` of the table."""
+def row_kernel(count: int, body: Callable[[Code, list[Value], Value], None], rows_at: int) -> Kernel:
+    """``body(code, table, row)`` for this thread's share of the rows; entry ``rows_at`` of the table is their number."""
     module = ir.Module()
     code = Code(module, "rows", (POINTER,))
     table = [code.load(code.function.args[0], code.number(index), I64) for index in range(count)]
-    first, end = code.share(table[rows])
+    first, end = code.share(table[rows_at])
 
     def row(index: Value, _: list[Value]) -> list[Value]:
         body(code, table, index)
@@ -178,7 +178,7 @@ def _norm() -> Kernel:
         x, out = (code.at(code.pointer(each), offset, F32) for each in (source, destination))
         _normed(code, x, out, weights, width, eps)
 
-    return row_kernel(6, body, rows=2)
+    return row_kernel(6, body, rows_at=2)
 
 
 def _normed(code: Code, x: Value, out: Value, weights: Value, width: Value, eps: Value) -> None:
@@ -231,7 +231,7 @@ def _gate(act: str) -> Kernel:
 
         code.loop(code.number(0), width, _LANES, [], numbers)
 
-    return row_kernel(4, body, rows=2)
+    return row_kernel(4, body, rows_at=2)
 
 
 @cache
@@ -266,7 +266,7 @@ def _turn() -> Kernel:
         code.loop(code.number(0), rotated, 1, [], lambda index, _: head(index, True))
         code.loop(rotated, heads, 1, [], lambda index, _: head(index, False))
 
-    return row_kernel(15, body, rows=3)
+    return row_kernel(15, body, rows_at=3)
 
 
 @cache
@@ -305,7 +305,7 @@ def _search() -> Kernel:
         assert best is not None
         code.store(build.select(broken, code.number(-1), best[1]), code.pointer(destination), row, I64)
 
-    return row_kernel(4, body, rows=2)
+    return row_kernel(4, body, rows_at=2)
 
 
 @cache
@@ -328,7 +328,7 @@ def _follow() -> Kernel:
 
         code.loop(code.number(0), width, _LANES, [], copy)
 
-    return row_kernel(7, body, rows=5)
+    return row_kernel(7, body, rows_at=5)
 
 
 def _better(code: Code, a: tuple[Value, Value], b: tuple[Value, Value]) -> tuple[Value, Value]:

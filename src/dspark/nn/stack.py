@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dspark.nn.attention_kernel import Seen, attention_call
 from dspark.nn.cache import KVCache
 from dspark.nn.lean import LeanMLP, LeanNorm
-from dspark.nn.machine import Call, Program, can_compile
+from dspark.nn.machine import Call, Program, Rooms, can_compile
 from dspark.nn.packed import PanelLinear
 from dspark.nn.panels import Panels
 from dspark.nn.row_kernels import HeadNorms, can_row, gate_call, norm_call, turn_call
@@ -57,9 +57,11 @@ class StackLayer:
     def compiles(self) -> bool:
         """Whether every part is of a form that a program knows."""
         norms, attention, mlp = (self.input_norm, self.inner_norm), self.attention, self.mlp
+        weights = [norm.weight for norm in norms]
+        weights += [] if attention.head_norms is None else list(attention.head_norms[:2])
         products = (attention.product, attention.output, mlp.both, mlp.down)
         whole = all(isinstance(each, PanelLinear) and each.panels.padded == each.out_features for each in products)
-        rows = all(can_row(norm.weight, norm.weight.numel()) for norm in norms)
+        rows = all(can_row(weight, weight.numel()) for weight in weights)
         return can_compile() and whole and rows and mlp.gate is not None and attention.width % 8 == 0
 
 
@@ -71,7 +73,6 @@ class _Prepared:
     x_Td: Tensor
     rotations: Tensor
     seen: Tensor
-    kept: list[Tensor]
 
 
 class Stack:
@@ -80,7 +81,8 @@ class Stack:
     def __init__(self, layers: Sequence[StackLayer]) -> None:
         self._layers = list(layers)
         self._prepared: WeakKeyDictionary[KVCache, dict[tuple[int, int], _Prepared]] = WeakKeyDictionary()
-        self._turn = Lock()
+        self._rooms = Rooms()
+        self._lock = Lock()
 
     def run(
         self, x_Td: Tensor, rotation_T1C: Tensor, cache: KVCache, rows_T: Tensor, seen: Seen, taps: Sequence[int] = ()
@@ -89,7 +91,9 @@ class Stack:
 
         Their keys and values are written to ``rows_T`` of ``cache``; ``rotation_T1C``: as ``lean.turn`` takes it.
         """
-        with self._turn:
+        rotates = rotation_T1C.dtype == torch.complex64 and rotation_T1C.is_contiguous()
+        assert rotates and rows_T.dtype == torch.int64 and rows_T.is_contiguous()
+        with self._lock:
             prepared = self._prepare(len(x_Td), cache)
             prepared.x_Td.copy_(x_Td)
             table = prepared.program.table
@@ -103,6 +107,8 @@ class Stack:
         return found
 
     def _prepare(self, rows: int, cache: KVCache) -> _Prepared:
+        if self._rooms.too_small(rows):
+            self._prepared.clear()
         known, key = self._prepared.setdefault(cache, {}), (rows, torch.get_num_threads())
         prepared = known.pop(key, None) or self._build(rows, cache)
         known[key] = prepared  # the latest last
@@ -112,17 +118,12 @@ class Stack:
 
     @torch.inference_mode(False)  # what is kept here may be written to in either mode
     def _build(self, rows: int, cache: KVCache) -> _Prepared:
-        kept: dict[tuple[str, int], Tensor] = {}
-
         def room(name: str, width: int) -> Tensor:
-            return kept.setdefault((name, width), torch.empty(rows, width))
+            return self._rooms.room(name, width, rows).view(rows, width)
 
         def product(linear: Any, source: Tensor, out: Tensor, more: Tensor | None = None) -> Call:
             panels: Panels = linear.panels
-            scratch = panels.scratch(rows)
-            if scratch is not None:
-                scratch = kept.setdefault(("scratch", scratch.shape[1]), scratch)
-            return panels.call(source, out, more, scratch)
+            return panels.call(source, out, more, self._rooms.fixed(panels.scratch(rows)))
 
         width = self._layers[0].input_norm.weight.numel()
         x_Td, normed_Td = room("x", width), room("normed", width)
@@ -145,9 +146,10 @@ class Stack:
                 gate_call(both, gated, mlp.gate),
                 product(mlp.down, gated, x_Td, x_Td),
             ]
+        assert len(calls) == _CALLS * len(self._layers)
         program = Program(calls)
         rotations, seen = (_first_two(program.starts[number:-1:_CALLS]) for number in (2, 3))
-        return _Prepared(program, x_Td, rotations, seen, list(kept.values()))
+        return _Prepared(program, x_Td, rotations, seen)
 
 
 def _width(product: nn.Module) -> int:

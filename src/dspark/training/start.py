@@ -1,4 +1,4 @@
-"""A new drafter for a target: its sizes, its draft vocabulary, its first weights."""
+"""A drafter before its first step of a run: its sizes, its draft vocabulary, its first weights."""
 
 from __future__ import annotations
 
@@ -50,6 +50,21 @@ def new_drafter(recipe: Recipe, target: Target, training: Sequence[Example]) -> 
     return drafter.to(target.device)
 
 
+# What a recipe does not say: how a checkpoint was trained, and what it has besides.
+_OF_THE_CHECKPOINT = (
+    "num_anchors",
+    "max_position_embeddings",
+    "enable_confidence_head",
+    "confidence_head_with_markov",
+)
+
+
+def same_drafter(target: Target, config: DSparkConfig) -> DSparkDrafter:
+    """A drafter of this configuration, to be given the weights of a run's own state."""
+    with torch.random.fork_rng(devices=[]):
+        return DSparkDrafter(config, target.ends).to(target.device)
+
+
 def _from_checkpoint(recipe: Recipe, target: Target) -> DSparkDrafter:
     """A drafter that was trained before, in fp32; UserError where it is not what the recipe describes."""
     folder = Path(recipe.drafter.initial).expanduser()
@@ -57,7 +72,8 @@ def _from_checkpoint(recipe: Recipe, target: Target) -> DSparkDrafter:
     found = asdict(drafter.config) | {"draft_vocab_size": drafter.config.draft_vocab_size}
     wanted = asdict(_config(recipe, target, drafter.config.draft_ids))
     wanted["draft_vocab_size"] = recipe.drafter.draft_vocab_size or target.vocab_size
-    del found["num_anchors"], wanted["num_anchors"]  # says how it was trained, not what it is
+    for name in _OF_THE_CHECKPOINT:
+        del found[name], wanted[name]
     differing = [f"{name} {found[name]} (recipe: {wanted[name]})" for name in found if found[name] != wanted[name]]
     if differing:
         raise UserError(

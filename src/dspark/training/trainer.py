@@ -26,6 +26,7 @@ from dspark.data.features import Example, FeatureSource, OnlineFeatures, example
 from dspark.data.prompts import held_out
 from dspark.data.responses import Response
 from dspark.drafters.checkpoint import save_drafter
+from dspark.drafters.config import DSparkConfig
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.foundation.errors import UserError
 from dspark.foundation.progress import progress
@@ -36,7 +37,7 @@ from dspark.training.objective import Terms, objective
 from dspark.training.recipe import DataSettings, Recipe
 from dspark.training.run import Run
 from dspark.training.schedule import Batches, generator_at, learning_rate
-from dspark.training.start import new_drafter
+from dspark.training.start import new_drafter, same_drafter
 from dspark.training.validation import Validation, validate
 
 # Steps whose losses are averaged for the log and the progress bar.
@@ -70,11 +71,15 @@ def train(recipe: Recipe, run_folder: Path, resume: bool) -> TrainResult:
     training, held = split_examples(responses, recipe.data)
     target = load_target(recipe.target, recipe.dtype, recipe.device, pack=False)
     _check_origin(responses, target)
-    drafter = new_drafter(recipe, target, training)
+    state = run.load_state() if run.has_state else {}
+    if "config" in state:  # neither answers nor an earlier checkpoint are asked again what the drafter is
+        drafter = same_drafter(target, DSparkConfig(**state["config"]))
+    else:
+        drafter = new_drafter(recipe, target, training)
     target.pack()
     trainer = Trainer(recipe, run, target, drafter, training, held)
-    if run.has_state:
-        trainer.load(run.load_state())
+    if state:
+        trainer.load(state)
     return trainer.run_to_end()
 
 
@@ -133,6 +138,7 @@ class Trainer:
         return {
             "step": self.step,
             "data": self._data,
+            "config": asdict(self.drafter.config),
             "drafter": self.drafter.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
@@ -186,6 +192,7 @@ class Trainer:
         recipe = self.recipe.model_dump(mode="json")
         # Names, not places: a checkpoint travels, and a path of this machine means nothing elsewhere.
         recipe["data"]["responses"] = [path.name for path in self.recipe.data.responses]
+        recipe["drafter"]["initial"] = Path(self.recipe.drafter.initial).name
         training = {
             "recipe": recipe,
             "step": self.step,
