@@ -154,7 +154,7 @@ def _run(call: Call, numbers: int) -> None:
 
 
 def row_kernel(count: int, body: Callable[[Code, list[Value], Value], None], rows_at: int) -> Kernel:
-    """``body(code, table, row)`` for this thread's share of the rows; entry ``rows_at`` of the table is their number."""
+    """``body(code, table, row)`` for the thread's share of the rows; entry ``rows_at`` of the table is their number."""
     module = ir.Module()
     code = Code(module, "rows", (POINTER,))
     table = [code.load(code.function.args[0], code.number(index), I64) for index in range(count)]
