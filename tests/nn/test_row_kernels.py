@@ -94,10 +94,10 @@ def test_heads_are_normed_before_they_are_rotated(tokens: int) -> None:
 
 
 def test_what_was_found_is_followed_to_its_row() -> None:
-    table, support = random(50, 8), torch.tensor([3, 9, 40, 49])
+    table, support, found = random(50, 8), torch.tensor([3, 9, 40, 49]), torch.tensor([3, 0, 2, -1])
     for chosen, wanted in ((support, [49, 3, 40, 3]), (None, [3, 0, 2, 0])):
         ids, out = torch.zeros(4, dtype=torch.int64), torch.zeros(4, 8)
-        kernel, numbers = follow_call(torch.tensor([3, 0, 2, -1]), chosen, ids, table, out)
+        kernel, numbers = follow_call(found, chosen, ids, table, out)
         kernel(*numbers)
         assert ids.tolist() == wanted and torch.equal(out, table[wanted])
 
