@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from torch import Tensor
 from dspark.cli.demo import demo_prompts
 from dspark.cli.machine import processor_name
 from dspark.cli.main import main
-from dspark.speculation.draws import Draws
 from dspark.speculation.rejection import Verdict
 
 QUICK = ["demo", "--max-tokens", "20", "--repeats", "2", "--seconds", "60"]
@@ -61,10 +61,11 @@ def test_demo_shows_measures_and_leaves_a_page(tiny: list[str], capsys: pytest.C
 def test_control_a_loop_that_accepts_everything_is_caught(
     tiny: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def gullible(tokens: list[int], p_d: Tensor, p_t: Tensor, draws: Draws, round: int) -> Verdict:
-        return Verdict(len(tokens), int(p_t[-1].argmax()))
+    def gullible(logits_NV: Tensor, tokens: Sequence[list[int]]) -> list[Verdict]:
+        (drafted,) = tokens
+        return [Verdict(len(drafted), int(logits_NV[-1].argmax()))]
 
-    monkeypatch.setattr("dspark.speculation.loop.verify", gullible)
+    monkeypatch.setattr("dspark.decoding.sampler._greedy", gullible)
     assert main([*QUICK, *tiny, "--json", "demo.json", "--page", "sub/page.html"]) == 1
     record = read("demo.json")
     unexplained = record["all"]["identical"]["unexplained"]

@@ -101,7 +101,7 @@ def test_planned_greedy_rounds_are_the_reference_loops(packed: bool, head: dict[
     requests = requests_of([Sampling()])
     more: dict[str, Any] = {"verify_length": EarlyStop((1.0, 1.2, 1.4, 1.6, 1.8)), "lookup": False}
     expected = alone(target, drafter, "dspark", requests, **more)
-    assert len({r.verified for rounds in expected.values() for r in rounds if r.drafted}) > 2, "confidence decides"
+    assert len({r.verified for rounds in expected.values() for r in rounds if r.drafted}) > 1, "confidence decides"
     completions = list(Engine(target, requests, Limits(3, 512), "dspark", drafter, **more).run())
     assert rounds_of(completions) == expected
 

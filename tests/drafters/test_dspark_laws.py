@@ -23,7 +23,7 @@ def _sequences(drafter, seed=1):
 
 
 # Of whole vectors, as compiled kernels want it.
-WIDE = {"hidden_size": 32, "intermediate_size": 48, "vocab_size": 64, "num_attention_heads": 4}
+WIDE = {"hidden_size": 32, "intermediate_size": 48, "vocab_size": 64, "num_attention_heads": 4, "markov_rank": 8}
 HEADS = {
     "vanilla": {},
     "gated": {"markov_head_type": "gated"},
@@ -36,7 +36,7 @@ HEADS = {
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("way", ["modules", "packed", "compiled"])
 def test_training_path_equals_decoding_path(make_drafter, forced, way, kind):
-    drafter = make_drafter(**HEADS[kind], **(WIDE if way == "compiled" else {}))
+    drafter = make_drafter(**((WIDE if way == "compiled" else {}) | HEADS[kind]))
     ids, taps, anchors = _sequences(drafter)
     slots = drafter.config.block_size
     steps = anchors[..., None] + torch.arange(slots)

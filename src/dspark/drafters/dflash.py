@@ -120,7 +120,7 @@ class DFlashBackbone(nn.Module):
 
         Where kernels can be compiled ``compiled`` takes the place of context projection and layers.
         """
-        if self.compiled is not None:
+        if self.packed_head is not None:
             return
         if compiles(self):
             self.compiled = CompiledBackbone(self)
