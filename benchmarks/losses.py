@@ -27,7 +27,7 @@ from torch import Tensor
 
 from dspark.training.losses import Mix, Slots, distribution_loss
 
-HIDDEN, RANK, SLOTS = 576, 256, 7
+HIDDEN, RANK, SLOTS, DECAY = 576, 256, 7, 4.0
 SIZES = {"512 anchors, V = 49,152": (512, 49_152), "128 anchors, V = 151,936": (128, 151_936)}
 MIX = Mix(hard_ce=0.1, soft_ce=0.0, l1=0.9)
 
@@ -40,10 +40,10 @@ def given(anchors: int, vocabulary: int) -> tuple[Slots, Tensor, Tensor]:
     target = torch.randn(count, HIDDEN, generator=made)
     mass = torch.cat([(some @ head.T).logsumexp(-1) for some in target.split(256)])
     labels = torch.randint(0, vocabulary, (count,), generator=made)
-    weights = torch.rand(count, generator=made)
+    places = torch.arange(count) % SLOTS
     hidden, summed = torch.randn(count, HIDDEN, generator=made), torch.randn(count, RANK, generator=made)
     markov = torch.randn(vocabulary, RANK, generator=made) / 16
-    slots = Slots(hidden.requires_grad_(), summed.requires_grad_(), target, mass, labels, weights / weights.sum())
+    slots = Slots(hidden.requires_grad_(), summed.requires_grad_(), target, mass, labels, places)
     return slots, head, markov.requires_grad_()
 
 
@@ -54,12 +54,13 @@ def direct(slots: Slots, head: Tensor, markov: Tensor) -> Tensor:
         p_t = (slots.target_hidden @ head.T).softmax(dim=-1)
     cross = torch.nn.functional.cross_entropy(logits, slots.labels, reduction="none")
     l1 = (logits.softmax(dim=-1) - p_t).abs().sum(dim=-1)
-    return (slots.weights * (MIX.hard_ce * cross + MIX.l1 * l1)).sum()
+    weights = torch.exp(-slots.places / DECAY)
+    return (weights / weights.sum() * (MIX.hard_ce * cross + MIX.l1 * l1)).sum()
 
 
 def fused(slots: Slots, head: Tensor, markov: Tensor) -> Tensor:
     """As training computes it."""
-    return distribution_loss(slots, head, markov, MIX).loss
+    return distribution_loss(slots, head, markov, MIX, DECAY).loss
 
 
 def products(slots: Slots, head: Tensor, markov: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from dspark.nn.distance_kernel import can_measure, distances
 from dspark.nn.ends import Ends
 from dspark.training import losses
 from dspark.training.anchors import blocks_at
-from dspark.training.losses import Mix, Slots, distribution_loss
+from dspark.training.losses import Mix, Slots, distribution_loss, paced
 from dspark.training.objective import objective
 from dspark.training.recipe import LossSettings
 from tiny import VOCAB, tiny_drafter, tiny_target
@@ -39,11 +39,11 @@ def random_slots(
     head, markov, target = normal(vocab, 6), normal(vocab, 3), normal(n, 6)
     log_mass = torch.logaddexp((target @ head.T).logsumexp(-1), torch.full((n,), outside, dtype=dtype))
     labels = torch.randint(-1, vocab, (n,), generator=g)
-    weights = torch.rand(n, generator=g, dtype=dtype)
-    return Slots(normal(n, 6), normal(n, 3), target, log_mass, labels, weights / weights.sum()), head, markov
+    places = torch.cat([torch.arange(1 + size % 5) for size in range(n)])[:n]  # blocks of 1 to 5 slots
+    return Slots(normal(n, 6), normal(n, 3), target, log_mass, labels, places), head, markov
 
 
-def plain(slots: Slots, head: Tensor, markov: Tensor, mix: Mix, top_k: int = 0) -> Tensor:
+def plain(slots: Slots, head: Tensor, markov: Tensor, mix: Mix, decay: float | None, top_k: int = 0) -> Tensor:
     """The same loss written as the specification does, by torch's own operations and autograd."""
     base, bias = slots.hidden @ head.T, slots.summed @ markov.T
     logits = base + bias
@@ -54,21 +54,35 @@ def plain(slots: Slots, head: Tensor, markov: Tensor, mix: Mix, top_k: int = 0) 
     l1 = (p_d - p_t).abs().sum(-1) + (1 - p_t.sum(-1))
     soft = -(p_t * p_d.log()).sum(-1)
     hard = torch.nn.functional.cross_entropy(logits, slots.labels, ignore_index=-1, reduction="none")
-    return (slots.weights * (mix.hard_ce * hard + mix.soft_ce * soft + mix.l1 * l1)).sum()
+    weights = (
+        written_out(1 - l1.detach() / 2, slots.places) if decay is None else (-slots.places.to(l1.dtype) / decay).exp()
+    )
+    return (weights / weights.sum() * (mix.hard_ce * hard + mix.soft_ce * soft + mix.l1 * l1)).sum()
+
+
+def written_out(accepted: Tensor, places: Tensor) -> Tensor:
+    """D-PACE's weights by their definition: the derivative of the expected accepted length by log a_i."""
+    logs = accepted.log().requires_grad_()
+    starts = [*(places == 0).nonzero()[:, 0].tolist(), len(places)]
+    blocks = [logs[a:b] for a, b in zip(starts, starts[1:], strict=False)]
+    length = sum(block[: k + 1].sum().exp() for block in blocks for k in range(len(block)))
+    assert isinstance(length, Tensor)
+    return torch.autograd.grad(length, logs)[0]
 
 
 @pytest.mark.parametrize("outside", [-1e9, 0.5])
 @pytest.mark.parametrize("mix", [Mix(1, 0, 0), Mix(0, 1, 0), Mix(0, 0, 1), Mix(0.1, 0.5, 0.9)], ids=str)
 @pytest.mark.parametrize(("chunk", "top_k"), [(7, 0), (1000, 0), (7, 4), (1000, 11)])
+@pytest.mark.parametrize("decay", [2.5, None])
 def test_value_and_gradients_equal_the_plain_formula(
-    outside: float, mix: Mix, chunk: int, top_k: int, monkeypatch: pytest.MonkeyPatch
+    outside: float, mix: Mix, chunk: int, top_k: int, decay: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(losses, "CHUNK", chunk)
     slots, head, markov = random_slots(23, 11, outside)
     found = []
     for formula in (
-        lambda s, m: 3 * distribution_loss(s, head, m, mix, top_k).loss,
-        lambda s, m: 3 * plain(s, head, m, mix, top_k),
+        lambda s, m: 3 * distribution_loss(s, head, m, mix, decay, top_k).loss,
+        lambda s, m: 3 * plain(s, head, m, mix, decay, top_k),
     ):
         leaves = [t.clone().requires_grad_() for t in (slots.hidden, slots.summed, markov)]
         loss = formula(slots._replace(hidden=leaves[0], summed=leaves[1]), leaves[2])
@@ -80,9 +94,9 @@ def test_value_and_gradients_equal_the_plain_formula(
 
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("mix", [Mix(1, 0, 0), Mix(0, 1, 0), Mix(0, 0, 1), Mix(0.1, 0.5, 0.9)], ids=str)
-@pytest.mark.parametrize("top_k", [0, 9])
+@pytest.mark.parametrize(("decay", "top_k"), [(4.0, 0), (4.0, 9), (None, 0)])
 def test_gradients_in_fp32_are_exact_to_a_hundred_thousandth(
-    compiled: bool, mix: Mix, top_k: int, request: pytest.FixtureRequest
+    compiled: bool, mix: Mix, decay: float | None, top_k: int, request: pytest.FixtureRequest
 ) -> None:
     if not compiled:
         request.getfixturevalue("no_kernels")
@@ -92,7 +106,7 @@ def test_gradients_in_fp32_are_exact_to_a_hundred_thousandth(
     for dtype, formula in ((torch.float64, plain), (torch.float32, lambda *a: distribution_loss(*a).loss)):
         slots = Slots(*(each.to(dtype) if each.is_floating_point() else each for each in exact))
         leaves = [t.clone().to(dtype).requires_grad_() for t in (slots.hidden, slots.summed, markov)]
-        loss = formula(slots._replace(hidden=leaves[0], summed=leaves[1]), head.to(dtype), leaves[2], mix, top_k)
+        loss = formula(slots._replace(hidden=leaves[0], summed=leaves[1]), head.to(dtype), leaves[2], mix, decay, top_k)
         loss.backward()
         found.append([loss.detach(), *(leaf.grad for leaf in leaves)])
     for expected, ours in zip(*found, strict=True):
@@ -102,9 +116,9 @@ def test_gradients_in_fp32_are_exact_to_a_hundred_thousandth(
 def test_a_measured_row_may_lack_a_label_or_a_chance() -> None:
     logits, target = torch.randn(2, 2, 64, generator=torch.Generator().manual_seed(0)).unbind()
     logits[0, 5] = target[0, 5] = -torch.inf  # neither draws it: nothing apart, nothing to learn
-    labels, weights = torch.tensor([-1, 5]), torch.tensor([1.0, 0.5])
+    labels = torch.tensor([-1, 5])
     mass = target.logsumexp(-1) + 0.3
-    hard, soft, l1 = distances(gradient := logits.clone(), target.clone(), mass, labels, weights, (1.0, 1.0, 1.0))
+    hard, soft, l1 = distances(gradient := logits.clone(), target.clone(), mass, labels, (1.0, 1.0, 1.0))
     p, q = logits.softmax(-1), (target - mass[:, None]).exp()
     torch.testing.assert_close(l1, (p - q).abs().sum(-1) + 1 - q.sum(-1), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(soft, -(q * logits.log_softmax(-1)).nan_to_num(0.0).sum(-1), rtol=1e-5, atol=1e-6)
@@ -115,15 +129,21 @@ def test_a_measured_row_may_lack_a_label_or_a_chance() -> None:
 def test_a_broken_target_is_not_learnt_in_silence() -> None:
     logits, target = torch.zeros(2, 64), torch.zeros(2, 64)
     target[1, 7] = torch.nan
-    mass, labels, weights = torch.full((2,), 5.0), torch.zeros(2, dtype=torch.int64), torch.ones(2)
-    terms = distances(logits, target, mass, labels, weights, (0.0, 0.5, 1.0))
+    mass, labels = torch.full((2,), 5.0), torch.zeros(2, dtype=torch.int64)
+    terms = distances(logits, target, mass, labels, (0.0, 0.5, 1.0))
     assert terms[:, 0].isfinite().all() and terms[1:, 1].isnan().all() and logits[1].isnan().any()
 
 
 def test_the_l1_term_counts_the_mass_that_can_not_be_drafted() -> None:
     slots, head, markov = random_slots(5, 11, outside=50.0)  # nearly all of the target's mass is outside
-    distances = distribution_loss(slots, head, markov, Mix(0, 0, 1))
+    distances = distribution_loss(slots, head, markov, Mix(0, 0, 1), 4.0)
     assert (distances.l1 > 1.99).all()
+
+
+def test_the_weights_follow_what_limits_acceptance() -> None:
+    """A block's first slot weighs as much as its expected accepted length, a slot behind a sure rejection nothing."""
+    weights = paced(torch.tensor([0.5, 0.0, 0.9, 1.0, 1.0, 1.0]), torch.tensor([0, 1, 2, 0, 1, 2]))
+    assert weights.tolist() == [0.5, 0.0, 0.0, 3.0, 2.0, 1.0]
 
 
 def golden_drafter(folder: Path) -> DSparkDrafter:

@@ -35,17 +35,16 @@ def distances(
     target_CD: Tensor,
     log_mass_C: Tensor,
     labels_C: Tensor,
-    weights_C: Tensor,
     mix: tuple[float, float, float],
 ) -> Tensor:
     """Hard and soft cross-entropy and L1 distance of each row ``[3, C]``; ``training.losses`` says which those are.
 
     ``target_CD - log_mass_C`` are the target's log-probabilities; they are overwritten, and ``logits_CD`` becomes the
-    gradient of ``weights_C`` times the terms' sum by ``mix``. Labels are -1 where there is none. fp32, contiguous.
+    gradient of the terms' sum by ``mix``. Labels are -1 where there is none. fp32, contiguous.
     """
     rows, width = logits_CD.shape
     found_5C = logits_CD.new_empty(5, rows)
-    given = (logits_CD, target_CD, log_mass_C, labels_C, weights_C, found_5C)
+    given = (logits_CD, target_CD, log_mass_C, labels_C, found_5C)
     assert all(each.is_contiguous() for each in given) and target_CD.shape == logits_CD.shape
     assert all(each.dtype == torch.float32 for each in given if each is not labels_C)
     assert labels_C.dtype == torch.int64 and not bool((labels_C >= width).any())
@@ -59,13 +58,13 @@ def distances(
 
 @cache
 def _kernel() -> Kernel:
-    return row_kernel(11, _row, rows_at=6)
+    return row_kernel(10, _row, rows_at=5)
 
 
 def _row(code: Code, table: list[Value], row: Value) -> None:
     build = code.build
-    logits, target, log_mass, labels, weights, found, rows, width = table[:8]
-    hard, soft, l1 = (from_bits(code, each) for each in table[8:])
+    logits, target, log_mass, labels, found, rows, width = table[:7]
+    hard, soft, l1 = (from_bits(code, each) for each in table[7:])
     place = build.mul(row, width)
     own, other = (code.at(code.pointer(each), place, F32) for each in (logits, target))
     label = code.load(code.pointer(labels), row, I64)
@@ -84,10 +83,8 @@ def _row(code: Code, table: list[Value], row: Value) -> None:
 
     taught = build.select(known, hard, ir.Constant(F32, 0.0))
     shift = build.fsub(build.fadd(build.fmul(soft, inside), taught), build.fmul(l1, pulled))
-    weight = code.load(code.pointer(weights), row, F32)
-    _gradient(code, own, other, width, scale, (shift, l1, soft, weight))
-    at_label = build.fsub(code.load(own, spot, F32), build.fmul(weight, taught))
-    code.store(at_label, own, spot, F32)
+    _gradient(code, own, other, width, scale, (shift, l1, soft))
+    code.store(build.fsub(code.load(own, spot, F32), taught), own, spot, F32)
 
     for index, value in enumerate((cross, inside, mass, label_logit, apart)):
         code.store(value, code.pointer(found), build.add(build.mul(code.number(index), rows), row), F32)
@@ -127,15 +124,15 @@ def _apart(code: Code, own: Value, other: Value, width: Value, scale: Value) -> 
 
 
 def _gradient(code: Code, own: Value, other: Value, width: Value, scale: Value, factors: tuple[Value, ...]) -> None:
-    """``own`` becomes weight * (p * (shift + l1 * sign(p - q)) - soft * q)."""
+    """``own`` becomes p * (shift + l1 * sign(p - q)) - soft * q."""
     build = code.build
-    shift, l1, soft, weight = (_splat(code, each) for each in factors)
+    shift, l1, soft = (_splat(code, each) for each in factors)
 
     def body(k: Value, _: list[Value]) -> list[Value]:
         p, q = build.fmul(_read(code, own, k), scale), _read(code, other, k)
         sign, _apart = _sign(code, p, q)
         value = build.fsub(build.fmul(p, code.fma(l1, sign, shift)), build.fmul(soft, q))
-        code.store(build.fmul(weight, value), own, k, F32)
+        code.store(value, own, k, F32)
         return []
 
     _over(code, width, [], body)

@@ -29,17 +29,12 @@ class Terms:
     slots: int
 
 
-def supervised_slots(
-    drafter: DSparkDrafter, batch: FeatureBatch, blocks: Blocks, decay: float
-) -> tuple[Slots, Tensor, Tensor]:
-    """Slots with weights exp(-(k-1)/decay) normalised to sum one; and their previous ids ``[N]`` and slot numbers
-    ``[N]``.
-    """
+def supervised_slots(drafter: DSparkDrafter, batch: FeatureBatch, blocks: Blocks) -> tuple[Slots, Tensor]:
+    """The supervised slots of ``blocks`` and their previous ids ``[N]``."""
     hidden_BAKd = drafter(batch.taps, blocks.anchor_ids, blocks.anchor_positions)
     row_N, anchor_N, slot_N = blocks.supervised.nonzero(as_tuple=True)
     at_N = blocks.anchor_positions[row_N, anchor_N] + slot_N
     previous_N = blocks.previous[row_N, anchor_N, slot_N]
-    weights_N = torch.exp(-slot_N / decay)
     head = drafter.markov_head
     summed_BAKr = head.over_blocks(hidden_BAKd, head.embed(blocks.previous))
     slots = Slots(
@@ -48,31 +43,36 @@ def supervised_slots(
         target_hidden=batch.hidden[row_N, at_N],
         log_mass=batch.log_mass[row_N, at_N],
         labels=_draft_index(drafter, blocks.labels[row_N, anchor_N, slot_N]),
-        weights=weights_N / weights_N.sum(),
+        places=slot_N,
     )
-    return slots, previous_N, slot_N
+    return slots, previous_N
 
 
-def objective(drafter: DSparkDrafter, batch: FeatureBatch, blocks: Blocks, settings: LossSettings) -> Terms:
-    """The training loss of one batch; at least one slot must be supervised."""
-    slots, previous_N, _ = supervised_slots(drafter, batch, blocks, settings.decay)
-    mix = Mix(hard_ce=settings.hard_ce, soft_ce=settings.soft_ce, l1=settings.l1)
+def objective(
+    drafter: DSparkDrafter, batch: FeatureBatch, blocks: Blocks, settings: LossSettings, done: float = 1.0
+) -> Terms:
+    """The training loss of one batch, ``done`` being the share of the run that is over; at least one slot must be
+    supervised.
+    """
+    slots, previous_N = supervised_slots(drafter, batch, blocks)
+    mix = Mix(settings.hard_ce, settings.soft_ce, settings.l1 if done >= settings.l1_after else 0.0)
+    decay = settings.decay if settings.position_weights == "exponential" else None
     # The head of a bf16 target in fp32: losses need the precision, and its rows of the draft vocabulary are few.
-    top_k = drafter.config.markov_top_k
-    distances = distribution_loss(slots, drafter.head.float(), drafter.markov_head.output, mix, top_k)
-    loss = distances.loss
+    head, output = drafter.head.float(), drafter.markov_head.output
+    distances = distribution_loss(slots, head, output, mix, decay, drafter.config.markov_top_k)
+    loss, weights_N = distances.loss, distances.weights
     confidence = loss.new_zeros(())
     if drafter.confidence_head is not None:
         logits_N = drafter.confidence_logits(slots.hidden, previous_N)
-        confidence = confidence_loss(logits_N, distances.l1, slots.weights)
+        confidence = confidence_loss(logits_N, distances.l1, weights_N)
         loss = loss + settings.confidence * confidence
     return Terms(
         loss=loss,
-        hard_ce=float(slots.weights @ distances.hard_ce),
-        soft_ce=float(slots.weights @ distances.soft_ce),
-        l1=float(slots.weights @ distances.l1),
+        hard_ce=float(weights_N @ distances.hard_ce),
+        soft_ce=float(weights_N @ distances.soft_ce),
+        l1=float(weights_N @ distances.l1),
         confidence=float(confidence.detach()),
-        slots=len(slots.weights),
+        slots=len(weights_N),
     )
 
 

@@ -48,14 +48,16 @@ class DrafterSettings(Settings):
 
 
 class LossSettings(Settings):
-    """Weights of the loss terms (Eq. 9-12; soft cross-entropy beside the hard one) and of the slots,
-    exp(-(k-1)/decay).
-    """
+    """Weights of the loss terms (Eq. 9-12; soft cross-entropy beside the hard one) and of the slots."""
 
     hard_ce: Weight = 0.0
     soft_ce: Weight = 0.5
     l1: Weight = 1.0
     confidence: Weight = 0.3
+    l1_after: Share = 0.0
+    """The L1 term joins after this share of the steps: cross-entropy first, total variation later."""
+    position_weights: Literal["exponential", "d-pace"] = "exponential"
+    """Of the slots: exp(-(k-1)/decay), or what each adds to the expected accepted length as the drafter is now."""
     decay: Annotated[float, Field(gt=0.0)] = 4.0
 
 

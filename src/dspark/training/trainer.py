@@ -169,7 +169,8 @@ class Trainer:
                 self.step, settings.trainer.steps, settings.optimizer.lr, settings.optimizer.warmup
             )
         self.optimizer.zero_grad(set_to_none=True)
-        terms = objective(self.drafter.train(), batch, blocks, settings.loss)
+        done = self.step / settings.trainer.steps
+        terms = objective(self.drafter.train(), batch, blocks, settings.loss, done)
         terms.loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), settings.optimizer.clip)
         if not torch.isfinite(norm):

@@ -50,7 +50,7 @@ def validate(
         blocks = _whole_blocks(blocks)
         if not blocks.supervised.any():
             continue
-        slots, _, _ = supervised_slots(drafter, batch, blocks, decay=1.0)
+        slots, _ = supervised_slots(drafter, batch, blocks)
         accepted_N, agreed_N = _compare(drafter, slots, head)
         accept.append(accepted_N.view(-1, block_size))
         agree.append(agreed_N.view(-1, block_size))
