@@ -32,11 +32,10 @@ from dspark.foundation.errors import UserError
 from dspark.foundation.progress import progress
 from dspark.foundation.records import JsonlWriter
 from dspark.targets.model import Target, load_target
-from dspark.training.anchors import blocks_at, choose_anchors
-from dspark.training.objective import Terms, objective
+from dspark.training.learner import Learner
 from dspark.training.recipe import DataSettings, Recipe
 from dspark.training.run import Run
-from dspark.training.schedule import Batches, generator_at, learning_rate
+from dspark.training.schedule import Batches
 from dspark.training.start import new_drafter, same_drafter
 from dspark.training.validation import Validation, validate
 
@@ -84,7 +83,7 @@ def train(recipe: Recipe, run_folder: Path, resume: bool) -> TrainResult:
 
 
 class Trainer:
-    """State of a run: drafter, optimiser, step."""
+    """A run: what learns, from which features, and what is written on the way."""
 
     def __init__(
         self,
@@ -96,7 +95,6 @@ class Trainer:
         held: list[Example],
     ) -> None:
         self.recipe, self.run, self.target, self.drafter = recipe, run, target, drafter
-        self.step = 0
         self._counts = {
             "train": len(training),
             "train_tokens": sum(len(e.ids) - e.start for e in training),
@@ -108,11 +106,13 @@ class Trainer:
         self._data = _digest(training, held)
         lengths = [len(example.ids) for example in training]
         self._batches = Batches(lengths, recipe.trainer.sequences, recipe.trainer.seed)
-        settings = recipe.optimizer
-        self.optimizer = torch.optim.AdamW(
-            drafter.parameters(), lr=settings.lr, betas=(0.9, 0.95), weight_decay=settings.weight_decay
-        )
+        self.learner = Learner(recipe, drafter)
         self._recent: deque[dict[str, float]] = deque(maxlen=_LOG_EVERY)
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.learner.step
 
     def run_to_end(self) -> TrainResult:
         """Steps until the recipe's number, saving and validating on the way."""
@@ -136,11 +136,9 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Everything a later process needs."""
         return {
-            "step": self.step,
+            **self.learner.state(),
             "data": self._data,
             "config": asdict(self.drafter.config),
-            "drafter": self.drafter.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -152,32 +150,12 @@ class Trainer:
                 f"{self.run.folder} was begun with other answers than data.responses holds now; give it the files as"
                 " they were, or begin a new run"
             )
-        self.step = state["step"]
-        self.drafter.load_state_dict(state["drafter"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.learner.load(state)
 
     def _train_step(self) -> int:
         """One optimiser step; returns the tokens of its sequences."""
-        settings = self.recipe
-        indices = self._batches.at(self.step)
-        batch = self._training.batch(indices)
-        generator = generator_at(settings.trainer.seed, "anchors", self.step)
-        positions, valid = choose_anchors(batch.supervised, settings.trainer.anchors, generator)
-        blocks = blocks_at(batch.ids, batch.supervised, positions, valid, self.drafter.config.block_size)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(
-                self.step, settings.trainer.steps, settings.optimizer.lr, settings.optimizer.warmup
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        done = self.step / settings.trainer.steps
-        terms = objective(self.drafter.train(), batch, blocks, settings.loss, done)
-        terms.loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), settings.optimizer.clip)
-        if not torch.isfinite(norm):
-            raise ArithmeticError(f"step {self.step}: the gradient is not finite; nothing was updated")
-        self.optimizer.step()
-        self.step += 1
-        self._recent.append(_figures(terms, float(norm)))
+        batch = self._training.batch(self._batches.at(self.step))
+        self._recent.append(self.learner.learn(batch))
         return int(batch.lengths.sum())
 
     def _validate_and_export(self, log: JsonlWriter) -> Validation:
@@ -256,17 +234,6 @@ def _digest(*sides: list[Example]) -> str:
     """What the answers were, their order and their split included."""
     content = json.dumps([[(e.id, e.start, e.ids) for e in side] for side in sides])
     return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _figures(terms: Terms, norm: float) -> dict[str, float]:
-    return {
-        "loss": float(terms.loss.detach()),
-        "hard_ce": terms.hard_ce,
-        "soft_ce": terms.soft_ce,
-        "l1": terms.l1,
-        "confidence": terms.confidence,
-        "gradient_norm": norm,
-    }
 
 
 def _peak_memory() -> int:

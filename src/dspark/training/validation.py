@@ -25,12 +25,13 @@ class Validation:
     """Expected tokens a round along the answers' own text, whole blocks only.
 
     ``tau``: 1 + the mean of the summed survival, with acceptance 1 - TV at temperature 1. ``greedy_tau``: the same with
-    agreement of the two argmaxes. ``conditional_acceptance[K]`` at temperature 1.
+    agreement of the two argmaxes. ``conditional_acceptance[K]`` at temperature 1, ``greedy_acceptance[K]`` of argmaxes.
     """
 
     tau: float
     greedy_tau: float
     conditional_acceptance: list[float]
+    greedy_acceptance: list[float]
     blocks: int
 
 
@@ -55,17 +56,23 @@ def validate(
         accept.append(accepted_N.view(-1, block_size))
         agree.append(agreed_N.view(-1, block_size))
     if not accept:
-        return Validation(1.0, 1.0, [0.0] * block_size, 0)
-    accept_XK, agree_XK = torch.cat(accept), torch.cat(agree)
-    survival_XK = accept_XK.cumprod(dim=-1)
-    before_XK = torch.cat((torch.ones_like(survival_XK[:, :1]), survival_XK[:, :-1]), dim=-1)
-    conditional_K = survival_XK.sum(dim=0) / before_XK.sum(dim=0).clamp(min=1e-9)
+        return Validation(1.0, 1.0, [0.0] * block_size, [0.0] * block_size, 0)
+    survival_XK, agreed_XK = (torch.cat(some).cumprod(dim=-1) for some in (accept, agree))
     return Validation(
         tau=1 + float(survival_XK.sum(dim=-1).mean()),
-        greedy_tau=1 + float(agree_XK.cumprod(dim=-1).sum(dim=-1).mean()),
-        conditional_acceptance=conditional_K.tolist(),
-        blocks=len(accept_XK),
+        greedy_tau=1 + float(agreed_XK.sum(dim=-1).mean()),
+        conditional_acceptance=_conditional(survival_XK),
+        greedy_acceptance=_conditional(agreed_XK),
+        blocks=len(survival_XK),
     )
+
+
+def _conditional(survival_XK: Tensor) -> list[float]:
+    """Accepted at k over accepted at k - 1, pooled."""
+    before_XK = torch.cat((torch.ones_like(survival_XK[:, :1]), survival_XK[:, :-1]), dim=-1)
+    share_K = survival_XK.sum(dim=0) / before_XK.sum(dim=0).clamp(min=1e-9)
+    found: list[float] = share_K.tolist()
+    return found
 
 
 def _whole_blocks(blocks: Blocks) -> Blocks:

@@ -1,0 +1,228 @@
+"""What a drafter's training is worth, one change at a time, all under equal processor time.
+
+    python benchmarks/experiments.py --responses corpus/smollm2-135m.xz --json FILE
+        [--seconds 300] [--examples 1000] [--arms NAME ...] [--initial FOLDER]
+
+Arms from the first weights ("new") and from a trained checkpoint ("on") share their features, computed once. Each is
+given the same seconds of processor time: how many steps that is, its first steps tell, and its learning rate falls to
+zero over just so many. Figures are teacher-forced on held-out answers (never evaluation prompts); an arm that is
+already in FILE is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
+from operator import mul
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dspark import recipes
+from dspark.data.archive import read_answers
+from dspark.data.features import Example, FeatureBatch, OnlineFeatures
+from dspark.drafters.dspark import DSparkDrafter
+from dspark.foundation.settings import load_settings
+from dspark.targets.model import load_target
+from dspark.training.learner import Learner
+from dspark.training.recipe import Recipe
+from dspark.training.schedule import Batches
+from dspark.training.start import new_drafter
+from dspark.training.trainer import split_examples
+from dspark.training.validation import validate
+
+RECIPE = Path(recipes.__file__).parent / "smollm2-135m.yaml"
+TAPS = (1, 8, 15, 22, 27)
+BASE = ["data.max_tokens=320", "trainer.anchors=32", "loss.decay=2.5", "trainer.sequences=8"]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What differs from the base: settings, the first weights, and which examples it may see (from 0 to 1, or by
+    the temperature they were sampled at).
+    """
+
+    settings: tuple[str, ...] = ()
+    on: bool = False
+    share: float = 1.0
+    warm: bool | None = None
+
+
+def new(*settings: str, **kind: Any) -> Arm:
+    """From the target's layers, unless the settings say otherwise."""
+    return Arm(settings, **kind)
+
+
+def on(*settings: str, **kind: Any) -> Arm:
+    """From the trained checkpoint."""
+    return Arm(settings, on=True, **kind)
+
+
+ARMS = {
+    "on: base": on(),
+    "new: base": new(),
+    "on: hard CE 0.5 beside": on("loss.hard_ce=0.5"),
+    "on: hard CE alone": on("loss.hard_ce=1.0", "loss.soft_ce=0.0", "loss.l1=0.0"),
+    "on: soft CE alone": on("loss.soft_ce=1.0", "loss.l1=0.0"),
+    "on: the paper's 0.1 CE, 0.9 TV": on("loss.hard_ce=0.1", "loss.soft_ce=0.0", "loss.l1=0.9"),
+    "on: TV in the second half": on("loss.l1_after=0.5"),
+    "on: D-PACE": on("loss.position_weights=d-pace"),
+    "on: decay 1.5": on("loss.decay=1.5"),
+    "on: decay 4": on("loss.decay=4.0"),
+    "on: lr 0.75e-3": on("optimizer.lr=0.75e-3"),
+    "on: lr 3e-3": on("optimizer.lr=3.0e-3"),
+    "on: 16 sequences of 16 anchors": on("trainer.sequences=16", "trainer.anchors=16"),
+    "on: 4 sequences of 64 anchors": on("trainer.sequences=4", "trainer.anchors=64"),
+    "on: half of the answers": on(share=0.5),
+    "on: a quarter of the answers": on(share=0.25),
+    "on: only answers at 0.2": on(warm=False),
+    "on: only answers at 0.7 or 0.8": on(warm=True),
+    "new: random weights": new("drafter.initial=random"),
+    "new: TV in the second half": new("loss.l1_after=0.5"),
+    "new: D-PACE": new("loss.position_weights=d-pace"),
+    "new: 1 layer": new("drafter.layers=1"),
+    "new: 2 layers": new("drafter.layers=2"),
+    "new: 4 layers": new("drafter.layers=4"),
+    "new: K = 3": new("drafter.block_size=3"),
+    "new: K = 7": new("drafter.block_size=7"),
+    "new: K = 11": new("drafter.block_size=11"),
+    "new: 4,096 ids": new("drafter.draft_vocab_size=4096"),
+    "new: 12,288 ids": new("drafter.draft_vocab_size=12288"),
+    "new: all 49,152 ids": new("drafter.draft_vocab_size=0"),
+    "new: rank 16": new("drafter.markov_rank=16"),
+    "new: rank 256": new("drafter.markov_rank=256"),
+    "new: gated": new("drafter.markov_head_type=gated"),
+    "new: RNN": new("drafter.markov_head_type=rnn"),
+    "new: bias on the top 64": new("drafter.markov_top_k=64"),
+    "new: DFlash (no sequential stage)": new("drafter.markov_rank=0"),
+    "new: one tap": new("drafter.target_layer_ids=[27]"),
+    "new: three taps": new("drafter.target_layer_ids=[1,15,27]"),
+}
+
+
+class Room:
+    """What all arms share: target, answers, features."""
+
+    def __init__(self, responses: Path, initial: Path, examples: int) -> None:
+        self.responses, self.initial = responses, initial
+        answers = list(read_answers(responses))
+        base = self.recipe(Arm())
+        self.all, held = split_examples(answers, base.data)
+        _, few = split_examples(answers, base.data.model_copy(update={"held_out_percent": 99}))
+        names = {example.id for example in self.all}
+        self.examples = [example for example in few if example.id in names][:examples]  # in an order of hashes
+        warm = {f"{r.id}/{r.turn}" for r in answers if r.sampling["temperature"] > 0.5}
+        self.warm = [example.id in warm for example in self.examples]
+        self.target = load_target(base.target, base.dtype, base.device, pack=False)
+        packed = load_target(base.target, base.dtype, base.device)
+
+        def source(some: Sequence[Example]) -> OnlineFeatures:
+            dtype = getattr(torch, base.data.feature_dtype)
+            return OnlineFeatures(packed, some, TAPS, memory_bytes=1e11, keep_dtype=dtype)
+
+        self.features, self.held = source(self.examples), source(held[:64])
+        for some in (self.held, self.features):
+            for first in range(0, len(some), 8):
+                some.batch(range(first, min(first + 8, len(some))))
+
+    def recipe(self, arm: Arm) -> Recipe:
+        """The arm's recipe; ``trainer.steps`` is not known yet."""
+        settings = [*BASE, f"data.responses=[{self.responses}]", *arm.settings]
+        if arm.on:
+            settings.append(f"drafter.initial={self.initial}")
+        return load_settings(Recipe, RECIPE, settings)
+
+    def batch(self, drafter: DSparkDrafter, source: OnlineFeatures, indices: Sequence[int]) -> FeatureBatch:
+        """Features of the layers that this drafter taps."""
+        found = source.batch(indices)
+        chosen = [TAPS.index(layer) for layer in drafter.config.target_layer_ids]
+        return replace(found, taps=found.taps.unflatten(-1, (len(TAPS), -1))[..., chosen, :].flatten(-2))
+
+
+def run(room: Room, arm: Arm, seconds: float) -> dict[str, Any]:
+    """Train one arm for so many seconds of the processor and say how good it became."""
+    recipe = room.recipe(arm)
+    kept = [i for i, warm in enumerate(room.warm) if arm.warm is None or warm == arm.warm]
+    kept = kept[: round(len(kept) * arm.share)]
+    lengths = [room.features.length(i) for i in kept]
+    batches = Batches(lengths, recipe.trainer.sequences, recipe.trainer.seed)
+
+    def learner(steps: int) -> Learner:
+        trainer = recipe.trainer.model_copy(update={"steps": steps})
+        return Learner(recipe.model_copy(update={"trainer": trainer}), new_drafter(recipe, room.target, room.all))
+
+    def learn(some: Learner) -> dict[str, float]:
+        return some.learn(room.batch(some.drafter, room.features, [kept[i] for i in batches.at(some.step)]))
+
+    trial = learner(10**6)
+    learn(trial)
+    started = time.process_time()
+    for _ in range(4):
+        learn(trial)
+    steps = max(8, round(seconds / ((time.process_time() - started) / 4)))
+    arm_learner = learner(steps)
+    started = time.process_time()
+    while arm_learner.step < steps:
+        figures = learn(arm_learner)
+    spent = time.process_time() - started
+    drafter = arm_learner.drafter.eval()
+    found = validate(drafter, _Tapped(room, drafter), room.target.ends.head, sequences=8, anchors=24)
+    survival = list(accumulate(found.conditional_acceptance[:3], mul))
+    greedy = list(accumulate(found.greedy_acceptance[:3], mul))
+    return {
+        "steps": steps,
+        "seconds": spent,
+        "loss": figures["loss"],
+        **asdict(found),
+        "first_three": 1 + sum(survival),
+        "greedy_first_three": 1 + sum(greedy),
+    }
+
+
+class _Tapped:
+    """The held-out features as this drafter reads them."""
+
+    def __init__(self, room: Room, drafter: DSparkDrafter) -> None:
+        self._room, self._drafter = room, drafter
+        self.length: Callable[[int], int] = room.held.length
+
+    def __len__(self) -> int:
+        return len(self._room.held)
+
+    def batch(self, indices: Sequence[int]) -> FeatureBatch:
+        return self._room.batch(self._drafter, self._room.held, indices)
+
+
+def main() -> None:
+    """Run what is missing and print a row for each."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--responses", type=Path, required=True)
+    parser.add_argument("--initial", type=Path, default=Path("src/dspark/assets/drafters/smollm2-135m"))
+    parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--examples", type=int, default=1000)
+    parser.add_argument("--arms", nargs="*", default=list(ARMS))
+    parser.add_argument("--json", type=Path, required=True)
+    options = parser.parse_args()
+    rows = [json.loads(line) for line in options.json.read_text().splitlines()] if options.json.exists() else []
+    done = {row["arm"] for row in rows}
+    room = Room(options.responses.resolve(), options.initial.resolve(), options.examples)
+    for name in options.arms:
+        if name in done:
+            continue
+        row = {"arm": name, **run(room, ARMS[name], options.seconds)}
+        with options.json.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(
+            f"{name:36s} {row['steps']:5d} steps  tau {row['tau']:.3f}  greedy {row['greedy_tau']:.3f}"
+            f"  first three {row['first_three']:.3f} / {row['greedy_first_three']:.3f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

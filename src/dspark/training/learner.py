@@ -1,0 +1,72 @@
+"""One step after another: a drafter, its optimiser, and what a batch of features teaches it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from dspark.data.features import FeatureBatch
+from dspark.drafters.dspark import DSparkDrafter
+from dspark.training.anchors import blocks_at, choose_anchors
+from dspark.training.objective import Terms, objective
+from dspark.training.recipe import Recipe
+from dspark.training.schedule import generator_at, learning_rate
+
+
+class Learner:
+    """Everything that a step changes. A step is a pure function of the recipe, the batch and its number."""
+
+    def __init__(self, recipe: Recipe, drafter: DSparkDrafter) -> None:
+        self.recipe, self.drafter = recipe, drafter
+        self.step = 0
+        settings = recipe.optimizer
+        self.optimizer = torch.optim.AdamW(
+            drafter.parameters(), lr=settings.lr, betas=(0.9, 0.95), weight_decay=settings.weight_decay
+        )
+
+    def learn(self, batch: FeatureBatch) -> dict[str, float]:
+        """One optimiser step; returns the loss, its terms and the gradient's norm, for the log.
+
+        ArithmeticError where the gradient is not finite; nothing is updated then.
+        """
+        settings, optimizer = self.recipe.trainer, self.recipe.optimizer
+        generator = generator_at(settings.seed, "anchors", self.step)
+        positions, valid = choose_anchors(batch.supervised, settings.anchors, generator)
+        blocks = blocks_at(batch.ids, batch.supervised, positions, valid, self.drafter.config.block_size)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, settings.steps, optimizer.lr, optimizer.warmup)
+        self.optimizer.zero_grad(set_to_none=True)
+        terms = objective(self.drafter.train(), batch, blocks, self.recipe.loss, self.step / settings.steps)
+        terms.loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), optimizer.clip)
+        if not torch.isfinite(norm):
+            raise ArithmeticError(f"step {self.step}: the gradient is not finite; nothing was updated")
+        self.optimizer.step()
+        self.step += 1
+        return _figures(terms, float(norm))
+
+    def state(self) -> dict[str, Any]:
+        """What a later process needs to go on."""
+        return {
+            "step": self.step,
+            "drafter": self.drafter.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what ``state`` gave."""
+        self.step = state["step"]
+        self.drafter.load_state_dict(state["drafter"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _figures(terms: Terms, norm: float) -> dict[str, float]:
+    return {
+        "loss": float(terms.loss.detach()),
+        "hard_ce": terms.hard_ce,
+        "soft_ce": terms.soft_ce,
+        "l1": terms.l1,
+        "confidence": terms.confidence,
+        "gradient_norm": norm,
+    }
