@@ -1,4 +1,4 @@
-"""What a slot is taught, that features equal those of decoding, that it learns, and that it resumes."""
+"""What a slot is taught, that features equal those of decoding, and that it learns."""
 
 from __future__ import annotations
 
@@ -10,74 +10,32 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_training import conversations, new_trainer, recipe
 
-from dspark.data.features import Example, OnlineFeatures
+from dspark.data.features import OnlineFeatures
 from dspark.data.prompts import held_out
 from dspark.data.responses import Response
 from dspark.decoding.request import Request
 from dspark.decoding.single import Decoder
 from dspark.drafters.checkpoint import save_drafter
-from dspark.drafters.config import DSparkConfig
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.drafters.state import DSparkState
 from dspark.foundation.errors import UserError
-from dspark.foundation.settings import load_settings
 from dspark.speculation.acceptance import RoundTally
 from dspark.speculation.loop import Draft
 from dspark.speculation.sampling import Sampling
-from dspark.targets.model import Forward, Target
+from dspark.targets.model import Forward
 from dspark.targets.ragged import RaggedBatch
 from dspark.targets.session import TargetSession
 from dspark.training.anchors import blocks_at, choose_anchors
 from dspark.training.objective import objective, supervised_slots
-from dspark.training.recipe import DataSettings, Recipe
+from dspark.training.recipe import DataSettings
 from dspark.training.run import Run
 from dspark.training.schedule import Batches, learning_rate
-from dspark.training.start import draft_vocabulary, new_drafter, same_drafter
+from dspark.training.start import draft_vocabulary, new_drafter
 from dspark.training.trainer import Trainer, split_examples
 from dspark.training.validation import validate
 from tiny import STOP, VOCAB, tiny_drafter, tiny_llama, tiny_target
-
-
-def recipe(lr: float = 3e-3, data: dict[str, Any] | None = None, **trainer: Any) -> Recipe:
-    """A recipe for the tiny target."""
-    sizes = {"steps": 6, "sequences": 4, "anchors": 4, "validate_every": 3, "save_every": 3}
-    return Recipe.model_validate(
-        {
-            "data": {"responses": ["answers.jsonl"], "feature_dtype": "float32"} | (data or {}),
-            "drafter": {
-                "layers": 2,
-                "block_size": 7,
-                "markov_rank": 16,
-                "draft_vocab_size": 0,
-                "target_layer_ids": [0, 1],
-                "mask_token_id": VOCAB - 1,
-            },
-            "optimizer": {"lr": lr},
-            "trainer": sizes | trainer,
-        }
-    )
-
-
-def conversations(target: Target, count: int, prompt: int = 6, answer: int = 24) -> list[Example]:
-    """Greedy answers of the target to random prompts; no four neighbours are of one length."""
-    examples = []
-    for number in range(count):
-        length = answer + number % 4
-        ids = torch.randint(3, VOCAB, (prompt,), generator=torch.Generator().manual_seed(number)).tolist()
-        session = TargetSession(target, capacity=prompt + length)
-        step = session.extend(ids, 1)
-        for _ in range(length):
-            ids.append(int(step.logits_NV[-1].argmax()))
-            step = session.extend(ids[-1:], 1)
-        examples.append(Example(str(number), ids, prompt))
-    return examples
-
-
-def new_trainer(folder: Path, examples: list[Example], settings: Recipe, resume: bool = False, **sizes: int) -> Trainer:
-    target = tiny_target(sharpness=3.0, pack=False, **sizes)
-    drafter = new_drafter(settings, target, examples)
-    return Trainer(settings, Run(folder, settings, resume=resume), target, drafter, examples, examples[:4])
 
 
 def test_training_can_go_on_from_a_checkpoint(tmp_path: Path) -> None:
@@ -104,20 +62,16 @@ def test_training_can_go_on_from_a_checkpoint(tmp_path: Path) -> None:
         going_on(initial=str(tmp_path / "nowhere"))
 
 
-def test_a_resumed_run_does_not_need_the_checkpoint_it_began_with(tmp_path: Path) -> None:
-    target, examples = tiny_target(sharpness=3.0, pack=False), conversations(tiny_target(sharpness=3.0), 6)
+@pytest.mark.parametrize("initial", ["target", "random"])
+def test_the_first_weights_are_those_of_the_seed(initial: str) -> None:
+    target = tiny_target(sharpness=3.0, pack=False)
     settings = recipe()
-    sized = settings.drafter.model_copy(update={"draft_vocab_size": 32})
-    first = new_drafter(settings.model_copy(update={"drafter": sized}), target, examples)
-    save_drafter(tmp_path / "secret-place" / "first", first, target.identity)
-    sized = sized.model_copy(update={"initial": str(tmp_path / "secret-place" / "first")})
-    trainer = new_trainer(tmp_path / "run", examples, settings.model_copy(update={"drafter": sized}))
-    trainer.run_to_end()
-    state = trainer.run.load_state()
-    again = same_drafter(target, DSparkConfig(**state["config"]))
-    again.load_state_dict(state["drafter"])
-    assert again.config.draft_ids == first.config.draft_ids
-    assert "secret-place" not in (trainer.run.drafter / "manifest.json").read_text()
+    settings = settings.model_copy(update={"drafter": settings.drafter.model_copy(update={"initial": initial})})
+    found = []
+    for other_numbers_drawn in (1, 2):
+        torch.manual_seed(other_numbers_drawn)
+        found.append(new_drafter(settings, target, conversations(target, 2)).state_dict())
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
 
 
 @given(
@@ -248,37 +202,6 @@ def test_thirty_two_conversations_can_be_learnt_by_heart(tmp_path: Path) -> None
     assert tally.tau > 5
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    examples = conversations(tiny_target(sharpness=3.0), 10)
-    # Nothing kept: features are then computed in the same batches, and the same to the last bit.
-    settings = recipe(save_every=2, data={"feature_memory_gb": 0.0, "feature_dtype": "bfloat16"})
-    whole = new_trainer(tmp_path / "whole", examples, settings)
-    whole.run_to_end()
-    killed = new_trainer(tmp_path / "killed", examples, settings)
-    step = Trainer._train_step
-
-    def dies(self: Trainer) -> int:
-        if self.step == 5:
-            raise KeyboardInterrupt
-        return step(self)
-
-    monkeypatch.setattr(Trainer, "_train_step", dies)
-    with pytest.raises(KeyboardInterrupt):
-        killed.run_to_end()
-    monkeypatch.undo()
-    with pytest.raises(UserError, match="--resume"):
-        new_trainer(tmp_path / "killed", examples, settings)
-    other = new_trainer(tmp_path / "killed", examples[::-1], settings, resume=True)
-    with pytest.raises(UserError, match="other answers"):
-        other.load(other.run.load_state())
-    resumed = new_trainer(tmp_path / "killed", examples, settings, resume=True)
-    resumed.load(resumed.run.load_state())
-    assert resumed.step == 4
-    resumed.run_to_end()
-    for name, tensor in whole.drafter.state_dict().items():
-        assert torch.equal(resumed.drafter.state_dict()[name], tensor), name
-
-
 def test_a_bf16_target_trains_an_fp32_drafter(tmp_path: Path) -> None:
     target = tiny_target(tiny_llama(sharpness=3.0).to(torch.bfloat16), pack=False)
     examples = conversations(target, 8)
@@ -286,26 +209,6 @@ def test_a_bf16_target_trains_an_fp32_drafter(tmp_path: Path) -> None:
     trainer = Trainer(recipe(), Run(tmp_path, recipe(), resume=False), target, drafter, examples, examples[:2])
     assert trainer.run_to_end().validation.blocks > 0
     assert {p.dtype for p in drafter.parameters()} == {torch.float32}
-
-
-def test_a_run_folder_of_another_recipe_is_refused(tmp_path: Path) -> None:
-    begun = Run(tmp_path, recipe(), resume=False)
-    begun.save_state({"step": 1})
-    with pytest.raises(UserError, match="another recipe"):
-        Run(tmp_path, recipe(seed=1), resume=True)
-    assert Run(tmp_path, recipe(), resume=True).load_state() == {"step": 1}
-
-
-def test_a_run_that_ended_before_its_first_state_may_be_begun_differently(tmp_path: Path) -> None:
-    Run(tmp_path, recipe(), resume=False)
-    Run(tmp_path, recipe(seed=1), resume=False)
-    assert load_settings(Recipe, tmp_path / "recipe.yaml") == recipe(seed=1)
-
-
-def test_a_run_that_is_not_there_is_not_resumed(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no run in"):
-        Run(tmp_path / "typo", recipe(), resume=True)
-    assert not (tmp_path / "typo").exists()
 
 
 def test_answers_are_split_by_id_alone_and_held_out_ones_in_an_order_of_their_own() -> None:

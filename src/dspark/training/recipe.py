@@ -80,6 +80,8 @@ class TrainerSettings(Settings):
     validate_every: Positive = 200
     validation_examples: Positive = 40
     save_every: Positive = 100
+    tensorboard: bool = False
+    """Draw the log's curves for TensorBoard as well, in the run's folder ``events``."""
 
 
 class Recipe(Settings):

@@ -2,6 +2,7 @@
 
 RUN/recipe.yaml   the resolved configuration; a run is only resumed with the same one
 RUN/log.jsonl     one row a logged step or validation
+RUN/events/       the same for TensorBoard, where it is switched on
 RUN/state.pt      weights, optimiser, step; replaced whole
 RUN/drafter/      native checkpoint, replaced whole
 """
@@ -61,6 +62,11 @@ class Run:
     def log(self) -> Path:
         """The log's path."""
         return self.folder / "log.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """Folder of TensorBoard's events."""
+        return self.folder / "events"
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Replace the state to resume from, whole or not at all."""

@@ -32,22 +32,27 @@ def new_drafter(recipe: Recipe, target: Target, training: Sequence[Example]) -> 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.trainer.seed)
         drafter = DSparkDrafter(_config(recipe, target, draft_ids), target.ends)
-    if settings.initial == "target":
-        sources = range(target.num_layers - settings.layers, target.num_layers)
-        if sources.start < 0:
-            raise UserError(
-                f"drafter.layers is {settings.layers}, but {target.name} has only {target.num_layers} to start from"
-            )
-        layers = [target.layer_weights(index) for index in sources]
-        # H_ctx starts as the last tapped layer's output, normed as the target's next layer would norm it.
-        following = target.layer_weights(max(settings.target_layer_ids) + 1)
-        initialise_from_target(
-            drafter,
-            layers,
-            final_norm=target.final_norm_weight(),
-            hidden_norm=following["input_layernorm.weight"],
-        )
+        if settings.initial == "target":
+            _start_as_target(drafter, recipe, target)
     return drafter.to(target.device)
+
+
+def _start_as_target(drafter: DSparkDrafter, recipe: Recipe, target: Target) -> None:
+    settings = recipe.drafter
+    sources = range(target.num_layers - settings.layers, target.num_layers)
+    if sources.start < 0:
+        raise UserError(
+            f"drafter.layers is {settings.layers}, but {target.name} has only {target.num_layers} to start from"
+        )
+    layers = [target.layer_weights(index) for index in sources]
+    # H_ctx starts as the last tapped layer's output, normed as the target's next layer would norm it.
+    following = target.layer_weights(max(settings.target_layer_ids) + 1)
+    initialise_from_target(
+        drafter,
+        layers,
+        final_norm=target.final_norm_weight(),
+        hidden_norm=following["input_layernorm.weight"],
+    )
 
 
 # What a recipe does not say: how a checkpoint was trained, and what it has besides.

@@ -1,8 +1,8 @@
 """Training a drafter for a frozen target, in one process.
 
 A step is a pure function of the recipe, the answers and its number: which examples, which anchors, which learning rate.
-So a run that was killed goes on from its last state as if nothing had happened (up to the rounding of features, which
-are computed in whatever batch asks for them first).
+So a run that was killed goes on from its last state as if nothing had happened: same weights, same log, to the last bit
+where the target's rows do not depend on their neighbours (fp32 with the kernels of this package).
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from dspark.drafters.config import DSparkConfig
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.foundation.errors import UserError
 from dspark.foundation.progress import progress
-from dspark.foundation.records import JsonlWriter
 from dspark.targets.model import Target, load_target
+from dspark.training.curves import Curves
 from dspark.training.learner import Learner
 from dspark.training.recipe import DataSettings, Recipe
 from dspark.training.run import Run
@@ -108,6 +108,7 @@ class Trainer:
         self._batches = Batches(lengths, recipe.trainer.sequences, recipe.trainer.seed)
         self.learner = Learner(recipe, drafter)
         self._recent: deque[dict[str, float]] = deque(maxlen=_LOG_EVERY)
+        self._seconds = 0.0
 
     @property
     def step(self) -> int:
@@ -116,20 +117,25 @@ class Trainer:
 
     def run_to_end(self) -> TrainResult:
         """Steps until the recipe's number, saving and validating on the way."""
-        settings = self.recipe.trainer
-        started, tokens = time.perf_counter(), 0
-        with JsonlWriter(self.run.log) as log, progress(settings.steps - self.step, "train", "steps") as bar:
+        settings, begun, tokens = self.recipe.trainer, self.step, 0
+        started, before = time.perf_counter(), self._seconds
+        events = self.run.events if settings.tensorboard else None
+        with (
+            Curves(self.run.log, begun, settings.steps, events) as curves,
+            progress(settings.steps - begun, "train", "steps") as bar,
+        ):
             while self.step < settings.steps:
                 tokens += self._train_step()
                 averages = self._averages()
+                self._seconds = before + time.perf_counter() - started
                 if self.step % _LOG_EVERY == 0:
-                    log.append([{"step": self.step, "seconds": time.perf_counter() - started, **averages}])
+                    curves.training(self.step, self._seconds, averages)
                 if self.step % settings.validate_every == 0 and self.step < settings.steps:
-                    self._validate_and_export(log)
+                    self._validate_and_export(curves)
                 if self.step % settings.save_every == 0 or self.step == settings.steps:
                     self.run.save_state(self.state())
                 bar.advance(1, loss=averages["loss"], l1=averages["l1"])
-            validation = self._validate_and_export(log)
+            validation = self._validate_and_export(curves)
         seconds = time.perf_counter() - started
         return TrainResult(settings.steps, tokens, seconds, tokens / seconds, validation, _peak_memory())
 
@@ -139,6 +145,8 @@ class Trainer:
             **self.learner.state(),
             "data": self._data,
             "config": asdict(self.drafter.config),
+            "seconds": self._seconds,
+            "recent": list(self._recent),
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -151,6 +159,8 @@ class Trainer:
                 " they were, or begin a new run"
             )
         self.learner.load(state)
+        self._seconds = state["seconds"]
+        self._recent.extend(state["recent"])
 
     def _train_step(self) -> int:
         """One optimiser step; returns the tokens of its sequences."""
@@ -158,7 +168,7 @@ class Trainer:
         self._recent.append(self.learner.learn(batch))
         return int(batch.lengths.sum())
 
-    def _validate_and_export(self, log: JsonlWriter) -> Validation:
+    def _validate_and_export(self, curves: Curves) -> Validation:
         settings = self.recipe.trainer
         validation = validate(
             self.drafter.eval(),
@@ -167,7 +177,7 @@ class Trainer:
             sequences=settings.sequences,
             anchors=settings.anchors,
         )
-        log.append([{"step": self.step, "validation": asdict(validation)}])
+        curves.validation(self.step, asdict(validation))
         recipe = self.recipe.model_dump(mode="json")
         # Names, not places: a checkpoint travels, and a path of this machine means nothing elsewhere.
         recipe["data"]["responses"] = [path.name for path in self.recipe.data.responses]
