@@ -7,7 +7,7 @@ read as the very fp32 number it stands for. So a row's result never depends on i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum
 from functools import cache
 
@@ -17,7 +17,7 @@ from dspark.nn.machine import F16, F32, I8, I16, I32, I64, POINTER, Code, Kernel
 
 GROUP = 32  # inputs that share a scale, as in GGUF's blocks
 _ROWS = 6  # of a tile: 6 x 2 sums, 2 weights and a broadcast fill the 16 vector registers of AVX2
-_STEP = 4  # inputs a turn of the innermost loop
+_STEP = 4  # inputs a turn of the innermost loop, where sums, weights and scales fit the registers; else half of them
 _BLOCK = 96  # rows that stay in the cache nearest but one while the panels go by
 
 
@@ -53,11 +53,17 @@ class _Panel:
         wide = ir.VectorType(F32, count)
         self._now = [code.build.fpext(code.load(self._scales, place, F16, count), wide) for place in places]
 
-    def read(self, k: Value, steps: int) -> list[Value]:
-        """Weights of inputs ``k`` to ``k + steps``, a vector each; ``k`` is even for nibbles."""
+    def weights(self, k: Value, steps: int) -> Iterator[Value]:
+        """Weights of inputs ``k`` to ``k + steps``, a vector each, unpacked when asked for: registers are few.
+
+        ``k`` is even for nibbles.
+        """
         if self._form is Form.NIBBLE:
-            return [weight for step in range(0, steps, 2) for weight in self._pair(self._next(k, step))]
-        return [self._one(self._next(k, step)) for step in range(steps)]
+            for step in range(0, steps, 2):
+                yield from self._pair(self._next(k, step))
+        else:
+            for step in range(steps):
+                yield self._one(self._next(k, step))
 
     def _next(self, k: Value, step: int) -> Value:
         return self._code.build.add(k, self._code.number(step))
@@ -76,14 +82,15 @@ class _Panel:
         number = build.sitofp(build.sext(code.load(self._weights, place, I8, count), whole), wide)
         return build.fmul(number, self._now[0])
 
-    def _pair(self, k: Value) -> list[Value]:
+    def _pair(self, k: Value) -> Iterator[Value]:
         code, build, count = self._code, self._code.build, lanes()
         wide, whole = ir.VectorType(F32, count), ir.VectorType(I32, count)
         place = build.mul(build.lshr(k, code.number(1)), code.number(count))
         both = build.zext(code.load(self._weights, place, I8, count), whole)
         low = build.and_(both, ir.Constant(whole, [15] * count))
+        yield code.fma(build.sitofp(low, wide), *self._now)
         high = build.lshr(both, ir.Constant(whole, [4] * count))
-        return [code.fma(build.sitofp(each, wide), *self._now) for each in (low, high)]
+        yield code.fma(build.sitofp(high, wide), *self._now)
 
 
 # Panels of a tile of few rows: sums enough to hide the latency of an addition, scales few enough for the registers.
@@ -95,24 +102,26 @@ _PANELS = {
     Form.NIBBLE: {1: 1},
 }
 # Rows up to which a panel is read as it is; for more it is written out as fp32 first, once for all of them.
-DIRECT = {Form.HALF: 6, Form.BRAIN: 6, Form.BYTE: 6, Form.NIBBLE: 4}
+DIRECT = {Form.HALF: 6, Form.BRAIN: 6, Form.BYTE: 6, Form.NIBBLE: 8}
 _Body = Callable[[Value, int, list[Value]], list[Value]]
 
 
-def _inputs(code: Code, form: Form, panels: list[_Panel], width: Value, sums: list[Value], body: _Body) -> list[Value]:
-    """Run ``body(first input, how many, sums)`` over all inputs in their order."""
+def _inputs(
+    code: Code, form: Form, panels: list[_Panel], width: Value, sums: list[Value], body: _Body, step: int = _STEP
+) -> list[Value]:
+    """Run ``body(first input, how many, sums)`` over all inputs in their order, ``step`` at a time."""
 
     def steps(start: Value, end: Value, size: int, carried: list[Value]) -> list[Value]:
         return code.loop(start, end, size, carried, lambda k, values: body(k, size, values))
 
     if not form.grouped:
-        even = code.build.and_(width, code.number(-_STEP))
-        return steps(even, width, 1, steps(code.number(0), even, _STEP, sums))
+        even = code.build.and_(width, code.number(-step))
+        return steps(even, width, 1, steps(code.number(0), even, step, sums))
 
     def group(k: Value, values: list[Value]) -> list[Value]:
         for panel in panels:
             panel.enter(k)
-        return steps(k, code.build.add(k, code.number(GROUP)), _STEP, values)
+        return steps(k, code.build.add(k, code.number(GROUP)), step, values)
 
     return code.loop(code.number(0), width, GROUP, sums, group)
 
@@ -134,17 +143,27 @@ def _tile(module: ir.Module, form: Form, rows: int, count: int) -> Code:
         panels.append(_Panel(code, form, where, code.at(scales, build.mul(scale_bytes, code.number(index)), I8)))
 
     def body(k: Value, steps: int, sums: list[Value]) -> list[Value]:
-        read = [panel.read(k, steps) for panel in panels]
+        sums, following = list(sums), [panel.weights(k, steps) for panel in panels]
         for step in range(steps):
             at = build.add(k, code.number(step))
-            spread = [code.splat(code.load(source, at, F32), size) for source in sources]
-            sums = [
-                code.fma(spread[place // count], read[place % count][step], total) for place, total in enumerate(sums)
-            ]
+            weights = [next(each) for each in following]
+            for place, total in enumerate(sums):
+                row, index = divmod(place, count)
+                if not index:
+                    spread = code.splat(code.load(sources[row], at, F32), size)
+                sums[place] = code.fma(spread, weights[index], total)
         return sums
 
     zero = ir.Constant(ir.VectorType(F32, size), [0.0] * size)
-    sums = _inputs(code, form, panels, width, [zero] * (rows * count), body)
+    sums = _inputs(
+        code,
+        form,
+        panels,
+        width,
+        [zero] * (rows * count),
+        body,
+        _STEP // 2 if form is Form.NIBBLE and rows > 4 else _STEP,
+    )
     for row in range(rows):
         for index in range(count):
             column = code.number(index * size)
@@ -162,7 +181,7 @@ def _spread(module: ir.Module, form: Form) -> Code:
     panel = _Panel(code, form, weights, scales)
 
     def body(k: Value, steps: int, nothing: list[Value]) -> list[Value]:
-        for step, weight in enumerate(panel.read(k, steps)):
+        for step, weight in enumerate(panel.weights(k, steps)):
             place = code.build.mul(code.build.add(k, code.number(step)), code.number(lanes()))
             code.store(weight, destination, place, F32)
         return nothing
