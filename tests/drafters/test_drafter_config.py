@@ -26,10 +26,11 @@ def test_deepspec_config_round_trip(kind):
     assert config_from_deepspec(config_to_deepspec(config, "bfloat16")) == config
 
 
-def test_the_markov_biass_reach_is_written_where_it_is_used(sizes):
-    config = DSparkConfig(**sizes, markov_top_k=8)
+@pytest.mark.parametrize("name", ["markov_top_k", "draft_window"])
+def test_what_is_not_the_formats_is_written_where_it_is_used(sizes, name):
+    config = DSparkConfig(**sizes, **{name: 8})
     assert config_from_deepspec(config_to_deepspec(config, "float32")) == config
-    assert "markov_top_k" not in config_to_deepspec(DSparkConfig(**sizes), "float32")
+    assert name not in config_to_deepspec(DSparkConfig(**sizes), "float32")
 
 
 def test_rope_theta_may_stand_by_itself(golden):
@@ -57,6 +58,7 @@ def test_rope_theta_may_stand_by_itself(golden):
         ({"markov_head_type": "lstm"}, "'lstm', which is not supported"),
         ({"markov_rank": -1}, "markov_rank is -1; expected 0 or more"),
         ({"markov_top_k": -1}, "markov_top_k is -1"),
+        ({"draft_window": 1}, "expected 0 or at least the block_size"),
         ({"draft_ids": ()}, "empty"),
         ({"draft_ids": (1, 1)}, "id 1 follows 1"),
         ({"draft_ids": (1, 50)}, "1 to 50.*0 to 49"),

@@ -30,6 +30,7 @@ HEADS = {
     "rnn": {"markov_head_type": "rnn"},
     "top-k": {"markov_top_k": 7},
     "none": {"markov_rank": 0},
+    "window": {"draft_window": 9},
 }
 
 
@@ -48,7 +49,7 @@ def test_training_path_equals_decoding_path(make_drafter, forced, way, kind):
         drafter.pack()
         drafter.pack()  # once more changes nothing
         assert (drafter.compiled is not None) == (way == "compiled")
-        assert (drafter.greedy_chain is not None) == (way == "compiled" and kind == "vanilla")
+        assert (drafter.greedy_chain is not None) == (way == "compiled" and kind in ("vanilla", "window"))
     for row in range(2):
         for block, anchor in enumerate(ANCHORS[row]):
             seen: list[Tensor] = []
@@ -139,6 +140,7 @@ SAME = {
     "rnn": [True, True, False, False],
     "top-k": [True, True, False, True],
     "none": [True] * 4,
+    "window": [True, True, False, True],
 }
 
 

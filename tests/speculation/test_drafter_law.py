@@ -75,7 +75,13 @@ def test_one_round_of_the_real_drafter_has_the_targets_law(
 
 @pytest.mark.parametrize(
     "head",
-    [{"markov_head_type": "gated"}, {"markov_head_type": "rnn"}, {"markov_top_k": 2}, {"markov_rank": 0}],
+    [
+        {"markov_head_type": "gated"},
+        {"markov_head_type": "rnn"},
+        {"markov_top_k": 2},
+        {"markov_rank": 0},
+        {"draft_window": 2},
+    ],
     ids=str,
 )
 def test_every_head_keeps_the_law(head: dict[str, Any]) -> None:

@@ -73,7 +73,8 @@ class DrafterBlocks:
         if drafter.compiled is not None:
             positions_RK = positions_R[:, None] + torch.arange(slots)
             return drafter.compiled.hidden(anchors, positions_RK, rows_T, cache, plan)
-        context = [BlockContext(*both, rows_T, plan) for both in zip(cache.keys, cache.values, strict=True)]
+        window = drafter.config.draft_window or None
+        context = [BlockContext(*both, rows_T, plan, window) for both in zip(cache.keys, cache.values, strict=True)]
         anchor_ids = torch.tensor(anchors, device=device)[:, None]
         return drafter.block_hidden(anchor_ids, positions_R[:, None], context, whole_context=True)[:, 0]
 

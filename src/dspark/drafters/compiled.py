@@ -31,12 +31,17 @@ if TYPE_CHECKING:
 class LeanBlockAttention(nn.Module):
     """A block's attention as ``stack.Attention``: queries and keys in ``paired`` order, all of a block visible."""
 
-    def __init__(self, own: BlockAttention, layer: int) -> None:
+    def __init__(self, own: BlockAttention, layer: int, window: int | None) -> None:
         super().__init__()
         self.layer_idx, self.width = layer, own.head_dim
         self.queries = own.q_proj.out_features // own.head_dim
         self.rotated = self.queries + own.kv_heads
-        self.settings: dict[str, Any] = {"scale": own.head_dim**-0.5, "window": None, "softcap": None, "sinks_Q": None}
+        self.settings: dict[str, Any] = {
+            "scale": own.head_dim**-0.5,
+            "window": window,
+            "softcap": None,
+            "sinks_Q": None,
+        }
         order = paired(own.head_dim)
         query, key = (_in_order(linear.weight, own.head_dim) for linear in (own.q_proj, own.k_proj))
         self.product = frozen_linear(torch.cat((query, key, own.v_proj.weight)))
@@ -55,7 +60,9 @@ class CompiledBackbone(nn.Module):
         self.fc, self.hidden_norm = frozen_linear(backbone.fc.weight), _lean(backbone.hidden_norm)
         self.norm = _lean(backbone.norm)
         layers: list[DraftLayer] = list(backbone.layers)  # type: ignore[arg-type]  # made in its __init__
-        self.attentions = nn.ModuleList(LeanBlockAttention(each.self_attn, i) for i, each in enumerate(layers))
+        self.attentions = nn.ModuleList(
+            LeanBlockAttention(each.self_attn, i, config.draft_window or None) for i, each in enumerate(layers)
+        )
         own = [each for each in self.attentions if isinstance(each, LeanBlockAttention)]
         self.context = frozen_linear(torch.cat([_context_weight(layer.self_attn) for layer in layers]))
         self._head_norms = [each.head_norms for each in own]

@@ -36,8 +36,9 @@ _KINDS: dict[str, tuple[Any, str]] = {
 
 @dataclass(frozen=True)
 class DSparkConfig:
-    """DeepSpec's names, plus ``draft_ids``: the target ids that can be drafted (None: all), and ``markov_top_k``: only
-    so many of the largest base logits get the sequential head's bias (0: all do).
+    """DeepSpec's names, plus ``draft_ids``: the target ids that can be drafted (None: all), ``markov_top_k``: only so
+    many of the largest base logits get the sequential head's bias (0: all do), and ``draft_window``: a slot sees only
+    so many positions, its own included (0: all before its anchor).
 
     ``markov_rank`` 0: no sequential stage at all (DFlash).
 
@@ -60,6 +61,7 @@ class DSparkConfig:
     markov_rank: int = 256
     markov_head_type: str = "vanilla"
     markov_top_k: int = 0
+    draft_window: int = 0
     enable_confidence_head: bool = True
     confidence_head_with_markov: bool = True
     rope_theta: float = 10000.0
@@ -120,9 +122,14 @@ class DSparkConfig:
             )
         if self.head_dim % 2:
             raise UserError(f"head_dim is {self.head_dim}; rotary embedding needs an even one")
-        for name in ("markov_rank", "markov_top_k"):
+        for name in ("markov_rank", "markov_top_k", "draft_window"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}; expected 0 or more")
+        if 0 < self.draft_window < self.block_size:
+            raise UserError(
+                f"draft_window is {self.draft_window}; expected 0 or at least the block_size of {self.block_size}, for a"
+                " slot sees its whole block"
+            )
         if self.markov_head_type not in MARKOV_HEADS:
             raise UserError(
                 f"markov_head_type is {self.markov_head_type!r}, which is not supported; "

@@ -29,6 +29,7 @@ _SAME_NAME = (
     "rms_norm_eps",
     "max_position_embeddings",
 )
+_OWN = ("markov_top_k", "draft_window")  # not the format's, and 0 where they are not there
 # Constants of the family: written as they are, and a checkpoint with another value is another model.
 _FIXED: dict[str, Any] = {
     "attention_bias": False,
@@ -67,7 +68,7 @@ def config_from_deepspec(values: Mapping[str, Any], draft_ids: tuple[int, ...] |
         **{name: values[name] for name in _SAME_NAME},
         target_layer_ids=tuple(taps),
         markov_head_type=values.get("markov_head_type", "vanilla"),
-        markov_top_k=values.get("markov_top_k", 0),
+        **{name: values.get(name, 0) for name in _OWN},
         # Absent means false to every reader of the format.
         enable_confidence_head=values.get("enable_confidence_head", False),
         confidence_head_with_markov=values.get("confidence_head_with_markov", False),
@@ -80,8 +81,8 @@ def config_from_deepspec(values: Mapping[str, Any], draft_ids: tuple[int, ...] |
 def config_to_deepspec(config: DSparkConfig, dtype: str) -> dict[str, Any]:
     """`config.json` with ``dtype`` such as "bfloat16".
 
-    The draft vocabulary has no place in this format, and neither has ``markov_top_k``: it is there only where it is
-    used.
+    The draft vocabulary has no place in this format, and neither have ``markov_top_k`` and ``draft_window``: they are
+    there only where they are used.
     """
     values: dict[str, Any] = {"architectures": [ARCHITECTURE], "model_type": _MODEL_TYPE, "dtype": dtype}
     values |= {name: getattr(config, name) for name in _SAME_NAME}
@@ -96,8 +97,7 @@ def config_to_deepspec(config: DSparkConfig, dtype: str) -> dict[str, Any]:
         "enable_confidence_head": config.enable_confidence_head,
         "confidence_head_with_markov": config.confidence_head_with_markov,
     }
-    if config.markov_top_k:
-        values["markov_top_k"] = config.markov_top_k
+    values |= {name: value for name in _OWN if (value := getattr(config, name))}
     return dict(sorted(values.items()))
 
 

@@ -104,7 +104,9 @@ class DFlashBackbone(nn.Module):
             query_groups = config.num_attention_heads // config.num_key_value_heads
             assert isinstance(context[0], ContextRows), "only a context computed at once is seen in part"
             rows = context[0].length
-            groups = rows_before_anchors(anchor_positions_BA, rows, config.block_size, query_groups)
+            groups = rows_before_anchors(
+                anchor_positions_BA, rows, config.block_size, query_groups, config.draft_window
+            )
         for layer, rows_of_layer in zip(self._draft_layers(), context, strict=True):
             x_BAKd = layer(x_BAKd, at, rows_of_layer, groups)
         hidden: Tensor = self.norm(x_BAKd)

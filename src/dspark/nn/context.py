@@ -52,13 +52,15 @@ class BlockContext(NamedTuple):
     """Contexts of many requests in the blocks of a cache ``[H, S, D]``, each drafting one block (no gradients).
 
     A drafted block is written behind its context at ``rows_T`` (B*K of them), where the next committed rows go: rows
-    of a block are never kept. ``plan`` lets every slot see the whole context and its own block.
+    of a block are never kept. ``plan`` lets every slot see the whole context and its own block, ``window`` only so many
+    positions, its own included.
     """
 
     keys_HSD: Tensor
     values_HSD: Tensor
     rows_T: Tensor
     plan: Plan
+    window: int | None = None
 
     def attend(self, q_BHGAKD: Tensor, k_BHAKD: Tensor, v_BHAKD: Tensor, groups: Sequence[BlockGroup]) -> Tensor:
         """See ``Context``."""
@@ -66,7 +68,7 @@ class BlockContext(NamedTuple):
         self.keys_HSD.index_copy_(1, self.rows_T, k_BHAKD.transpose(0, 1).flatten(1, 3))
         self.values_HSD.index_copy_(1, self.rows_T, v_BHAKD.transpose(0, 1).flatten(1, 3))
         query_TQD = q_BHGAKD.permute(0, 3, 4, 1, 2, 5).reshape(batch * slots, heads * queries, width)
-        out_TQD = attend(query_TQD, self.keys_HSD, self.values_HSD, self.plan)
+        out_TQD = attend(query_TQD, self.keys_HSD, self.values_HSD, self.plan, window=self.window)
         return out_TQD.view(batch, 1, slots, heads, queries, width).permute(0, 3, 4, 1, 2, 5)
 
 

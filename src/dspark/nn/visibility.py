@@ -38,8 +38,12 @@ class BlockGroup:
 WHOLE_CONTEXT: tuple[BlockGroup, ...] = (BlockGroup(slice(None), None, None),)
 
 
-def rows_before_anchors(anchor_positions: Tensor, rows: int, block_size: int, groups: int) -> Sequence[BlockGroup]:
+def rows_before_anchors(
+    anchor_positions: Tensor, rows: int, block_size: int, groups: int, window: int = 0
+) -> Sequence[BlockGroup]:
     """Groups for ``anchor_positions [B, A]``, where context row i is position i.
+
+    ``window``: a slot sees only so many positions, its own included (0: all), and its whole block.
 
     Cheapest when anchors ascend along A, since a group's context is cut at its largest; correct in any order.
     """
@@ -48,16 +52,20 @@ def rows_before_anchors(anchor_positions: Tensor, rows: int, block_size: int, gr
     furthest_A = anchor_positions.amax(dim=0).tolist()
     seen = [min(rows, max(furthest_A[blocks])) for blocks in slices]
     return [
-        BlockGroup(blocks, count, _mask(anchor_positions[:, blocks], count, block_size, groups))
+        BlockGroup(blocks, count, _mask(anchor_positions[:, blocks], count, block_size, groups, window))
         for blocks, count in zip(slices, seen, strict=True)
     ]
 
 
-def _mask(anchors_Ba: Tensor, rows: int, block_size: int, groups: int) -> Tensor:
+def _mask(anchors_Ba: Tensor, rows: int, block_size: int, groups: int, window: int) -> Tensor:
     batch, count = anchors_Ba.shape
     device = anchors_Ba.device
     context_BaS = torch.arange(rows, device=device) < anchors_Ba[..., None]
     own = torch.eye(count, dtype=torch.bool, device=device).repeat_interleave(block_size, dim=1)
     seen_BaN = torch.cat((context_BaS, own.expand(batch, -1, -1)), dim=-1)
     slots_BaKN = seen_BaN[:, :, None].expand(-1, -1, block_size, -1)
+    if window:
+        at_BaK = anchors_Ba[..., None] + torch.arange(block_size, device=device)
+        near_BaKS = torch.arange(rows, device=device) > at_BaK[..., None] - window
+        slots_BaKN = torch.cat((slots_BaKN[..., :rows] & near_BaKS, slots_BaKN[..., rows:]), dim=-1)
     return slots_BaKN.flatten(1, 2)[:, None].repeat(1, 1, groups, 1)

@@ -37,6 +37,8 @@ class DrafterSettings(Settings):
     markov_head_type: Literal["vanilla", "gated", "rnn"] = "vanilla"
     markov_top_k: Annotated[int, Field(ge=0)] = 0
     """Only so many of the largest base logits get the sequential head's bias; 0: all do."""
+    draft_window: Annotated[int, Field(ge=0)] = 0
+    """A slot sees only so many positions, its own included; 0: all before its anchor."""
     draft_vocab_size: Annotated[int, Field(ge=0)] = 8192
     """The most frequent ids of the training answers; 0 drafts over the whole vocabulary."""
     target_layer_ids: tuple[int, ...] = Field(min_length=1)

@@ -125,6 +125,7 @@ def _config(recipe: Recipe, target: Target, draft_ids: tuple[int, ...] | None) -
         markov_rank=settings.markov_rank,
         markov_head_type=settings.markov_head_type,
         markov_top_k=settings.markov_top_k,
+        draft_window=settings.draft_window,
         rope_theta=float(rope.get("rope_theta", 10000.0)),
         rms_norm_eps=_needed(target, "rms_norm_eps"),
         max_position_embeddings=target.max_positions,
