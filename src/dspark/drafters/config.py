@@ -127,8 +127,8 @@ class DSparkConfig:
                 raise UserError(f"{name} is {getattr(self, name)}; expected 0 or more")
         if 0 < self.draft_window < self.block_size:
             raise UserError(
-                f"draft_window is {self.draft_window}; expected 0 or at least the block_size of {self.block_size}, for a"
-                " slot sees its whole block"
+                f"draft_window is {self.draft_window}; expected 0 or at least the block_size of {self.block_size}, for"
+                " a slot sees its whole block"
             )
         if self.markov_head_type not in MARKOV_HEADS:
             raise UserError(
