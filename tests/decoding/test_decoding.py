@@ -81,6 +81,22 @@ def test_greedy_rounds_are_planned_and_sampled_ones_are_not() -> None:
     assert 0 < accepted < verified < drafted
 
 
+@pytest.mark.parametrize("slots", [1, 2, 3])
+def test_greedy_blocks_may_be_shorter_and_sampled_ones_are_whole(slots: int) -> None:
+    target = tiny_target(sharpness=2.0)
+    drafter = tiny_drafter(target)
+    whole, shorter = Decoder(target, drafter, lookup=False), Decoder(target, drafter, draft_slots=slots, lookup=False)
+    accepted = 0
+    for prompt in PROMPTS:
+        text, rounds = tokens_of(shorter, prompt, "dspark", GREEDY)
+        assert text == tokens_of(whole, prompt, "plain", GREEDY)[0]
+        assert {r.drafted for r in rounds[1:]} <= {0, slots}
+        accepted += sum(r.accepted for r in rounds)
+        sampled = [tokens_of(decoder, prompt, "dspark", Sampling(1.0), 3) for decoder in (whole, shorter)]
+        assert sampled[0] == sampled[1]
+    assert accepted > 0
+
+
 def test_greedy_requests_draft_while_it_pays_and_sampled_ones_always() -> None:
     target = tiny_target(sharpness=2.0)
     drafter = tiny_drafter(target)

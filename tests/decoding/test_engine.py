@@ -85,7 +85,12 @@ def test_requests_with_settings_of_their_own_share_steps(draft_ids: tuple[int, .
     requests = requests_of(SAMPLINGS)
     plan = EarlyStop((1.0, 1.2, 1.4, 1.6, 1.8))
     when = WhileItPays((1.2, 1.5, 1.8, 2.1, 2.4), 1.0)
-    for more in ({}, {"lookup": False}, {"verify_length": plan}, {"verify_length": plan, "when": when}):
+    for more in (
+        {},
+        {"lookup": False},
+        {"verify_length": plan},
+        {"verify_length": plan, "when": when, "draft_slots": 2},
+    ):
         completions = list(Engine(target, requests, Limits(6, 512), "dspark", drafter, **more).run())
         assert rounds_of(completions) == alone(target, drafter, "dspark", requests, **more)
 

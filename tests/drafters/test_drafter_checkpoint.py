@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dspark.drafters import tensors as tensors_module
-from dspark.drafters.checkpoint import load_drafter, read_identity, save_drafter
+from dspark.drafters.checkpoint import load_drafter, read_identity, read_survival, save_drafter
 from dspark.drafters.state import DSparkState
 from dspark.foundation.errors import UserError
 from dspark.foundation.identity import ModelIdentity
@@ -70,6 +70,18 @@ def test_round_trip_is_exact(tmp_path, make_drafter, identity, ends, greedy, dty
     taps = torch.randn(5, drafter.config.taps_width)
     first, second = (DSparkState(d).draft([1, 2, 3, 4, 5, 6], taps, greedy([])) for d in (drafter, again))
     assert first.tokens == second.tokens and torch.equal(first.confidence, second.confidence)
+
+
+def test_the_share_of_accepted_drafts_is_read_where_it_was_measured(tmp_path, make_drafter, identity):
+    drafter = make_drafter()
+
+    def saved(validation):
+        save_drafter(tmp_path / "one", drafter, identity, {"validation": validation} if validation else {})
+        return read_survival(tmp_path / "one")
+
+    assert saved({"greedy_acceptance": [0.5, 0.5], "conditional_acceptance": [0.1, 0.1]}) == [0.5, 0.25]
+    assert saved({"conditional_acceptance": [0.5, 0.2]}) == [0.5, 0.1]
+    assert saved({}) == [] == read_survival(tmp_path / "nowhere")
 
 
 def test_a_native_folder_holds_what_is_trained_and_who_it_is_for(saved, identity):

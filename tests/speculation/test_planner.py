@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from dspark.decoding.profile import REPEATS, WARM_UP, rising, time_rounds
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round, Source
-from dspark.speculation.planner import _PATIENCE, _WINDOW, EarlyStop, WhileItPays, early_stop
+from dspark.speculation.planner import (
+    _PATIENCE,
+    _WINDOW,
+    EarlyStop,
+    WhileItPays,
+    best_slots,
+    early_stop,
+    with_slots,
+)
 
 CONDITIONAL = st.lists(st.floats(0, 1), min_size=1, max_size=7)
 
@@ -39,6 +47,33 @@ def test_a_later_confidence_never_decides_about_an_earlier_draft(
     lengths = [early_stop(list(itertools.accumulate(c, lambda a, b: a * b)), seconds) for c in (conditional, other)]
     # c_k for k >= at differ: whether a draft before them is verified does not
     assert min(lengths[0], at) == min(lengths[1], at)
+
+
+@given(
+    conditional=CONDITIONAL,
+    plain=st.floats(1, 10),
+    draft=st.tuples(st.floats(0, 5), st.floats(0, 1)),
+    tokens=st.lists(st.floats(0, 3), min_size=7, max_size=7),
+)
+def test_the_block_is_the_one_that_yields_most_tokens_a_second(
+    conditional: list[float], plain: float, draft: tuple[float, float], tokens: list[float]
+) -> None:
+    survival, block = list(itertools.accumulate(conditional, lambda a, c: a * c)), len(conditional)
+    verified = list(itertools.accumulate(tokens[:block], initial=plain))
+
+    def rounds(k: int) -> list[float]:
+        return [draft[0] + draft[1] * k + each for each in verified]
+
+    for k in range(1, block + 1):
+        assert with_slots(rounds(block), rounds(1)[0], k) == pytest.approx(rounds(k))
+    slots = best_slots(survival, rounds(block), rounds(1)[0])
+    rates = [(1 + sum(survival[:k])) / rounds(k)[k] for k in range(1, block + 1)]
+    assert rates[slots - 1] == pytest.approx(max(rates), rel=1e-9)
+
+
+def test_where_drafts_cost_nothing_the_block_is_whole() -> None:
+    assert best_slots([0.5, 0.1, 0.0], (1.0,) * 4, 1.0) == 3
+    assert best_slots([0.0], (1.0, 2.0), 1.0) == 1
 
 
 def test_without_confidence_every_draft_is_verified() -> None:

@@ -89,7 +89,7 @@ def evaluate(
     tasks = _tasks(pair, messages, seed)
     decoder = replace(pair.decoder, lookup=lookup)
     if not planned:
-        decoder = replace(decoder, verify_length=verify_all, when=always)
+        decoder = replace(decoder, verify_length=verify_all, when=always, draft_slots=None)
     figures = summarise(_trials(decoder, tasks, sampling, max_tokens))
     if json is not None:
         settings = {"sampling": vars(sampling), "max_tokens": max_tokens, "seed": seed, "limit": limit}

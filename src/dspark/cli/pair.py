@@ -31,6 +31,8 @@ class Pair:
     """What a round that verifies 0..K drafts takes here, as measured on loading."""
     plain_seconds: float = 0.0
     """What a step without a draft takes."""
+    draft_slots: int | None = None
+    """Drafts of a greedy request's round, as chosen on loading; None: whole blocks."""
 
     @property
     def target(self) -> Target:
@@ -47,6 +49,7 @@ class Pair:
             "device": str(self.target.device),
             "round_ms": [1000 * each for each in self.round_seconds],
             "plain_ms": 1000 * self.plain_seconds,
+            "draft_slots": self.draft_slots,
         }
 
 
@@ -58,18 +61,24 @@ def load_pair(target: str = BUNDLED, drafter: str | None = BUNDLED, dtype: str =
     folder = None if drafter is None else resolve_drafter(drafter)
     loaded = load_quietly(target, dtype, device)
 
-    from dspark.decoding.profile import measure_plain, measure_rounds
+    from dspark.decoding.profile import UNKNOWN, measure_plain, measure_rounds
     from dspark.decoding.single import Decoder
-    from dspark.drafters.checkpoint import load_drafter
-    from dspark.speculation.planner import EarlyStop, WhileItPays
+    from dspark.drafters.checkpoint import load_drafter, read_survival
+    from dspark.speculation.planner import EarlyStop, WhileItPays, best_slots, with_slots
 
     if folder is None:
         return Pair(Decoder(loaded), None)
     model = load_drafter(folder, loaded.identity, loaded.ends, loaded.dtype, loaded.device)
     model.pack()
-    seconds = measure_rounds(loaded, model)
+    seconds, slots = measure_rounds(loaded, model), None
     plain = measure_plain(loaded, model, seconds)
-    return Pair(Decoder(loaded, model, EarlyStop(seconds), WhileItPays(seconds, plain)), drafter, seconds, plain)
+    survival = read_survival(folder)
+    if survival and seconds[0] != UNKNOWN:
+        single = measure_rounds(loaded, model, 1)[0]
+        slots = best_slots(survival, seconds, single)
+        seconds = with_slots(seconds, single, slots)
+    decoder = Decoder(loaded, model, EarlyStop(seconds), WhileItPays(seconds, plain), slots)
+    return Pair(decoder, drafter, seconds, plain, slots)
 
 
 def load_quietly(target: str, dtype: str = "auto", device: str = "auto") -> Target:

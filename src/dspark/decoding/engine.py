@@ -78,9 +78,9 @@ class Work:
 class Engine:
     """A target, its drafter and the requests under way.
 
-    ``mode`` and ``lookup`` are ``Decoder``'s, and so are ``verify_length`` and ``when``, which plan greedy rounds. An
-    answer ends where the context does. Raises UserError for mode "dspark" without a drafter, and, by id, for a request
-    that the cache or the context can't hold.
+    ``mode`` and ``lookup`` are ``Decoder``'s, and so are ``verify_length``, ``when`` and ``draft_slots``, which plan
+    greedy rounds. An answer ends where the context does. Raises UserError for mode "dspark" without a drafter, and, by
+    id, for a request that the cache or the context can't hold.
     """
 
     def __init__(
@@ -94,6 +94,7 @@ class Engine:
         lookup: bool = True,
         verify_length: VerifyLength = verify_all,
         when: WhenToDraft = always,
+        draft_slots: int | None = None,
     ) -> None:
         if mode == "dspark" and drafter is None:
             raise UserError(NO_DRAFTER)
@@ -102,7 +103,8 @@ class Engine:
         self.pool = BlockPool(count, limits.block)
         self.cache = target.new_cache(count, limits.block)
         self.laps = Laps()
-        self._mode, self._lookup, self._verify_length, self._when = mode, lookup, verify_length, when
+        self._mode, self._lookup = mode, lookup
+        self._verify_length, self._when, self._draft_slots = verify_length, when, draft_slots
         self._drafter: DrafterBlocks | None = None
         self._taps: tuple[int, ...] = ()
         drafted = 0 if mode == "plain" else LOOKUP_BLOCK
@@ -174,7 +176,7 @@ class Engine:
     def _works(self, shares: Sequence[Share]) -> list[Work]:
         """Everybody's part, rounds with their drafts and how many of these are verified."""
         going_on = [share.row for share in shares if not share.count]
-        drafts = iter(propose(going_on, self._drafter, self._wanted, self.laps))
+        drafts = iter(propose(going_on, self._drafter, self._wanted, self.laps, self._draft_slots))
         works = []
         for share in shares:
             draft = NO_DRAFT if share.count else next(drafts)

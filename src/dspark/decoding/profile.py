@@ -27,11 +27,13 @@ REPEATS = 5
 UNKNOWN = 1.0  # in place of seconds that could not be measured
 
 
-def measure_rounds(target: Target, drafter: DSparkDrafter) -> tuple[float, ...]:
-    """Seconds of a greedy round that verifies 0..K drafts: so many of each, in turn."""
-    block = drafter.config.block_size
+def measure_rounds(target: Target, drafter: DSparkDrafter, slots: int | None = None) -> tuple[float, ...]:
+    """Seconds of a greedy round that drafts K = ``slots`` tokens and verifies 0..K: so many of each, in turn."""
+    block = slots or drafter.config.block_size
     lengths = itertools.cycle(range(block + 1))
-    decoder = Decoder(target, drafter, verify_length=lambda drafted, survival: next(lengths), lookup=False)
+    decoder = Decoder(
+        target, drafter, verify_length=lambda drafted, survival: next(lengths), draft_slots=slots, lookup=False
+    )
     rounds = (block + 1) * (WARM_UP + REPEATS)
     request = _request(target, 1 + rounds * (block + 1))
     return time_rounds(itertools.islice(decoder.stream(request, "dspark"), rounds + 1), block, time.perf_counter)

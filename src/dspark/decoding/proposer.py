@@ -21,22 +21,31 @@ NO_DRAFT = Draft([])
 
 
 def propose(
-    rows: Sequence[Running], blocks: DrafterBlocks | None, wanted: Callable[[Running], bool], lap: Timer
+    rows: Sequence[Running],
+    blocks: DrafterBlocks | None,
+    wanted: Callable[[Running], bool],
+    lap: Timer,
+    slots: int | None = None,
 ) -> list[Draft]:
     """A draft for each request, exactly as the reference loop's drafter states would have made it.
 
-    Requests that are not ``wanted`` to draft (their last token is the target's own, say) get none. ``lap`` is told when
-    a piece of the work is done.
+    Requests that are not ``wanted`` to draft (their last token is the target's own, say) get none. ``slots``: drafts of
+    a greedy request; sampled ones have whole blocks. ``lap`` is told when a piece of the work is done.
     """
     drafting = [wanted(row) for row in rows]
     drafts = [_copied(row) if yes else NO_DRAFT for row, yes in zip(rows, drafting, strict=True)]
     asking = [i for i, yes in enumerate(drafting) if yes and not drafts[i].tokens]
     lap("lookup")
-    if blocks is not None and asking:
-        chosen = [rows[i] for i in asking]
-        hidden_RKd = blocks.hidden([row.anchor for row in chosen], [row.table for row in chosen])
+    for greedy in (True, False):
+        mine = [i for i in asking if rows[i].request.sampling.greedy == greedy]
+        if blocks is None or not mine:
+            continue
+        chosen = [rows[i] for i in mine]
+        anchors, tables = [row.anchor for row in chosen], [row.table for row in chosen]
+        hidden_RKd = blocks.hidden(anchors, tables, slots if greedy else None)
         lap("draft, parallel")
-        for i, draft in zip(asking, _chains(blocks, chosen, hidden_RKd), strict=True):
+        chains = _greedy_chains if greedy and blocks.drafter.greedy_chain else _slot_by_slot
+        for i, draft in zip(mine, chains(blocks, chosen, hidden_RKd), strict=True):
             drafts[i] = draft
         lap("draft, sequential")
     return drafts
@@ -48,11 +57,10 @@ def _copied(row: Running) -> Draft:
     return row.lookup.draft(row.ids, None, _no_sample)
 
 
-def _chains(blocks: DrafterBlocks, rows: Sequence[Running], hidden_RKd: Tensor) -> list[Draft]:
-    """The sequential stage (Eq. 4): that of greedy requests as a program where there is one."""
+def _greedy_chains(blocks: DrafterBlocks, rows: Sequence[Running], hidden_RKd: Tensor) -> list[Draft]:
+    """The sequential stage (Eq. 4) of greedy requests as a program."""
     program = blocks.drafter.greedy_chain
-    if program is None or not all(row.request.sampling.greedy for row in rows):
-        return _slot_by_slot(blocks, rows, hidden_RKd)
+    assert program is not None
     anchors = [row.anchor for row in rows]
     tokens_RK = program.run(hidden_RKd, anchors).T
     previous_RK = torch.cat((torch.tensor(anchors)[:, None], tokens_RK[:, :-1]), dim=1)
@@ -61,7 +69,7 @@ def _chains(blocks: DrafterBlocks, rows: Sequence[Running], hidden_RKd: Tensor) 
 
 
 def _slot_by_slot(blocks: DrafterBlocks, rows: Sequence[Running], hidden_RKd: Tensor) -> list[Draft]:
-    """A slot of all requests at a time."""
+    """The sequential stage (Eq. 4), a slot of all requests at a time."""
     drafter = blocks.drafter
     base_RKV = drafter.base_logits(hidden_RKd)
     base_RKV = base_RKV.to(torch.promote_types(base_RKV.dtype, drafter.dtype))

@@ -23,16 +23,18 @@ from dspark.targets.session import TargetSession
 class Decoder:
     """A target with the drafter that was loaded for it (None: only plain decoding and prompt lookup).
 
-    ``verify_length`` plans the rounds of greedy requests, ``when`` says which of them draft. Sampled requests draft in
-    every round and verify every draft: there a round's length decides which draws are used, and a seed must give the
-    same text on a machine of another speed. ``lookup`` spares the drafter where the last words have occurred before;
-    without it every draft is the drafter's own.
+    ``verify_length`` plans the rounds of greedy requests, ``when`` says which of them draft, and ``draft_slots`` how
+    long their blocks are (None: as in training). Sampled requests draft whole blocks in every round and verify all of
+    them: there a round's length decides which draws are used, and a seed must give the same text on a machine of
+    another speed. ``lookup`` spares the drafter where the last words have occurred before; without it every draft is
+    the drafter's own.
     """
 
     target: Target
     drafter: DSparkDrafter | None = None
     verify_length: VerifyLength = verify_all
     when: WhenToDraft = always
+    draft_slots: int | None = None
     lookup: bool = True
 
     def stream(self, request: Request, mode: Mode) -> Iterator[Round]:
@@ -51,15 +53,15 @@ class Decoder:
         """The same rounds through the reference loop: slower, and what the core is held against."""
         taps: tuple[int, ...] = ()
         lookup = lookup_of(mode, self.lookup)
+        planned = mode == "dspark" and request.sampling.greedy
         state: DrafterState | None = lookup
         if mode == "dspark":
             if self.drafter is None:
                 raise UserError(NO_DRAFTER)
             taps = self.drafter.config.target_layer_ids
-            state = DSparkState(self.drafter)
+            state = DSparkState(self.drafter, self.draft_slots if planned else None)
             if lookup is not None:
                 state = LookupFirst(lookup, state)
-        planned = mode == "dspark" and request.sampling.greedy
         limit = self.target.max_positions
         # Exactly enough: no round verifies more than the room that is left.
         session = TargetSession(self.target, min(limit, len(request.prompt_ids) + request.max_tokens), taps)
@@ -87,6 +89,7 @@ class Decoder:
             lookup=self.lookup,
             verify_length=self.verify_length,
             when=self.when,
+            draft_slots=self.draft_slots,
         )
 
 

@@ -59,14 +59,15 @@ class DrafterBlocks:
         for layer, new in enumerate(drafter.context_kv(drafter.project(features_TF[None]), positions_T[None])):
             cache.store(layer, rows_T, new.k[0], new.v[0])
 
-    def hidden(self, anchors: Sequence[int], tables: Sequence[BlockTable]) -> Tensor:
+    def hidden(self, anchors: Sequence[int], tables: Sequence[BlockTable], slots: int | None = None) -> Tensor:
         """The parallel stage for one block of each request: ``h [R, K, d]``.
 
-        ``tables``: of everything before the anchors, with room for K positions more.
+        ``tables``: of everything before the anchors, with room for K positions more. ``slots``: K, that of the
+        drafter's training if None.
         """
         self._take()
         drafter, cache = self.drafter, self.cache
-        device, slots = drafter.device, drafter.config.block_size
+        device, slots = drafter.device, slots or drafter.config.block_size
         plan = Plan(tables, [slots] * len(tables), cache.size, device, causal=False)
         rows_T = torch.tensor([row for table in tables for row in table.rows(slots, cache.size)], device=device)
         positions_R = torch.tensor([table.length for table in tables], device=device)
@@ -76,7 +77,7 @@ class DrafterBlocks:
         window = drafter.config.draft_window or None
         context = [BlockContext(*both, rows_T, plan, window) for both in zip(cache.keys, cache.values, strict=True)]
         anchor_ids = torch.tensor(anchors, device=device)[:, None]
-        return drafter.block_hidden(anchor_ids, positions_R[:, None], context, whole_context=True)[:, 0]
+        return drafter.block_hidden(anchor_ids, positions_R[:, None], context, whole_context=True, slots=slots)[:, 0]
 
     def grown(self, size: int) -> DrafterBlocks:
         """The same rows in blocks of more room."""

@@ -25,7 +25,7 @@ from dspark.nn.row_kernels import can_row, follow_call, search_call
 if TYPE_CHECKING:
     from dspark.drafters.dspark import DSparkDrafter
 
-_KEPT = 32  # programs, one for each number of requests of late
+_KEPT = 32  # programs, one for each number of requests and of slots of late
 
 
 @dataclass
@@ -45,35 +45,35 @@ class GreedyChain:
         self._head, self._bias = head.panels, bias.panels
         self._embedding = drafter.markov_head.markov_w1.weight.detach()
         self._support = drafter.support
-        self._slots = drafter.config.block_size
-        self._prepared: dict[tuple[int, int], _Prepared] = {}
+        self._prepared: dict[tuple[int, int, int], _Prepared] = {}
         self._rooms = Rooms()
         self._lock = Lock()
 
     def run(self, hidden_RKd: Tensor, anchors: Sequence[int]) -> Tensor:
         """Drafted ids ``int64 [K, R]`` of the target's vocabulary; ArithmeticError where logits hold NaN."""
+        slots = hidden_RKd.shape[1]
         with self._lock:
-            prepared = self._prepare(len(anchors))
-            prepared.hidden_Td.view(self._slots, len(anchors), -1).copy_(hidden_RKd.transpose(0, 1))
+            prepared = self._prepare(len(anchors), slots)
+            prepared.hidden_Td.view(slots, len(anchors), -1).copy_(hidden_RKd.transpose(0, 1))
             prepared.found_KR[0] = torch.tensor(anchors)
             prepared.program.run()
             if bool((prepared.found_KR < 0).any()):
                 raise ArithmeticError("a draft's logits hold NaN: the drafter's weights or its features are broken")
             return prepared.ids_KR[1:].clone()
 
-    def _prepare(self, requests: int) -> _Prepared:
+    def _prepare(self, requests: int, slots: int) -> _Prepared:
         if self._rooms.too_small(requests):
             self._prepared.clear()
-        key = (requests, torch.get_num_threads())
-        prepared = self._prepared.pop(key, None) or self._build(requests)
+        key = (requests, slots, torch.get_num_threads())
+        prepared = self._prepared.pop(key, None) or self._build(requests, slots)
         self._prepared[key] = prepared
         if len(self._prepared) > _KEPT:
             del self._prepared[next(iter(self._prepared))]
         return prepared
 
     @torch.inference_mode(False)  # what is kept here may be written to in either mode
-    def _build(self, requests: int) -> _Prepared:
-        head, bias, slots = self._head, self._bias, self._slots
+    def _build(self, requests: int, slots: int) -> _Prepared:
+        head, bias = self._head, self._bias
 
         def room(name: str, rows: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
             flat = self._rooms.room(name, rows * width, requests, dtype)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import accumulate
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,17 @@ def read_identity(path: Path) -> ModelIdentity:
     if manifest.get("format") != FORMAT or not isinstance(target, dict):
         raise UserError(f"{path}: {MANIFEST} is not that of a drafter; expected format {FORMAT!r} and a target")
     return ModelIdentity.from_dict(target)
+
+
+def read_survival(path: Path) -> list[float]:
+    """Share of blocks whose first 1..K drafts were accepted on held-out answers, where the manifest says; else empty.
+
+    Greedy where it was measured, at temperature 1 in checkpoints that have only that.
+    """
+    manifest = read_json(path / MANIFEST) if (path / MANIFEST).is_file() else {}
+    found = manifest.get("training", {}).get("validation", {})
+    shares = found.get("greedy_acceptance") or found.get("conditional_acceptance") or []
+    return list(accumulate(map(float, shares), mul))
 
 
 def _read_config(path: Path) -> dict[str, Any]:

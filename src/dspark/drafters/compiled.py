@@ -81,7 +81,7 @@ class CompiledBackbone(nn.Module):
         self, anchors: Sequence[int], positions_RK: Tensor, rows_T: Tensor, cache: KVCache, plan: Plan
     ) -> Tensor:
         """``h [R, K, d]`` after the final norm; the blocks' own rows go to ``rows_T``."""
-        masks = [self.config.mask_token_id] * (self.config.block_size - 1)
+        masks = [self.config.mask_token_id] * (positions_RK.shape[1] - 1)
         ids_T = torch.tensor([token for anchor in anchors for token in (anchor, *masks)])
         rotation = self._rotation(positions_RK.flatten())
         found = self.stack.run(embedding(ids_T, self._embedding), rotation, cache, rows_T, plan.seen)

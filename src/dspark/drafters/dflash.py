@@ -85,17 +85,20 @@ class DFlashBackbone(nn.Module):
         context: Sequence[Context],
         *,
         whole_context: bool = False,
+        slots: int | None = None,
     ) -> Tensor:
         """``h [B, A, K, d]`` after the final norm, for A blocks of each sequence at once.
+
+        ``slots``: K, the block size that the drafter was trained for if None.
 
         Slot j of a block sits at position anchor + j and predicts the token at anchor + j + 1. A block sees
         the context rows strictly before its anchor and, in both directions, itself; never another block.
         ``whole_context``: there is one block a sequence and every context row is before its anchor
         (decoding), so that nothing needs a mask.
         """
-        config = self.config
-        x_BAKd = self._block_inputs(anchor_ids_BA)
-        slots_K = torch.arange(config.block_size, device=anchor_positions_BA.device)
+        config, slots = self.config, slots or self.config.block_size
+        x_BAKd = self._block_inputs(anchor_ids_BA, slots)
+        slots_K = torch.arange(slots, device=anchor_positions_BA.device)
         at = rotary(anchor_positions_BA[..., None] + slots_K, config.head_dim, config.rope_theta)
         if whole_context:
             assert anchor_ids_BA.shape[1] == 1, "several blocks of one sequence can't do without a mask"
@@ -104,9 +107,7 @@ class DFlashBackbone(nn.Module):
             query_groups = config.num_attention_heads // config.num_key_value_heads
             assert isinstance(context[0], ContextRows), "only a context computed at once is seen in part"
             rows = context[0].length
-            groups = rows_before_anchors(
-                anchor_positions_BA, rows, config.block_size, query_groups, config.draft_window
-            )
+            groups = rows_before_anchors(anchor_positions_BA, rows, slots, query_groups, config.draft_window)
         for layer, rows_of_layer in zip(self._draft_layers(), context, strict=True):
             x_BAKd = layer(x_BAKd, at, rows_of_layer, groups)
         hidden: Tensor = self.norm(x_BAKd)
@@ -136,9 +137,9 @@ class DFlashBackbone(nn.Module):
     def _draft_layers(self) -> list[DraftLayer]:
         return cast("list[DraftLayer]", list(self.layers))
 
-    def _block_inputs(self, anchor_ids_BA: Tensor) -> Tensor:
+    def _block_inputs(self, anchor_ids_BA: Tensor, slots: int) -> Tensor:
         """The anchor's embedding, then K - 1 times the mask's: ``[B, A, K, d]``."""
-        masks = anchor_ids_BA.new_full((*anchor_ids_BA.shape, self.config.block_size - 1), self.config.mask_token_id)
+        masks = anchor_ids_BA.new_full((*anchor_ids_BA.shape, slots - 1), self.config.mask_token_id)
         tokens_BAK = torch.cat((anchor_ids_BA[..., None], masks), dim=-1)
         return embedding(tokens_BAK, self.embedding).to(self.dtype)
 

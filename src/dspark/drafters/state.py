@@ -24,8 +24,9 @@ class DSparkState:
     after a round with n accepted drafts. Rows of a block are never kept.
     """
 
-    def __init__(self, drafter: DSparkDrafter) -> None:
-        self.drafter = drafter
+    def __init__(self, drafter: DSparkDrafter, slots: int | None = None) -> None:
+        """``slots``: drafts of a round, the block size of the drafter's training if None."""
+        self.drafter, self._slots = drafter, slots
         self._table = BlockTable([0])
         self._blocks = DrafterBlocks(drafter, 1, _FIRST_ROOM + drafter.config.block_size)
 
@@ -51,7 +52,7 @@ class DSparkState:
             )
         if features is not None and rows:
             self._extend(features)
-        (hidden_Kd,) = self._blocks.hidden(ids[-1:], [self._table])
+        (hidden_Kd,) = self._blocks.hidden(ids[-1:], [self._table], self._slots)
         return self._chain(ids[-1], hidden_Kd, sample)
 
     def _extend(self, features: Tensor) -> None:

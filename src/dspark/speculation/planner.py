@@ -78,6 +78,31 @@ class WhileItPays:
         return whole if round.source == "drafter" else whole - self.seconds[0] + self.plain  # a copy costs nothing
 
 
+def with_slots(seconds: Sequence[float], single: float, slots: int) -> tuple[float, ...]:
+    """Seconds of rounds that draft ``slots`` tokens in place of all K, verifying 0..K (copies may be longer).
+
+    ``seconds[l]``: of rounds that draft K tokens and verify l; ``single``: of one that drafts one token and verifies
+    none. In between a draft's price is taken as a straight line.
+    """
+    block = len(seconds) - 1
+    spared = max(0.0, seconds[0] - single) * (block - slots) / max(1, block - 1)
+    return tuple(each - spared for each in seconds)
+
+
+def best_slots(survival: Sequence[float], seconds: Sequence[float], single: float) -> int:
+    """How many tokens to draft: the block that would yield most tokens a second were it always verified whole.
+
+    ``survival[k-1]``: the share of blocks whose first k drafts are accepted, as found in training; ``seconds`` and
+    ``single`` as for ``with_slots``. A block has at least one slot; the longest is taken where all are equal.
+    """
+    best, slots = 0.0, 1
+    for k in range(1, min(len(survival), len(seconds) - 1) + 1):
+        rate = (1 + sum(survival[:k])) / with_slots(seconds, single, k)[k]
+        if rate >= best:
+            best, slots = rate, k
+    return slots
+
+
 def early_stop(survival: Sequence[float], seconds: Sequence[float]) -> int:
     """The first length from which one draft more does not raise the expected tokens a second.
 
