@@ -97,6 +97,14 @@ def test_greedy_blocks_may_be_shorter_and_sampled_ones_are_whole(slots: int) -> 
     assert accepted > 0
 
 
+@pytest.mark.parametrize("slots", [0, 5])
+def test_blocks_of_no_length_are_refused(slots: int) -> None:
+    target = tiny_target()
+    decoder = Decoder(target, tiny_drafter(target), draft_slots=slots)
+    with pytest.raises(UserError, match="draft_slots is"):
+        decoder.answer(Request("one", [1, 5], GREEDY, 0, 4), "dspark")
+
+
 def test_greedy_requests_draft_while_it_pays_and_sampled_ones_always() -> None:
     target = tiny_target(sharpness=2.0)
     drafter = tiny_drafter(target)

@@ -79,9 +79,12 @@ def test_the_share_of_accepted_drafts_is_read_where_it_was_measured(tmp_path, ma
         save_drafter(tmp_path / "one", drafter, identity, {"validation": validation} if validation else {})
         return read_survival(tmp_path / "one")
 
-    assert saved({"greedy_acceptance": [0.5, 0.5], "conditional_acceptance": [0.1, 0.1]}) == [0.5, 0.25]
-    assert saved({"conditional_acceptance": [0.5, 0.2]}) == [0.5, 0.1]
-    assert saved({}) == [] == read_survival(tmp_path / "nowhere")
+    known = {"greedy_acceptance": [0.5, 0.5], "conditional_acceptance": [0.1, 0.1], "blocks": 3}
+    assert saved(known) == [0.5, 0.25]
+    assert saved({"conditional_acceptance": [0.5, 0.2], "blocks": 3}) == [0.5, 0.1]
+    for unknown in (known | {"blocks": 0}, known | {"greedy_acceptance": [None, 2.0]}, ["a list"], {}):
+        assert saved(unknown) == [], unknown
+    assert read_survival(tmp_path / "nowhere") == []
 
 
 def test_a_native_folder_holds_what_is_trained_and_who_it_is_for(saved, identity):

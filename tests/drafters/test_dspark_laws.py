@@ -106,6 +106,21 @@ def test_a_block_sees_the_rows_before_its_anchor_and_nothing_else(make_drafter):
         assert moved.max() < 1e-5
 
 
+def test_a_window_ends_where_it_says(make_drafter):
+    """Slot j of a block at a sees rows from a + j - window + 1 on; one layer, for slots of a block see each other."""
+    drafter = make_drafter(num_hidden_layers=1, draft_window=9)
+    ids, taps, _ = _sequences(drafter)
+    anchor = torch.full((2, 1), 20)
+    with torch.no_grad():
+        before = drafter(taps, ids.gather(1, anchor), anchor)
+        for slot in range(drafter.config.block_size):
+            for row, felt in ((20 + slot - 9, False), (20 + slot - 8, True)):
+                other = taps.clone()
+                other[:, row] += 1
+                moved = (drafter(other, ids.gather(1, anchor), anchor) - before)[:, 0, slot].abs().max()
+                assert (moved > 1e-4) == felt, (slot, row)
+
+
 def test_padding_behind_a_sequence_changes_nothing(make_drafter):
     drafter = make_drafter()
     ids, taps, anchors = _sequences(drafter)

@@ -146,6 +146,14 @@ def test_the_weights_follow_what_limits_acceptance() -> None:
     assert weights.tolist() == [0.5, 0.0, 0.0, 3.0, 2.0, 1.0]
 
 
+def test_where_no_draft_has_a_chance_nothing_is_learnt_but_nothing_breaks() -> None:
+    slots, head, markov = random_slots(6, 11, outside=200.0)  # all of the target's mass is outside
+    slots.hidden.requires_grad_()
+    found = distribution_loss(slots, head, markov, Mix(0, 0, 1), None)
+    found.loss.backward()
+    assert slots.hidden.grad is not None and slots.hidden.grad.isfinite().all() and found.weights.isfinite().all()
+
+
 def golden_drafter(folder: Path) -> DSparkDrafter:
     values = read_json(folder / "config.json")
     tensors = load_file(folder / "model.safetensors")

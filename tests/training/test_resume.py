@@ -117,10 +117,14 @@ def test_what_a_killed_process_logged_beyond_its_state_is_taken_back(tmp_path: P
             curves.validation(step, {"tau": 2.0})
     with log.open("a") as file:
         file.write('{"step": 40, "los')
+
+    def steps_of(path: Path) -> list[int]:
+        return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
     for step, kept in ((30, [10, 10, 20, 20, 30]), (25, [10, 10, 20, 20]), (0, [])):
         Curves(log, step, 30).__exit__(None, None, None)
-        rows = [json.loads(line) for line in log.read_text().splitlines()]
-        assert [row["step"] for row in rows] == kept
+        assert steps_of(log) == kept
+    assert steps_of(tmp_path / "log.before.jsonl") == [10, 10, 20, 20], "a new run does not lose another's log"
 
 
 def test_a_run_folder_of_another_recipe_is_refused(tmp_path: Path) -> None:
@@ -129,6 +133,11 @@ def test_a_run_folder_of_another_recipe_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="another recipe"):
         Run(tmp_path, recipe(seed=1), resume=True)
     assert Run(tmp_path, recipe(), resume=True).load_state() == {"step": 1}
+    assert Run(tmp_path, recipe(tensorboard=True), resume=True).load_state() == {"step": 1}
+    written = (tmp_path / "recipe.yaml").read_text().splitlines()
+    older = [line for line in written if "tensorboard" not in line and "position_weights" not in line]
+    (tmp_path / "recipe.yaml").write_text("\n".join(older))
+    assert Run(tmp_path, recipe(), resume=True).load_state() == {"step": 1}, "begun before there was such a setting"
 
 
 def test_a_run_that_ended_before_its_first_state_may_be_begun_differently(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def evaluate(
     planned: Annotated[
         bool,
         typer.Option(
-            "--planned", help="Verify as many drafts as pay here, as `generate` does; else all, to see them judged."
+            "--planned", help="Draft and verify as much as pays here, as `generate` does; else all, to see it judged."
         ),
     ] = False,
     lookup: LookupOption = True,
@@ -94,7 +94,7 @@ def evaluate(
     if json is not None:
         settings = {"sampling": vars(sampling), "max_tokens": max_tokens, "seed": seed, "limit": limit}
         settings |= {"planned": planned, "lookup": lookup, "machine": machine_facts(pair.target.device, load)}
-        write_json(json, figures | pair.asdict() | settings | {"files": _names(files)})
+        write_json(json, figures | pair.asdict(decoder) | settings | {"files": _names(files)})
     print_table(figures)
     if unexplained(figures):
         raise typer.Exit(DIFFERENT)

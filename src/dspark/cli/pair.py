@@ -27,29 +27,31 @@ class Pair:
 
     decoder: Decoder
     drafter: str | None
+    whole_seconds: tuple[float, ...] = ()
+    """What a round that drafts K tokens and verifies 0..K takes here, as measured on loading."""
     round_seconds: tuple[float, ...] = ()
-    """What a round that verifies 0..K drafts takes here, as measured on loading."""
+    """The same for blocks as long as the decoder's own."""
     plain_seconds: float = 0.0
     """What a step without a draft takes."""
-    draft_slots: int | None = None
-    """Drafts of a greedy request's round, as chosen on loading; None: whole blocks."""
 
     @property
     def target(self) -> Target:
         """The decoder's target."""
         return self.decoder.target
 
-    def asdict(self) -> dict[str, Any]:
-        """What a --json says about the pair that was measured."""
+    def asdict(self, decoder: Decoder | None = None) -> dict[str, Any]:
+        """What a --json says about the pair that was measured, with ``decoder`` in place of its own."""
+        slots = (decoder or self.decoder).draft_slots
+        seconds = self.whole_seconds if slots is None else self.round_seconds
         return {
             "target": self.target.name,
             "drafter": self.drafter,
             "dtype": str(self.target.dtype).removeprefix("torch."),
             "weights": self.target.weights,
             "device": str(self.target.device),
-            "round_ms": [1000 * each for each in self.round_seconds],
+            "round_ms": [1000 * each for each in seconds],
             "plain_ms": 1000 * self.plain_seconds,
-            "draft_slots": self.draft_slots,
+            "draft_slots": slots,
         }
 
 
@@ -61,24 +63,20 @@ def load_pair(target: str = BUNDLED, drafter: str | None = BUNDLED, dtype: str =
     folder = None if drafter is None else resolve_drafter(drafter)
     loaded = load_quietly(target, dtype, device)
 
-    from dspark.decoding.profile import UNKNOWN, measure_plain, measure_rounds
+    from dspark.decoding.profile import measure_blocks, measure_plain, measure_rounds
     from dspark.decoding.single import Decoder
     from dspark.drafters.checkpoint import load_drafter, read_survival
-    from dspark.speculation.planner import EarlyStop, WhileItPays, best_slots, with_slots
+    from dspark.speculation.planner import EarlyStop, WhileItPays
 
     if folder is None:
         return Pair(Decoder(loaded), None)
     model = load_drafter(folder, loaded.identity, loaded.ends, loaded.dtype, loaded.device)
     model.pack()
-    seconds, slots = measure_rounds(loaded, model), None
-    plain = measure_plain(loaded, model, seconds)
-    survival = read_survival(folder)
-    if survival and seconds[0] != UNKNOWN:
-        single = measure_rounds(loaded, model, 1)[0]
-        slots = best_slots(survival, seconds, single)
-        seconds = with_slots(seconds, single, slots)
+    whole = measure_rounds(loaded, model)
+    plain = measure_plain(loaded, model, whole)
+    slots, seconds = measure_blocks(loaded, model, whole, read_survival(folder))
     decoder = Decoder(loaded, model, EarlyStop(seconds), WhileItPays(seconds, plain), slots)
-    return Pair(decoder, drafter, seconds, plain, slots)
+    return Pair(decoder, drafter, whole, seconds, plain)
 
 
 def load_quietly(target: str, dtype: str = "auto", device: str = "auto") -> Target:

@@ -111,6 +111,8 @@ class Engine:
         if mode == "dspark" and drafter is not None:
             self._drafter = DrafterBlocks(drafter, count, limits.block)
             self._taps = drafter.config.target_layer_ids
+            if draft_slots is not None and not 1 <= draft_slots <= drafter.config.block_size:
+                raise UserError(f"draft_slots is {draft_slots}; expected 1 to {drafter.config.block_size}, or none")
             drafted = max(drafter.config.block_size, LOOKUP_BLOCK if lookup else 0)
         self._round_tokens = 1 + drafted
         self.admission = Admission(

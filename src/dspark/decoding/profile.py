@@ -17,6 +17,7 @@ from dspark.decoding.request import Request
 from dspark.decoding.single import Decoder
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.speculation.acceptance import Round
+from dspark.speculation.planner import best_slots
 from dspark.speculation.sampling import Sampling
 from dspark.targets.model import Target
 
@@ -37,6 +38,26 @@ def measure_rounds(target: Target, drafter: DSparkDrafter, slots: int | None = N
     rounds = (block + 1) * (WARM_UP + REPEATS)
     request = _request(target, 1 + rounds * (block + 1))
     return time_rounds(itertools.islice(decoder.stream(request, "dspark"), rounds + 1), block, time.perf_counter)
+
+
+def measure_blocks(
+    target: Target, drafter: DSparkDrafter, whole: Sequence[float], survival: Sequence[float]
+) -> tuple[int | None, tuple[float, ...]]:
+    """How many tokens a greedy request should draft at once (None: whole blocks), and seconds of rounds that do.
+
+    ``whole``: as ``measure_rounds`` gave them for whole blocks; ``survival``: the share of blocks whose first 1..K
+    drafts are accepted, empty where nobody knows. Lengths beyond the shorter block are those of copies, which cost as
+    much more as they did.
+    """
+    if not survival or set(whole) == {UNKNOWN}:
+        return None, tuple(whole)
+    slots = best_slots(survival, whole, measure_rounds(target, drafter, 1)[0])
+    if slots >= len(whole) - 1:
+        return None, tuple(whole)
+    own = measure_rounds(target, drafter, slots)
+    if set(own) == {UNKNOWN}:
+        return None, tuple(whole)
+    return slots, (*own, *(own[-1] + each - whole[slots] for each in whole[slots + 1 :]))
 
 
 def measure_plain(target: Target, drafter: DSparkDrafter, rounds: Sequence[float]) -> float:

@@ -105,14 +105,19 @@ def read_identity(path: Path) -> ModelIdentity:
 
 
 def read_survival(path: Path) -> list[float]:
-    """Share of blocks whose first 1..K drafts were accepted on held-out answers, where the manifest says; else empty.
+    """Share of blocks whose first 1..K drafts were accepted on held-out answers; empty where a manifest doesn't say.
 
-    Greedy where it was measured, at temperature 1 in checkpoints that have only that.
+    Greedy where it was measured, at temperature 1 in checkpoints that have only that. Nothing here is needed to draft,
+    so what is not as we write it counts as not said.
     """
-    manifest = read_json(path / MANIFEST) if (path / MANIFEST).is_file() else {}
-    found = manifest.get("training", {}).get("validation", {})
-    shares = found.get("greedy_acceptance") or found.get("conditional_acceptance") or []
-    return list(accumulate(map(float, shares), mul))
+    found: Any = read_json(path / MANIFEST) if (path / MANIFEST).is_file() else {}
+    for name in ("training", "validation"):
+        found = found.get(name) if isinstance(found, dict) else None
+    if not isinstance(found, dict) or not found.get("blocks"):
+        return []
+    shares: Any = found.get("greedy_acceptance") or found.get("conditional_acceptance")
+    known = isinstance(shares, list) and all(isinstance(each, int | float) and 0 <= each <= 1 for each in shares)
+    return list(accumulate(shares, mul)) if known else []
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -92,7 +92,8 @@ class DFlashBackbone(nn.Module):
         ``slots``: K, the block size that the drafter was trained for if None.
 
         Slot j of a block sits at position anchor + j and predicts the token at anchor + j + 1. A block sees
-        the context rows strictly before its anchor and, in both directions, itself; never another block.
+        the context rows strictly before its anchor (of these the nearest, where there is a window) and, in both
+        directions, itself; never another block.
         ``whole_context``: there is one block a sequence and every context row is before its anchor
         (decoding), so that nothing needs a mask.
         """

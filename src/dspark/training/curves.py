@@ -21,12 +21,12 @@ class Curves:
     """
 
     def __init__(self, log: Path, step: int, steps: int, events: Path | None = None) -> None:
-        _rewind(log, step, steps)
         with ExitStack() as opened:
-            self._log = opened.enter_context(JsonlWriter(log))
-            self._board = None if events is None else _board(events, step)
+            self._board = None if events is None else _board(events, step + (step < steps))
             if self._board is not None:
                 opened.callback(self._board.close)
+            _rewind(log, step, steps)
+            self._log = opened.enter_context(JsonlWriter(log))
             self._open = opened.pop_all()
 
     def __enter__(self) -> Curves:
@@ -57,25 +57,31 @@ class Curves:
                 self._board.add_scalar(f"{group}/{name}", value, step)
 
 
-def _board(folder: Path, step: int) -> Any:  # untyped in torch
+def _board(folder: Path, first: int) -> Any:  # untyped in torch
+    """Events of step ``first`` and later ones are drawn anew."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UserError(
-            "trainer.tensorboard is on, but TensorBoard is not installed; pip install 'dspark[tensorboard]', or switch"
-            " it off"
+            "trainer.tensorboard is on, but TensorBoard is not installed; pip install 'dspark[tensorboard]', or go on"
+            " without it"
         ) from error
-    return SummaryWriter(str(folder), purge_step=step + 1)
+    return SummaryWriter(str(folder), purge_step=first)
 
 
 def _rewind(log: Path, step: int, steps: int) -> None:
-    """Drop the rows after ``step``, and the validation that ends a run: both are written again."""
+    """Drop the rows after ``step``, and the validation that ends a run: both are written again.
+
+    A run that begins anew where another's log lies keeps that one beside its own.
+    """
     if not log.exists() or not log.stat().st_size:
         return
     JsonlWriter(log).close()  # mends an end that was cut off
     rows = [row for _, row in read_jsonl(log)] if log.stat().st_size else []
     kept = [row for row in rows if row["step"] <= step and not ("validation" in row and row["step"] == steps)]
-    if kept != rows:
+    if rows and not step:
+        log.replace(log.with_suffix(".before.jsonl"))
+    elif kept != rows:
         text = "".join(json_text(row) + "\n" for row in kept)
         write_atomic(log, lambda temporary: _write(temporary, text))
 

@@ -15,7 +15,7 @@ from dspark.training.schedule import generator_at, learning_rate
 
 
 class Learner:
-    """Everything that a step changes. A step is a pure function of the recipe, the batch and its number."""
+    """Everything that a step changes. What it does is decided by that, the recipe, the batch and its number alone."""
 
     def __init__(self, recipe: Recipe, drafter: DSparkDrafter) -> None:
         self.recipe, self.drafter = recipe, drafter

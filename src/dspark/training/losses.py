@@ -87,7 +87,7 @@ def paced(accepted_C: Tensor, places_C: Tensor) -> Tensor:
     """
     block_C = (places_C == 0).cumsum(dim=0) - 1
     accepted_XK = accepted_C.new_zeros(int(block_C[-1]) + 1, int(places_C.max()) + 1)
-    accepted_XK[block_C, places_C] = accepted_C
+    accepted_XK[block_C, places_C] = accepted_C.clamp(0, 1)
     gained_XK = accepted_XK.cumprod(dim=1).flip(1).cumsum(dim=1).flip(1)
     return gained_XK[block_C, places_C]
 
@@ -134,7 +134,7 @@ class _Fused(torch.autograd.Function):
                 grad_CD = torch.zeros_like(grad_CD).scatter_(1, ids_Ck, grad_CD.gather(1, ids_Ck))
             grads[1][c] = (grad_CD @ markov_Dr).mul_(weights_C1)
             grads[2].addmm_(grad_CD.T, summed_Nr[c] * weights_C1)
-        ctx.weight = rows_4N[3].sum()
+        ctx.weight = rows_4N[3].sum().clamp(min=1e-12)  # D-PACE weighs nothing where no first draft has a chance
         rows_4N[3] /= ctx.weight
         ctx.save_for_backward(*grads)
         ctx.mark_non_differentiable(rows_4N)

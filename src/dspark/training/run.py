@@ -16,6 +16,7 @@ import torch
 
 from dspark.foundation.artifacts import recover_folder, write_atomic
 from dspark.foundation.errors import UserError, first_line
+from dspark.foundation.settings import load_settings
 from dspark.training.recipe import Recipe
 
 
@@ -37,7 +38,7 @@ class Run:
             raise UserError(f"--resume: there is no run in {folder}; check --run, or begin one without --resume")
         if self.has_state and not resume:
             raise UserError(f"{folder} holds a run that was begun; go on with --resume, or use another --run folder")
-        if self.has_state and path.read_text(encoding="utf-8") != text:
+        if self.has_state and _deciding(load_settings(Recipe, path)) != _deciding(recipe):
             raise UserError(
                 f"{folder} holds a run of another recipe ({path}); use another --run folder, or its own recipe"
             )
@@ -81,6 +82,11 @@ class Run:
                 f"{self._state} can't be read ({first_line(error)}); remove it to begin the run anew"
             ) from error
         return state
+
+
+def _deciding(recipe: Recipe) -> Recipe:
+    """What decides the outcome: curves may be drawn or not."""
+    return recipe.model_copy(update={"trainer": recipe.trainer.model_copy(update={"tensorboard": False})})
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -159,8 +159,8 @@ class Trainer:
                 " they were, or begin a new run"
             )
         self.learner.load(state)
-        self._seconds = state["seconds"]
-        self._recent.extend(state["recent"])
+        self._seconds = state.get("seconds", 0.0)  # states of earlier versions lack these two
+        self._recent.extend(state.get("recent", ()))
 
     def _train_step(self) -> int:
         """One optimiser step; returns the tokens of its sequences."""
