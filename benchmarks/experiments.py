@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -211,12 +212,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
     rows = [json.loads(line) for line in options.json.read_text().splitlines()] if options.json.exists() else []
+    given = {"budget": options.seconds, "examples": options.examples, "initial": options.initial.name}
+    if others := [row["arm"] for row in rows if row.get("given") != given]:
+        sys.exit(f"{options.json} has rows of other settings ({', '.join(others)}); use another file")
     done = {row["arm"] for row in rows}
     room = Room(options.responses.resolve(), options.initial.resolve(), options.examples)
     for name in options.arms:
         if name in done:
             continue
-        row = {"arm": name, **run(room, ARMS[name], options.seconds)}
+        row = {"arm": name, "given": given, **run(room, ARMS[name], options.seconds)}
         with options.json.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(
