@@ -49,7 +49,9 @@ class DrafterBlocks:
     def _take(self) -> None:
         if not self._waiting:
             return
-        features_TF, positions_T, rows_T = (torch.cat(each) for each in zip(*self._waiting, strict=True))
+        features_TF, positions_T, rows_T = (
+            torch.cat(each) if len(each) > 1 else each[0] for each in zip(*self._waiting, strict=True)
+        )
         self._waiting, self._waiting_rows = [], set()
         drafter, cache = self.drafter, self.cache
         features_TF = features_TF.to(device=drafter.device, dtype=drafter.dtype)
@@ -70,14 +72,14 @@ class DrafterBlocks:
         device, slots = drafter.device, slots or drafter.config.block_size
         plan = Plan(tables, [slots] * len(tables), cache.size, device, causal=False)
         rows_T = torch.tensor([row for table in tables for row in table.rows(slots, cache.size)], device=device)
-        positions_R = torch.tensor([table.length for table in tables], device=device)
         if drafter.compiled is not None:
-            positions_RK = positions_R[:, None] + torch.arange(slots)
-            return drafter.compiled.hidden(anchors, positions_RK, rows_T, cache, plan)
+            positions_T = torch.tensor([p for table in tables for p in range(table.length, table.length + slots)])
+            return drafter.compiled.hidden(anchors, positions_T, rows_T, cache, plan)
         window = drafter.config.draft_window or None
         context = [BlockContext(*both, rows_T, plan, window) for both in zip(cache.keys, cache.values, strict=True)]
-        anchor_ids = torch.tensor(anchors, device=device)[:, None]
-        return drafter.block_hidden(anchor_ids, positions_R[:, None], context, whole_context=True, slots=slots)[:, 0]
+        anchors_R1 = torch.tensor(anchors, device=device)[:, None]
+        positions_R1 = torch.tensor([table.length for table in tables], device=device)[:, None]
+        return drafter.block_hidden(anchors_R1, positions_R1, context, whole_context=True, slots=slots)[:, 0]
 
     def grown(self, size: int) -> DrafterBlocks:
         """The same rows in blocks of more room."""

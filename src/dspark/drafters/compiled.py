@@ -20,7 +20,7 @@ from dspark.nn.lean import LeanMLP, LeanNorm, head_norms, paired
 from dspark.nn.machine import can_compile, lanes
 from dspark.nn.norm import RMSNorm
 from dspark.nn.packed import can_pack, frozen_linear
-from dspark.nn.rope import rotary
+from dspark.nn.rope import RotationTable, rotary
 from dspark.nn.row_kernels import HeadNorms, turn_and_store
 from dspark.nn.stack import Stack, StackLayer
 
@@ -67,30 +67,25 @@ class CompiledBackbone(nn.Module):
         self.context = frozen_linear(torch.cat([_context_weight(layer.self_attn) for layer in layers]))
         self._head_norms = [each.head_norms for each in own]
         self.stack = Stack([_stack_layer(layer, each) for layer, each in zip(layers, own, strict=True)])
+        self._rotations = RotationTable(lambda at: torch.complex(*rotary(at, config.head_dim, config.rope_theta)))
 
     def take(self, features_TF: Tensor, positions_T: Tensor, rows_T: Tensor, cache: KVCache) -> None:
         """Write the context rows of committed positions to ``rows_T`` of every layer (Eq. 2 and 3)."""
         heads = self.config.num_key_value_heads
         context_Td: Tensor = self.hidden_norm(self.fc(features_TF))
         both_TBHD = self.context(context_Td).unflatten(-1, (-1, 2 * heads, self.config.head_dim))
-        rotation = self._rotation(positions_T)
+        rotation = self._rotations.at(positions_T)
         for layer, norms in enumerate(self._head_norms):
             turn_and_store(both_TBHD[:, layer], rotation, heads, 0, rows_T, cache.both(layer), norms)
 
-    def hidden(
-        self, anchors: Sequence[int], positions_RK: Tensor, rows_T: Tensor, cache: KVCache, plan: Plan
-    ) -> Tensor:
-        """``h [R, K, d]`` after the final norm; the blocks' own rows go to ``rows_T``."""
-        masks = [self.config.mask_token_id] * (positions_RK.shape[1] - 1)
+    def hidden(self, anchors: Sequence[int], positions_T: Tensor, rows_T: Tensor, cache: KVCache, plan: Plan) -> Tensor:
+        """``h [R, K, d]`` after the final norm, T = R * K; the blocks' own rows go to ``rows_T``."""
+        masks = [self.config.mask_token_id] * (len(positions_T) // len(anchors) - 1)
         ids_T = torch.tensor([token for anchor in anchors for token in (anchor, *masks)])
-        rotation = self._rotation(positions_RK.flatten())
-        found = self.stack.run(embedding(ids_T, self._embedding), rotation, cache, rows_T, plan.seen)
+        x_Td, rotation = embedding(ids_T, self._embedding), self._rotations.at(positions_T)
+        found = self.stack.run(x_Td, rotation, cache, rows_T, plan.seen)
         hidden_Td: Tensor = self.norm(found[self.config.num_hidden_layers - 1])
-        return hidden_Td.view(*positions_RK.shape, -1)
-
-    def _rotation(self, positions_T: Tensor) -> Tensor:
-        """``cos + i sin [T, 1, D/2]``."""
-        return torch.complex(*rotary(positions_T, self.config.head_dim, self.config.rope_theta))
+        return hidden_Td.view(len(anchors), -1, hidden_Td.shape[-1])
 
 
 def compiles(backbone: DFlashBackbone) -> bool:

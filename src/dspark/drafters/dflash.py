@@ -58,15 +58,17 @@ class DFlashBackbone(nn.Module):
         """Of the trained parameters."""
         return self.norm.weight.device
 
-    def forward(self, taps_BSLd: Tensor, anchor_ids_BA: Tensor, anchor_positions_BA: Tensor) -> Tensor:
-        """The whole parallel stage of training: ``h [B, A, K, d]`` of the tapped hidden states ``[B, S,
-        L*d]``.
+    def forward(
+        self, taps_BSLd: Tensor, anchor_ids_BA: Tensor, anchor_positions_BA: Tensor, slots: int | None = None
+    ) -> Tensor:
+        """The whole parallel stage of training: ``h [B, A, K, d]`` of the tapped hidden states ``[B, S, L*d]``.
 
-        Sequences are padded at the end: rows from an anchor on are never seen, whatever they hold.
+        ``slots``: K, the block size if None. Sequences are padded at the end: rows from an anchor on are never seen,
+        whatever they hold.
         """
         positions_S = torch.arange(taps_BSLd.shape[1], device=taps_BSLd.device)
         context = self.context_kv(self.project(taps_BSLd), positions_S[None])
-        return self.block_hidden(anchor_ids_BA, anchor_positions_BA, context)
+        return self.block_hidden(anchor_ids_BA, anchor_positions_BA, context, slots=slots)
 
     def project(self, taps_BSLd: Tensor) -> Tensor:
         """``H_ctx [B, S, d]`` of the tapped hidden states ``[B, S, L*d]`` (Eq. 2)."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from dspark.drafters.chain import GreedyChain, greedy_chain
 from dspark.drafters.config import DSparkConfig
 from dspark.drafters.dflash import DFlashBackbone
-from dspark.drafters.heads import MARKOV_HEADS, ConfidenceHead, NoMarkovHead, with_bias
+from dspark.drafters.heads import MARKOV_HEADS, ConfidenceHead, NoMarkovHead, ReadConfidence, with_bias
 from dspark.nn.ends import Ends
 
 
@@ -31,11 +31,14 @@ class DSparkDrafter(DFlashBackbone):
         """The sequential stage of greedy requests, once the drafter is packed."""
         self.confidence_head: ConfidenceHead | None = None
         if config.enable_confidence_head:
-            rank = config.markov_rank if config.confidence_head_with_markov else 0
-            self.confidence_head = ConfidenceHead(config.hidden_size + rank)
+            self.confidence_head = ConfidenceHead(config.hidden_size + self._confidence_rank)
+        self._read_confidence: ReadConfidence | None = None
 
     def pack(self) -> None:
         """See ``DFlashBackbone.pack``."""
+        if self.confidence_head is not None and self._read_confidence is None:
+            embeddings = self.markov_head.markov_w1.weight if self._confidence_rank else None
+            self._read_confidence = ReadConfidence(self.confidence_head, embeddings)
         super().pack()
         self.greedy_chain = greedy_chain(self)
 
@@ -62,8 +65,16 @@ class DSparkDrafter(DFlashBackbone):
         It never sees x_k itself. Only for a drafter with a confidence head.
         """
         assert self.confidence_head is not None, "this drafter has no confidence head"
+        if self._read_confidence is not None:
+            read: Tensor = self._read_confidence(hidden, prev_ids)
+            return read
         features = [hidden]
         if self.config.confidence_head_with_markov:
             features.append(self.markov_head.embed(prev_ids))
         logits: Tensor = self.confidence_head(*features)
         return logits.float()
+
+    @property
+    def _confidence_rank(self) -> int:
+        """Numbers of the previous token that the confidence head sees."""
+        return self.config.markov_rank if self.config.confidence_head_with_markov else 0

@@ -138,6 +138,27 @@ class ConfidenceHead(nn.Module):
         return logits.squeeze(-1)
 
 
+class ReadConfidence(nn.Module):
+    """A frozen ``ConfidenceHead`` whose part of the previous token is read from a table of one number a token."""
+
+    _of_token: Tensor | None
+
+    def __init__(self, head: ConfidenceHead, embeddings_Vr: Tensor | None) -> None:
+        """``embeddings_Vr``: W_1, where the head sees it."""
+        super().__init__()
+        weight, self._bias = head.proj.weight.detach()[0].float(), float(head.proj.bias.detach())
+        rank = 0 if embeddings_Vr is None else embeddings_Vr.shape[1]
+        self._of_hidden = weight[: len(weight) - rank]
+        self._of_token = None
+        if embeddings_Vr is not None:
+            self._of_token = embeddings_Vr.detach().float() @ weight[-rank:] + self._bias
+
+    def forward(self, hidden: Tensor, prev_ids: Tensor) -> Tensor:
+        """Logits ``[...]``, fp32, of ``h [..., d]`` and target ids ``[...]``."""
+        added = self._bias if self._of_token is None else self._of_token[prev_ids]
+        return hidden.float() @ self._of_hidden + added
+
+
 # By the name that checkpoints use (`markov_head_type`); rank 0 is ``NoMarkovHead`` whatever the name.
 MARKOV_HEADS: dict[str, type[MarkovHead]] = {"vanilla": MarkovHead, "gated": GatedMarkovHead, "rnn": RNNHead}
 

@@ -41,15 +41,20 @@ class RaggedBatch:
         self._rotations: dict[int, tuple[Tensor, Tensor]] = {}
 
     def rotation(self, cos_1TD: Tensor, sin_1TD: Tensor) -> Tensor:
-        """``cos + i sin`` of the angles of rotated halves, complex ``[T, 1, D/2]``; made once for all layers."""
+        """``complex_of`` them; made once for all layers."""
         known = self._rotations.get(id(cos_1TD))
         if known is None or known[0] is not cos_1TD:
-            cos, sin = (each[0, :, None, : each.shape[-1] // 2] for each in (cos_1TD, sin_1TD))
-            wide = torch.promote_types(cos.dtype, torch.float32)
-            known = self._rotations[id(cos_1TD)] = (cos_1TD, torch.complex(cos.to(wide), sin.to(wide)))
+            known = self._rotations[id(cos_1TD)] = (cos_1TD, complex_of(cos_1TD, sin_1TD))
         return known[1]
 
     def commit(self) -> None:
         """Count the step's tokens as cached; called once after the forward pass."""
         for table, count in zip(self.tables, self.counts, strict=True):
             table.length += count
+
+
+def complex_of(cos_1TD: Tensor, sin_1TD: Tensor) -> Tensor:
+    """``cos + i sin``, complex ``[T, 1, D/2]``, of rotated halves as transformers has them (both are the same)."""
+    cos, sin = (each[0, :, None, : each.shape[-1] // 2] for each in (cos_1TD, sin_1TD))
+    wide = torch.promote_types(cos.dtype, torch.float32)
+    return torch.complex(cos.to(wide), sin.to(wide))

@@ -22,7 +22,7 @@ class Learner:
         self.step = 0
         settings = recipe.optimizer
         self.optimizer = torch.optim.AdamW(
-            drafter.parameters(), lr=settings.lr, betas=(0.9, 0.95), weight_decay=settings.weight_decay
+            drafter.parameters(), lr=settings.lr, betas=(0.9, 0.95), weight_decay=settings.weight_decay, fused=True
         )
 
     def learn(self, batch: FeatureBatch) -> dict[str, float]:
@@ -32,8 +32,9 @@ class Learner:
         """
         settings, optimizer = self.recipe.trainer, self.recipe.optimizer
         generator = generator_at(settings.seed, "anchors", self.step)
-        positions, valid = choose_anchors(batch.supervised, settings.anchors, generator)
-        blocks = blocks_at(batch.ids, batch.supervised, positions, valid, self.drafter.config.block_size)
+        slots, anchors = self._rhythm()
+        positions, valid = choose_anchors(batch.supervised, anchors, generator)
+        blocks = blocks_at(batch.ids, batch.supervised, positions, valid, slots)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, settings.steps, optimizer.lr, optimizer.warmup)
         self.optimizer.zero_grad(set_to_none=True)
@@ -45,6 +46,17 @@ class Learner:
         self.optimizer.step()
         self.step += 1
         return _figures(terms, float(norm))
+
+    def _rhythm(self) -> tuple[int, int]:
+        """Slots of this step's blocks and anchors of a sequence: short blocks come in larger numbers, of as many slots
+        together.
+        """
+        settings, slots = self.recipe.trainer, self.drafter.config.block_size
+        drawn = float(torch.rand((), generator=generator_at(settings.seed, "short", self.step)))
+        if drawn >= settings.short_share:
+            return slots, settings.anchors
+        short = min(settings.short_slots, slots)
+        return short, settings.anchors * slots // short
 
     def state(self) -> dict[str, Any]:
         """What a later process needs to go on."""

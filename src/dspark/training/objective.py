@@ -31,7 +31,7 @@ class Terms:
 
 def supervised_slots(drafter: DSparkDrafter, batch: FeatureBatch, blocks: Blocks) -> tuple[Slots, Tensor]:
     """The supervised slots of ``blocks`` and their previous ids ``[N]``."""
-    hidden_BAKd = drafter(batch.taps, blocks.anchor_ids, blocks.anchor_positions)
+    hidden_BAKd = drafter(batch.taps, blocks.anchor_ids, blocks.anchor_positions, blocks.labels.shape[-1])
     row_N, anchor_N, slot_N = blocks.supervised.nonzero(as_tuple=True)
     at_N = blocks.anchor_positions[row_N, anchor_N] + slot_N
     previous_N = blocks.previous[row_N, anchor_N, slot_N]

@@ -78,6 +78,11 @@ class TrainerSettings(Settings):
     steps: Positive = 1600
     sequences: Positive = 8
     anchors: Positive = 24
+    """Blocks of a sequence in a step."""
+    short_share: Share = 0.0
+    """Steps of so large a share, drawn one by one, have blocks of ``short_slots`` and as many more of them: the first
+    slots decide most, and their lesson costs less there."""
+    short_slots: Positive = 3
     seed: int = 0
     validate_every: Positive = 200
     validation_examples: Positive = 40

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +55,10 @@ def _start_as_target(drafter: DSparkDrafter, recipe: Recipe, target: Target) -> 
     )
 
 
-# What a recipe does not say: how a checkpoint was trained, and what it has besides.
+# What a recipe does not say, how a checkpoint was trained, and what no weight depends on.
 _OF_THE_CHECKPOINT = (
     "num_anchors",
+    "block_size",
     "max_position_embeddings",
     "enable_confidence_head",
     "confidence_head_with_markov",
@@ -84,6 +85,7 @@ def _from_checkpoint(recipe: Recipe, target: Target) -> DSparkDrafter:
         raise UserError(
             f"drafter.initial: {folder} has {', '.join(differing)}; change the recipe, or begin with other weights"
         )
+    drafter.config = replace(drafter.config, block_size=recipe.drafter.block_size, num_anchors=recipe.trainer.anchors)
     return drafter
 
 
