@@ -31,6 +31,7 @@ HEADS = {
     "top-k": {"markov_top_k": 7},
     "none": {"markov_rank": 0},
     "window": {"draft_window": 9},
+    "blind": {"confidence_head_with_markov": False},
 }
 
 
@@ -49,7 +50,7 @@ def test_training_path_equals_decoding_path(make_drafter, forced, way, kind):
         drafter.pack()
         drafter.pack()  # once more changes nothing
         assert (drafter.compiled is not None) == (way == "compiled")
-        assert (drafter.greedy_chain is not None) == (way == "compiled" and kind in ("vanilla", "window"))
+        assert (drafter.greedy_chain is not None) == (way == "compiled" and kind in ("vanilla", "window", "blind"))
     for row in range(2):
         for block, anchor in enumerate(ANCHORS[row]):
             seen: list[Tensor] = []
@@ -156,6 +157,7 @@ SAME = {
     "top-k": [True, True, False, True],
     "none": [True] * 4,
     "window": [True, True, False, True],
+    "blind": [True, True, False, True],
 }
 
 
@@ -170,7 +172,7 @@ def test_a_slot_knows_the_tokens_before_it_and_not_its_own(make_drafter, forced,
     for slot, same in enumerate(SAME[kind]):
         assert torch.equal(first[slot], second[slot]) == same
         if kind != "rnn":  # confidence reads the token before it, not the state
-            assert bool(one.confidence[slot] == two.confidence[slot]) == same
+            assert bool(one.confidence[slot] == two.confidence[slot]) == (same or kind == "blind")
 
 
 def test_only_the_largest_base_logits_get_the_bias(make_drafter):

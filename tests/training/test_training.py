@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from dspark.targets.model import Forward
 from dspark.targets.ragged import RaggedBatch
 from dspark.targets.session import TargetSession
 from dspark.training.anchors import blocks_at, choose_anchors
+from dspark.training.learner import Learner
 from dspark.training.objective import objective, supervised_slots
 from dspark.training.recipe import DataSettings
 from dspark.training.run import Run
@@ -54,6 +56,7 @@ def test_training_can_go_on_from_a_checkpoint(tmp_path: Path) -> None:
     for name, tensor in first.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
     assert all(parameter.requires_grad for parameter in again.parameters())
+    assert going_on(block_size=3).config.block_size == 3, "no weight depends on it"
     with pytest.raises(UserError, match=r"has num_hidden_layers 2 \(recipe: 3\), draft_vocab_size 32 \(recipe: 16\)"):
         going_on(layers=3, draft_vocab_size=16)
     with pytest.raises(UserError, match="draft_vocab_size 32"):
@@ -200,6 +203,27 @@ def test_thirty_two_conversations_can_be_learnt_by_heart(tmp_path: Path) -> None
         request = Request(example.id, example.ids[: example.start], Sampling(), 0, 24)
         tally.extend(decoder.stream(request, "dspark"))
     assert tally.tau > 5
+
+
+def test_steps_of_short_blocks_are_those_of_a_drafter_with_short_blocks() -> None:
+    target = tiny_target(sharpness=3.0, pack=False)
+    examples = conversations(target, 4)
+    batch = OnlineFeatures(target, examples, (0, 1)).batch(range(4))
+
+    def after(block_size: int, steps: int, **trainer: Any) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+        settings = recipe(steps=steps, **trainer)
+        drafter = settings.drafter.model_copy(update={"block_size": block_size})
+        learner = Learner(settings.model_copy(update={"drafter": drafter}), new_drafter(settings, target, examples))
+        learner.drafter.config = replace(learner.drafter.config, block_size=block_size)
+        return [learner.learn(batch) for _ in range(steps)], learner.drafter.state_dict()
+
+    always = after(7, 3, anchors=4, short_share=1.0, short_slots=3)
+    short = after(3, 3, anchors=9)  # 4 blocks of 7 slots have the room of 9 of 3
+    assert always[0] == short[0] and all(torch.equal(tensor, short[1][name]) for name, tensor in always[1].items())
+    whole = after(7, 3, anchors=4, short_slots=3)
+    assert whole[0] != short[0]
+    mixed = after(7, 12, anchors=4, short_share=0.5, short_slots=3)
+    assert mixed[0] not in (after(7, 12, anchors=4)[0], after(3, 12, anchors=9)[0]), "some steps of either kind"
 
 
 def test_a_bf16_target_trains_an_fp32_drafter(tmp_path: Path) -> None:
