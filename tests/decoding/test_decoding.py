@@ -112,7 +112,9 @@ def test_greedy_requests_draft_while_it_pays_and_sampled_ones_always() -> None:
     for prompt in PROMPTS:
         text, rounds = tokens_of(dear, prompt, "dspark", GREEDY)
         assert text == tokens_of(whole, prompt, "plain", GREEDY)[0]
-        assert {r.drafted > 0 for r in rounds[1:5]} == {True} and {r.drafted for r in rounds[5:21]} == {0}
+        assert rounds[1].drafted > 0 and {r.drafted for r in rounds[2:40]} == {0}, (
+            "one try, so dear that the rest is plain"
+        )
         sampled = [tokens_of(decoder, prompt, "dspark", Sampling(1.0), 3) for decoder in (whole, dear)]
         assert sampled[0] == sampled[1]
 

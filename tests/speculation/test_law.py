@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -138,8 +139,8 @@ def test_early_stopped_rounds_end_to_end() -> None:
 
 @pytest.mark.parametrize("sampling", [Sampling(1.0), Sampling(0.7, top_k=2)], ids=str)
 def test_rounds_that_draft_only_while_it_pays_are_lossless(sampling: Sampling, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner, "_WINDOW", 1)
-    monkeypatch.setattr(planner, "_PATIENCE", 2)
+    monkeypatch.setattr(planner, "_CREDIT", 0.2)
+    monkeypatch.setattr(planner, "_FADING", 0.5)
     target = random_logits(2, "while it pays")
     drafter = drafter_of("sequential", 1, target, 2, torch.float64)
     pays = WhileItPays((1.0, 1.5), 1.0)
@@ -148,10 +149,20 @@ def test_rounds_that_draft_only_while_it_pays_are_lossless(sampling: Sampling, m
     assert measured.drafted < measure(target, drafter, sampling, tokens=6).drafted
 
 
-def test_prompt_lookup_is_lossless() -> None:
+@pytest.mark.parametrize("cautious", [False, True])
+def test_prompt_lookup_is_lossless(cautious: bool) -> None:
     target = random_logits(2, "lookup")
-    measured = measure(target, lambda: PromptLookup(3), Sampling(1.0), tokens=5)
+    measured = measure(target, lambda: PromptLookup(3, cautious=cautious), Sampling(1.0), tokens=5)
     assert_law(measured)
+
+
+def test_planned_copies_are_lossless() -> None:
+    target = random_logits(2, "planned lookup")
+    hook = early_stop([1, 0.65, 0.55, 0.4])
+    lookup = partial(PromptLookup, 3, 3, 1, cautious=True)
+    measured = measure(target, lookup, Sampling(1.0), tokens=5, verify_length=lambda: hook)
+    assert_law(measured)
+    assert 0 < measured.verified < measured.drafted
 
 
 def test_equation_8_is_the_probability_of_acceptance() -> None:

@@ -19,5 +19,5 @@ def lookup_of(mode: Mode, spare: bool) -> PromptLookup | None:
     if mode == "ngram":
         return PromptLookup(LOOKUP_BLOCK)
     if mode == "dspark" and spare:
-        return PromptLookup(LOOKUP_BLOCK, SPARED_MAX_NGRAM, SPARED_MIN_NGRAM)
+        return PromptLookup(LOOKUP_BLOCK, SPARED_MAX_NGRAM, SPARED_MIN_NGRAM, cautious=True)
     return None

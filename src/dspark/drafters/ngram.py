@@ -8,11 +8,16 @@ Shapes: `_TF` positions times L*d tapped features.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from dspark.foundation.errors import UserError
 from dspark.speculation.loop import Draft, DrafterState, Sample
+
+# Of an id copied after m matching ones, m / (m + this) was found to stand (docs/lab_log.md).
+_DOUBT = 1.5
 
 
 class PromptLookup:
@@ -21,9 +26,11 @@ class PromptLookup:
     Finds the most recent earlier occurrence of the longest suffix of prompt and output, max_ngram ids down to
     min_ngram, and proposes the `block` ids that followed it. Where they run into the end of the text the copy
     goes on over its own proposals, so a loop of any period is proposed in full. No occurrence: an empty draft.
+
+    With ``cautious`` a copy has only as many ids as matched, and says how likely they are to stand.
     """
 
-    def __init__(self, block: int, max_ngram: int = 3, min_ngram: int = 1) -> None:
+    def __init__(self, block: int, max_ngram: int = 3, min_ngram: int = 1, *, cautious: bool = False) -> None:
         if block < 1 or not 1 <= min_ngram <= max_ngram:
             raise UserError(
                 f"block is {block}, min_ngram {min_ngram} and max_ngram {max_ngram}; all must be at least 1, and"
@@ -32,6 +39,7 @@ class PromptLookup:
         self.block = block
         self.max_ngram = max_ngram
         self.min_ngram = min_ngram
+        self.cautious = cautious
         # n-gram -> position behind its last occurrence that has a token behind it.
         self._continuation: dict[tuple[int, ...], int] = {}
         self._indexed = 0
@@ -41,11 +49,13 @@ class PromptLookup:
         calls.
         """
         self._index(ids)
-        start = self._find(ids)
-        if start is None:
+        start, matched = self._find(ids)
+        if not matched:
             return Draft([], source="lookup")
+        length = min(self.block, matched) if self.cautious else self.block
+        confidence = torch.full((length,), math.log(matched / _DOUBT)) if self.cautious else None
         period = len(ids) - start
-        return Draft([ids[start + i % period] for i in range(self.block)], source="lookup")
+        return Draft([ids[start + i % period] for i in range(length)], confidence=confidence, source="lookup")
 
     def _index(self, ids: list[int]) -> None:
         """Note every n-gram that ends before the last id; each position once in the life of the request."""
@@ -54,12 +64,13 @@ class PromptLookup:
                 self._continuation[tuple(ids[end - n : end])] = end
         self._indexed = max(self._indexed, len(ids) - 1)
 
-    def _find(self, ids: list[int]) -> int | None:
+    def _find(self, ids: list[int]) -> tuple[int, int]:
+        """Where the copy begins, and how many ids matched (0: none did)."""
         for n in range(min(self.max_ngram, len(ids)), self.min_ngram - 1, -1):
             start = self._continuation.get(tuple(ids[-n:]))
             if start is not None:
-                return start
-        return None
+                return start, n
+        return 0, 0
 
 
 class LookupFirst:

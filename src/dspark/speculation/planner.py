@@ -38,18 +38,21 @@ class EarlyStop:
         return early_stop(survival[:drafted].tolist(), self.seconds)
 
 
-# Drafted rounds that are looked back on, and rounds without a draft before the next try.
-_WINDOW, _PATIENCE = 4, 16
+# In plain steps, what a request may be behind and still draft; the share of a gain or loss that is left a round later;
+# and how little of one is no longer looked at.
+_CREDIT, _FADING, _FORGOTTEN = 0.6, 0.96, 0.01
 
 
 @dataclass(frozen=True)
 class WhileItPays:
-    """Draft while a request's last drafted rounds gained more than plain steps would have: a ``WhenToDraft``.
+    """Draft while what a request's drafts have gained and lost so far leaves it no further behind than a small credit:
+    a ``WhenToDraft``.
 
     ``seconds[l]``: what a complete round takes that verifies ``l`` drafts, drafting included; ``plain``: what a step
-    without a draft takes. Where drafting has not paid, it is tried again after 16 plain steps, so that it comes back
-    when the text becomes easy; until then it costs little. The prices are those measured at the start, and the past is
-    the request's own, so a request's rounds don't depend on its neighbours.
+    without a draft takes. A drafted round gains what plain steps would have taken for its tokens, less its own price.
+    Gains and losses fade from round to round, so drafting comes back after it failed, and the sooner the less it has
+    lost; where no draft ever stands, one that loses half a plain step is tried every 15 rounds. The prices are those
+    measured at the start, and the past is the request's own, so its rounds don't depend on its neighbours.
     """
 
     seconds: tuple[float, ...]
@@ -61,17 +64,15 @@ class WhileItPays:
 
     def __call__(self, rounds: Sequence[Round]) -> bool:
         """Whether the next round drafts."""
-        plain_since, tokens, spent, looked = 0, 0, 0.0, 0
-        for each in reversed(rounds[1:]):
-            if not each.drafted:
-                plain_since += not looked
-                continue
-            tokens += len(each.tokens)
-            spent += self._price(each)
-            looked += 1
-            if looked == _WINDOW:
-                return plain_since >= _PATIENCE or tokens * self.plain >= spent
-        return True
+        balance, left = _CREDIT * self.plain, 1.0
+        for index in range(len(rounds) - 1, 0, -1):
+            each = rounds[index]
+            if each.drafted:
+                balance += left * (len(each.tokens) * self.plain - self._price(each))
+            left *= _FADING
+            if left < _FORGOTTEN:
+                break
+        return balance >= 0
 
     def _price(self, round: Round) -> float:
         whole = self.seconds[min(round.verified, len(self.seconds) - 1)]
