@@ -112,9 +112,8 @@ def test_greedy_requests_draft_while_it_pays_and_sampled_ones_always() -> None:
     for prompt in PROMPTS:
         text, rounds = tokens_of(dear, prompt, "dspark", GREEDY)
         assert text == tokens_of(whole, prompt, "plain", GREEDY)[0]
-        assert rounds[1].drafted > 0 and {r.drafted for r in rounds[2:40]} == {0}, (
-            "one try, so dear that the rest is plain"
-        )
+        tries = [r.index for r in rounds[:40] if r.drafted and r.source == "drafter"]
+        assert len(tries) == 1, "so dear that the rest is plain, or copied"
         sampled = [tokens_of(decoder, prompt, "dspark", Sampling(1.0), 3) for decoder in (whole, dear)]
         assert sampled[0] == sampled[1]
 

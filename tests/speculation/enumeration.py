@@ -219,6 +219,7 @@ def measure(
     rounds: int | None = None,
     verify_length: Callable[[], VerifyLength] = lambda: verify_all,
     when: WhenToDraft = always,
+    lookup: Callable[[], DrafterState | None] = lambda: None,
     stop_ids: tuple[int, ...] = (),
     target: Callable[[Logits], TableTarget] = TableTarget,
 ) -> Measured:
@@ -236,6 +237,7 @@ def measure(
             sampling=sampling,
             draws=draws,
             max_tokens=tokens if rounds is None else 10**6,
+            lookup=lookup(),
             stop_ids=stop_ids,
             verify_length=verify_length(),
             when=when,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
-from dspark.drafters.ngram import LookupFirst, PromptLookup
+from dspark.drafters.ngram import PromptLookup
 from dspark.drafters.state import DSparkState
+from dspark.speculation.acceptance import Round, Source
 from dspark.speculation.loop import Draft, DrafterState, Sample
 from dspark.speculation.sampling import Sampling
 from enumeration import TOLERANCE, TableDrafter, after, assert_law, measure, mixed, random_logits
@@ -26,7 +30,8 @@ def table_drafter() -> TableDrafter:
 @pytest.mark.parametrize("ngrams", [(1, 2), (2, 3)], ids=["from 1", "from 2"])
 def test_copies_and_drafts_together_have_the_targets_law(ngrams: tuple[int, int], sampling: Sampling) -> None:
     fewest, most = ngrams
-    measured = measure(TARGET, lambda: LookupFirst(PromptLookup(2, most, fewest), table_drafter()), sampling, tokens=6)
+    lookup = partial(PromptLookup, 2, most, fewest)
+    measured = measure(TARGET, table_drafter, sampling, tokens=6, lookup=lookup)
     assert_law(measured)
     assert min(measured.by_source["drafter"], measured.by_source["lookup"]) > 0.1
 
@@ -35,22 +40,37 @@ def test_the_real_drafters_context_survives_rounds_it_sat_out() -> None:
     drafter = drafter_of(2, 2, None)
     measured = measure(
         target_table(2),
-        lambda: LookupFirst(PromptLookup(2, 2, 2), DSparkState(drafter)),
+        lambda: DSparkState(drafter),
         Sampling(1.0),
         tokens=7,
+        lookup=lambda: PromptLookup(2, 2, 2),
         target=TappedTable,
     )
     assert_law(measured, TOLERANCE[torch.float32])
     assert min(measured.by_source["drafter"], measured.by_source["lookup"]) > 0.1
 
 
+@pytest.mark.parametrize("resting", ["drafter", "lookup"])
+def test_whoever_does_not_pay_rests_alone(resting: Source) -> None:
+    def when(rounds: Sequence[Round], source: Source) -> bool:
+        return source != resting or len(rounds) % 2 == 0
+
+    lookup = partial(PromptLookup, 2, 2, 1)
+    measured = measure(TARGET, table_drafter, Sampling(0.7), tokens=6, lookup=lookup, when=when)
+    assert_law(measured)
+    every_round = measure(TARGET, table_drafter, Sampling(0.7), tokens=6, lookup=lookup)
+    assert 0 < measured.by_source[resting] < every_round.by_source[resting]
+    assert measured.by_source["drafter" if resting == "lookup" else "lookup"] > 0
+
+
 def test_a_greedy_text_is_the_targets() -> None:
     logits = after(1, random_logits(3, "lookup first greedy"))
     measured = measure(
         logits,
-        lambda: LookupFirst(PromptLookup(3, 2, 1), TableDrafter(mixed(logits, random_logits(3, "noise"), 0.8), 2)),
+        lambda: TableDrafter(mixed(logits, random_logits(3, "noise"), 0.8), 2),
         Sampling(0.0),
         tokens=40,
+        lookup=lambda: PromptLookup(3, 2, 1),
     )
     assert_law(measured)
     assert min(measured.by_source["drafter"], measured.by_source["lookup"]) > 0

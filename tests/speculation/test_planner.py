@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -151,27 +151,31 @@ def history(*tokens: int, verified: int = 2, source: Source = "drafter") -> list
     return [prefill, *rounds]
 
 
-PAYS = WhileItPays((1.4, 1.7, 2.0), 1.0)
+RULE = WhileItPays((1.4, 1.7, 2.0), 1.0)
+
+
+def pays(rounds: Sequence[Round], source: Source = "drafter") -> bool:
+    return RULE(rounds, source)
 
 
 def test_drafting_goes_on_while_it_pays() -> None:
-    assert PAYS(history()), "there is a credit to begin with"
-    assert PAYS(history(*[2] * 9)), "as fast as plain steps"
-    assert not PAYS(history(1)) and PAYS(history(3)) and PAYS(history(3, 1)), "a gain pays for a loss"
-    assert not PAYS(history(3, 1, 1, 1))
-    assert PAYS(history(*[1] * 9, *[3] * 9)) and not PAYS(history(*[3] * 9, *[1] * 18)), "old rounds fade"
-    assert PAYS(history(*[1] * 9, *[0] * 200)), "and are forgotten"
+    assert pays(history()), "there is a credit to begin with"
+    assert pays(history(*[2] * 9)), "as fast as plain steps"
+    assert not pays(history(1)) and pays(history(3)) and pays(history(3, 1)), "a gain pays for a loss"
+    assert not pays(history(3, 1, 1, 1))
+    assert pays(history(*[1] * 9, *[3] * 9)) and not pays(history(*[3] * 9, *[1] * 18)), "old rounds fade"
+    assert pays(history(*[1] * 9, *[0] * 200)), "and are forgotten"
 
 
 def test_what_did_not_pay_is_tried_again_after_a_while() -> None:
     def until(*tokens: int) -> int:
         """Plain rounds before the next try."""
-        return next(plain for plain in range(100) if PAYS(history(*tokens, *[0] * plain)))
+        return next(plain for plain in range(100) if pays(history(*tokens, *[0] * plain)))
 
     assert 0 == until() < until(1) < until(1, 1) < until(1, 1, 1)
     tries, rounds = 0, [1]
     for _ in range(300):
-        drafts = PAYS(history(*rounds))
+        drafts = pays(history(*rounds))
         tries += drafts
         rounds.append(1 if drafts else 0)
     # Every failed try loses a whole plain step here: one in so many rounds that its loss has faded to the credit.
@@ -186,13 +190,19 @@ def test_the_decision_is_the_faded_sum() -> None:
         balance = _CREDIT
         for n in tokens:
             balance = _CREDIT + (balance - _CREDIT) * _FADING + (n - 2.0 if n else 0.0)
-        assert abs(balance) < 1e-6 or PAYS(history(*tokens)) == (balance >= 0), tokens
+        assert abs(balance) < 1e-6 or pays(history(*tokens)) == (balance >= 0), tokens
 
 
 def test_a_copy_is_not_charged_for_drafting() -> None:
     dear = WhileItPays((2.4, 2.7, 3.0), 1.0)
     copied, drafted = (history(*[2] * 4, source=source) for source in ("lookup", "drafter"))
-    assert dear(copied) and not dear(drafted)
+    assert dear(copied, "lookup") and not dear(drafted, "drafter")
+
+
+def test_copies_and_drafts_have_credits_of_their_own() -> None:
+    copied, drafted = history(1, 1, source="lookup"), history(1, 1)
+    assert not pays(copied, "lookup") and pays(copied, "drafter")
+    assert not pays(drafted, "drafter") and pays(drafted, "lookup")
 
 
 @pytest.mark.parametrize("prices", [((), 1.0), ((1.0, 0.0), 1.0), ((1.0,), -1.0), ((1.0,), float("inf"))])

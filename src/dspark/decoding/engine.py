@@ -27,7 +27,7 @@ from dspark.decoding.sampler import settle
 from dspark.drafters.blocks import DrafterBlocks
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.foundation.errors import UserError
-from dspark.speculation.acceptance import Round
+from dspark.speculation.acceptance import Round, Source
 from dspark.speculation.draws import SeededDraws
 from dspark.speculation.loop import Draft, VerifyLength, WhenToDraft, always, cut, verify_all
 from dspark.speculation.rejection import Verdict
@@ -189,10 +189,10 @@ class Engine:
             works.append(Work(share.row, share.count, draft, length))
         return works
 
-    def _wanted(self, row: Running) -> bool:
-        """Whether the request's next round drafts."""
+    def _wanted(self, row: Running, source: Source) -> bool:
+        """Whether ``source`` may propose in the request's next round."""
         planned = self._mode == "dspark" and row.request.sampling.greedy
-        return row.room > 1 and (not planned or self._when(row.rounds))
+        return row.room > 1 and (not planned or self._when(row.rounds, source))
 
     def _commit(self, work: Work, verdict: Verdict) -> int:
         """Take over what was decided and roll back what was not; how many of the tokens that were run stay."""

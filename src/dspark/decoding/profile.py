@@ -67,7 +67,7 @@ def measure_plain(target: Target, drafter: DSparkDrafter, rounds: Sequence[float
     """
     if set(rounds) == {UNKNOWN}:
         return UNKNOWN
-    decoder = Decoder(target, drafter, when=lambda rounds: False, lookup=False)
+    decoder = Decoder(target, drafter, when=lambda rounds, source: False, lookup=False)
     count = 2 * REPEATS
     taken = []
     started = time.perf_counter()

@@ -13,6 +13,7 @@ from torch import Tensor
 from dspark.decoding.request import Running
 from dspark.decoding.sampler import sample
 from dspark.drafters.blocks import DrafterBlocks
+from dspark.speculation.acceptance import Source
 from dspark.speculation.draws import Purpose
 from dspark.speculation.loop import Draft
 
@@ -23,18 +24,18 @@ NO_DRAFT = Draft([])
 def propose(
     rows: Sequence[Running],
     blocks: DrafterBlocks | None,
-    wanted: Callable[[Running], bool],
+    wanted: Callable[[Running, Source], bool],
     lap: Timer,
     slots: int | None = None,
 ) -> list[Draft]:
     """A draft for each request, exactly as the reference loop's drafter states would have made it.
 
-    Requests that are not ``wanted`` to draft (their last token is the target's own, say) get none. ``slots``: drafts of
-    a greedy request; sampled ones have whole blocks. ``lap`` is told when a piece of the work is done.
+    Whoever is not ``wanted`` to propose (a request's last token is the target's own, say) proposes nothing.
+    ``slots``: drafts of a greedy request; sampled ones have whole blocks. ``lap`` is told when a piece of the work is
+    done.
     """
-    drafting = [wanted(row) for row in rows]
-    drafts = [_copied(row) if yes else NO_DRAFT for row, yes in zip(rows, drafting, strict=True)]
-    asking = [i for i, yes in enumerate(drafting) if yes and not drafts[i].tokens]
+    drafts = [_copied(row) if row.lookup is not None and wanted(row, "lookup") else NO_DRAFT for row in rows]
+    asking = [i for i, row in enumerate(rows) if blocks and not drafts[i].tokens and wanted(row, "drafter")]
     lap("lookup")
     for greedy in (True, False):
         mine = [i for i in asking if rows[i].request.sampling.greedy == greedy]
@@ -52,8 +53,7 @@ def propose(
 
 
 def _copied(row: Running) -> Draft:
-    if row.lookup is None:
-        return NO_DRAFT
+    assert row.lookup is not None
     return row.lookup.draft(row.ids, None, _no_sample)
 
 

@@ -9,7 +9,6 @@ from dspark.decoding.engine import BLOCK, NO_DRAFTER, Engine, Limits
 from dspark.decoding.modes import Mode, lookup_of
 from dspark.decoding.request import Completion, Request
 from dspark.drafters.dspark import DSparkDrafter
-from dspark.drafters.ngram import LookupFirst
 from dspark.drafters.state import DSparkState
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round
@@ -52,16 +51,13 @@ class Decoder:
     def reference(self, request: Request, mode: Mode) -> Iterator[Round]:
         """The same rounds through the reference loop: slower, and what the core is held against."""
         taps: tuple[int, ...] = ()
-        lookup = lookup_of(mode, self.lookup)
         planned = mode == "dspark" and request.sampling.greedy
-        state: DrafterState | None = lookup
+        state: DrafterState | None = None
         if mode == "dspark":
             if self.drafter is None:
                 raise UserError(NO_DRAFTER)
             taps = self.drafter.config.target_layer_ids
             state = DSparkState(self.drafter, self.draft_slots if planned else None)
-            if lookup is not None:
-                state = LookupFirst(lookup, state)
         limit = self.target.max_positions
         # Exactly enough: no round verifies more than the room that is left.
         session = TargetSession(self.target, min(limit, len(request.prompt_ids) + request.max_tokens), taps)
@@ -72,6 +68,7 @@ class Decoder:
             sampling=request.sampling,
             draws=SeededDraws(request.seed),
             max_tokens=request.max_tokens,
+            lookup=lookup_of(mode, self.lookup),
             stop_ids=() if request.ignore_stop else self.target.stop_ids,
             verify_length=self.verify_length if planned else verify_all,
             when=self.when if planned else always,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dspark.foundation.errors import UserError
-from dspark.speculation.loop import Draft, DrafterState, Sample
+from dspark.speculation.loop import Draft, Sample
 
 # Of an id copied after m matching ones, m / (m + this) was found to stand (docs/lab_log.md).
 _DOUBT = 1.5
@@ -71,29 +71,3 @@ class PromptLookup:
             if start is not None:
                 return start, n
         return 0, 0
-
-
-class LookupFirst:
-    """Prompt lookup where the last words have been written before, the drafter everywhere else (a DrafterState).
-
-    A copy costs nothing to draft and yields about as much as the drafter once two ids in a row have occurred
-    before, more after more (docs/lab_log.md). Which of the two proposes rests on the committed ids alone, never on
-    a draw of the round, so both keep the target's law. The drafter gets the features of the rounds it sat out with
-    its next call: its context is always that of ids[:-1].
-    """
-
-    def __init__(self, lookup: PromptLookup, drafter: DrafterState) -> None:
-        self.lookup = lookup
-        self.drafter = drafter
-        self._unseen: list[Tensor] = []
-
-    def draft(self, ids: list[int], features: Tensor | None, sample: Sample) -> Draft:
-        """Copy or draft; see DrafterState."""
-        if features is not None:
-            self._unseen.append(features)
-        copied = self.lookup.draft(ids, None, sample)
-        if copied.tokens:
-            return copied
-        rows_TF = torch.cat(self._unseen) if self._unseen else None
-        self._unseen = []
-        return self.drafter.draft(ids, rows_TF, sample)

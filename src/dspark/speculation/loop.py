@@ -48,8 +48,9 @@ Sample = Callable[[int, Tensor], tuple[int, Tensor]]
 # over the whole array lets a_k, which knows x_1..x_{k-1}, decide whether x_1 is verified: App. A's bias.
 VerifyLength = Callable[[int, Tensor | None], int]
 
-# The request's rounds so far -> whether the next one drafts. It sees the past alone, so it is lossless.
-WhenToDraft = Callable[[Sequence[Round]], bool]
+# (the request's rounds so far, who would propose) -> whether that one may in the next round. It sees the past alone, so
+# it is lossless.
+WhenToDraft = Callable[[Sequence[Round], Source], bool]
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def verify_all(drafted: int, survival: Tensor | None) -> int:
     return drafted
 
 
-def always(rounds: Sequence[Round]) -> bool:
+def always(rounds: Sequence[Round], source: Source) -> bool:
     """The default: every round drafts."""
     return True
 
@@ -139,12 +140,17 @@ def generate(
     sampling: Sampling,
     draws: Draws,
     max_tokens: int,
+    lookup: DrafterState | None = None,
     stop_ids: Collection[int] = (),
     verify_length: VerifyLength = verify_all,
     when: WhenToDraft = always,
     context_limit: int | None = None,
 ) -> Iterator[Round]:
-    """Yield the rounds of one completion; without a drafter, or while ``when`` says no, one token a round.
+    """Yield the rounds of one completion; without a draft, or while ``when`` says no, one token a round.
+
+    ``lookup`` reads ids alone and goes before the drafter, which drafts where it proposes nothing: the committed ids
+    decide between the two and no draw of the round, so both keep the target's law. Features of rounds that the drafter
+    sat out come with its next call.
 
     The joined tokens of the rounds have exactly the law of plain decoding. Output ends behind the first stop
     id (which is kept), after max_tokens, or where prompt and output together fill context_limit positions.
@@ -167,11 +173,13 @@ def generate(
         index = len(rounds)
         ids += tokens
         room = limit - (len(ids) - len(prompt_ids))
-        draft = Draft([])
+        draft, sample = Draft([]), _sampler(sampling, draws, index)
         # The last token of the room is always the target's own.
-        if drafter is not None and room > 1 and when(rounds):
+        if lookup is not None and room > 1 and when(rounds, "lookup"):
+            draft = lookup.draft(ids, None, sample)
+        if drafter is not None and not draft.tokens and room > 1 and when(rounds, "drafter"):
             features_TF = torch.cat(unseen) if unseen else None
-            draft, unseen = drafter.draft(ids, features_TF, _sampler(sampling, draws, index)), []
+            draft, unseen = drafter.draft(ids, features_TF, sample), []
         asked = verify_length(len(draft.tokens), draft.survival()) if draft.tokens else 0
         length = max(0, min(asked, len(draft.tokens), room - 1))
         verdict, features_TF = _settle(target, ids[-1], draft, length, sampling, draws, index)

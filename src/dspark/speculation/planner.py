@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dspark.foundation.errors import UserError
-from dspark.speculation.acceptance import Round
+from dspark.speculation.acceptance import Round, Source
 
 
 @dataclass(frozen=True)
@@ -38,20 +38,20 @@ class EarlyStop:
         return early_stop(survival[:drafted].tolist(), self.seconds)
 
 
-# In plain steps, what a request may be behind and still draft; the share of a gain or loss that is left a round later;
+# In plain steps, what drafts may have lost and still be made; the share of a gain or loss that is left a round later;
 # and how little of one is no longer looked at.
-_CREDIT, _FADING, _FORGOTTEN = 0.6, 0.96, 0.01
+_CREDIT, _FADING, _FORGOTTEN = 0.6, 0.97, 0.01
 
 
 @dataclass(frozen=True)
 class WhileItPays:
-    """Draft while what a request's drafts have gained and lost so far leaves it no further behind than a small credit:
-    a ``WhenToDraft``.
+    """Draft while what a request's drafts have gained and lost so far leaves it no further behind than a small credit;
+    copies have a credit of their own: a ``WhenToDraft``.
 
     ``seconds[l]``: what a complete round takes that verifies ``l`` drafts, drafting included; ``plain``: what a step
     without a draft takes. A drafted round gains what plain steps would have taken for its tokens, less its own price.
     Gains and losses fade from round to round, so drafting comes back after it failed, and the sooner the less it has
-    lost; where no draft ever stands, one that loses half a plain step is tried every 15 rounds. The prices are those
+    lost; where no draft ever stands, one that loses half a plain step is tried every 20 rounds. The prices are those
     measured at the start, and the past is the request's own, so its rounds don't depend on its neighbours.
     """
 
@@ -62,12 +62,12 @@ class WhileItPays:
         if not self.seconds or not all(0 < each < float("inf") for each in (*self.seconds, self.plain)):
             raise UserError(f"rounds take {[*self.seconds, self.plain]} seconds; expected positive numbers")
 
-    def __call__(self, rounds: Sequence[Round]) -> bool:
-        """Whether the next round drafts."""
+    def __call__(self, rounds: Sequence[Round], source: Source) -> bool:
+        """Whether ``source`` may propose in the next round."""
         balance, left = _CREDIT * self.plain, 1.0
         for index in range(len(rounds) - 1, 0, -1):
             each = rounds[index]
-            if each.drafted:
+            if each.drafted and each.source == source:
                 balance += left * (len(each.tokens) * self.plain - self._price(each))
             left *= _FADING
             if left < _FORGOTTEN:
