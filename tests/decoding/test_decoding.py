@@ -13,7 +13,7 @@ from dspark.decoding.request import Request
 from dspark.decoding.single import Decoder
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round, RoundTally
-from dspark.speculation.planner import EarlyStop, WhileItPays
+from dspark.speculation.planner import EarlyStop, Planning, WhileItPays
 from dspark.speculation.sampling import Sampling
 from dspark.targets.session import TargetSession
 from tiny import STOP, tiny_drafter, tiny_llama, tiny_target
@@ -67,7 +67,7 @@ def test_greedy_speculation_gives_the_plain_text(mode: str, lookup: bool, source
 def test_greedy_rounds_are_planned_and_sampled_ones_are_not() -> None:
     target = tiny_target(sharpness=2.0)
     drafter = tiny_drafter(target)
-    whole, planned = Decoder(target, drafter), Decoder(target, drafter, EarlyStop((1.0, 1.2, 1.4, 1.6, 1.8)))
+    whole, planned = Decoder(target, drafter), Decoder(target, drafter, Planning(EarlyStop((1.0, 1.2, 1.4, 1.6, 1.8))))
     drafted = verified = accepted = 0
     for prompt in PROMPTS:
         text, rounds = tokens_of(planned, prompt, "dspark", GREEDY)
@@ -85,7 +85,10 @@ def test_greedy_rounds_are_planned_and_sampled_ones_are_not() -> None:
 def test_greedy_blocks_may_be_shorter_and_sampled_ones_are_whole(slots: int) -> None:
     target = tiny_target(sharpness=2.0)
     drafter = tiny_drafter(target)
-    whole, shorter = Decoder(target, drafter, lookup=False), Decoder(target, drafter, draft_slots=slots, lookup=False)
+    whole, shorter = (
+        Decoder(target, drafter, lookup=False),
+        Decoder(target, drafter, Planning(draft_slots=slots), lookup=False),
+    )
     accepted = 0
     for prompt in PROMPTS:
         text, rounds = tokens_of(shorter, prompt, "dspark", GREEDY)
@@ -100,7 +103,7 @@ def test_greedy_blocks_may_be_shorter_and_sampled_ones_are_whole(slots: int) -> 
 @pytest.mark.parametrize("slots", [0, 5])
 def test_blocks_of_no_length_are_refused(slots: int) -> None:
     target = tiny_target()
-    decoder = Decoder(target, tiny_drafter(target), draft_slots=slots)
+    decoder = Decoder(target, tiny_drafter(target), Planning(draft_slots=slots))
     with pytest.raises(UserError, match="draft_slots is"):
         decoder.answer(Request("one", [1, 5], GREEDY, 0, 4), "dspark")
 
@@ -108,7 +111,7 @@ def test_blocks_of_no_length_are_refused(slots: int) -> None:
 def test_greedy_requests_draft_while_it_pays_and_sampled_ones_always() -> None:
     target = tiny_target(sharpness=2.0)
     drafter = tiny_drafter(target)
-    whole, dear = Decoder(target, drafter), Decoder(target, drafter, when=WhileItPays((9.0,) * 5, 1.0))
+    whole, dear = Decoder(target, drafter), Decoder(target, drafter, Planning(when=WhileItPays((9.0,) * 5, 1.0)))
     for prompt in PROMPTS:
         text, rounds = tokens_of(dear, prompt, "dspark", GREEDY)
         assert text == tokens_of(whole, prompt, "plain", GREEDY)[0]

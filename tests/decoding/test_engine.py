@@ -17,7 +17,7 @@ from dspark.drafters.blocks import DrafterBlocks
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round, RoundTally
-from dspark.speculation.planner import EarlyStop, WhileItPays
+from dspark.speculation.planner import EarlyStop, Planning, WhileItPays, without_a_clock
 from dspark.speculation.sampling import Sampling
 from dspark.targets.model import Target
 from tiny import tiny_drafter, tiny_llama, tiny_target
@@ -88,8 +88,10 @@ def test_requests_with_settings_of_their_own_share_steps(draft_ids: tuple[int, .
     for more in (
         {},
         {"lookup": False},
-        {"verify_length": plan},
-        {"verify_length": plan, "when": when, "draft_slots": 2},
+        {"greedy": Planning(plan)},
+        {"greedy": Planning(plan, when, 2)},
+        {"greedy": Planning(plan), "sampled": Planning(plan, when, 3)},
+        {"sampled": without_a_clock(4, [0.9, 0.8])},
     ):
         completions = list(Engine(target, requests, Limits(6, 512), "dspark", drafter, **more).run())
         assert rounds_of(completions) == alone(target, drafter, "dspark", requests, **more)
@@ -104,7 +106,7 @@ def test_planned_greedy_rounds_are_the_reference_loops(packed: bool, head: dict[
         drafter.pack()
         assert drafter.compiled is not None and (drafter.greedy_chain is None) == bool(head)
     requests = requests_of([Sampling()])
-    more: dict[str, Any] = {"verify_length": EarlyStop((1.0, 1.2, 1.4, 1.6, 1.8)), "lookup": False}
+    more: dict[str, Any] = {"greedy": Planning(EarlyStop((1.0, 1.2, 1.4, 1.6, 1.8))), "lookup": False}
     expected = alone(target, drafter, "dspark", requests, **more)
     assert len({r.verified for rounds in expected.values() for r in rounds if r.drafted}) > 1, "confidence decides"
     completions = list(Engine(target, requests, Limits(3, 512), "dspark", drafter, **more).run())

@@ -10,7 +10,7 @@ from dspark.cli.pair import Pair, load_pair
 from dspark.decoding.request import Request
 from dspark.evaluation.identity import Comparison, IdentityTally, judge, replay
 from dspark.speculation.acceptance import Round, RoundTally
-from dspark.speculation.loop import always, verify_all
+from dspark.speculation.planner import WHOLE
 from dspark.speculation.sampling import Sampling
 from dspark.targets.session import TargetSession
 
@@ -57,9 +57,12 @@ def test_greedy_texts_are_the_targets_own(pair: Pair, mode: str) -> None:
 def test_the_shipped_drafter_gains_more_than_a_token_in_three_rounds(pair: Pair) -> None:
     """A drafter wired one position off has tau near 1; the shipped one must be well above."""
     total = RoundTally()
-    whole = replace(pair.decoder, verify_length=verify_all, when=always, draft_slots=None)  # whatever pays here
+    whole = replace(pair.decoder, greedy=WHOLE)  # whatever pays here
     for question in QUESTIONS:
         prompt = pair.target.chat.prompt_ids([{"role": "user", "content": question}])
         total.extend(whole.stream(Request("prompt", prompt, Sampling(), 0, 40), "dspark"))
     assert total.tau > 1.7
-    assert pair.decoder.draft_slots is None or 1 <= pair.decoder.draft_slots < whole.drafter.config.block_size
+    assert (
+        pair.decoder.greedy.draft_slots is None
+        or 1 <= pair.decoder.greedy.draft_slots < whole.drafter.config.block_size
+    )

@@ -14,7 +14,7 @@ from dspark.speculation import planner
 from dspark.speculation.acceptance import acceptance_probability
 from dspark.speculation.draws import Draws, Purpose
 from dspark.speculation.loop import Draft, DrafterState, Sample, VerifyLength
-from dspark.speculation.planner import EarlyStop, WhileItPays
+from dspark.speculation.planner import EarlyStop, WhileItPays, without_a_clock
 from dspark.speculation.rejection import residual, verify
 from dspark.speculation.sampling import Sampling, distribution
 from enumeration import (
@@ -163,6 +163,25 @@ def test_planned_copies_are_lossless() -> None:
     measured = measure(target, lookup, Sampling(1.0), tokens=5, verify_length=lambda: hook)
     assert_law(measured)
     assert 0 < measured.verified < measured.drafted
+
+
+@pytest.mark.parametrize("sampling", [Sampling(1.0), Sampling(0.6)], ids=str)
+def test_all_that_plans_sampled_rounds_together_is_lossless(sampling: Sampling) -> None:
+    target = random_logits(2, "without a clock")
+    drafter = drafter_of("sequential", 2, target, 2, torch.float64)
+    planning = without_a_clock(2, [])
+    measured = measure(
+        target,
+        drafter,
+        sampling,
+        tokens=6,
+        verify_length=lambda: planning.verify_length,
+        when=planning.when,
+        lookup=partial(PromptLookup, 2, 3, 1, cautious=True),
+    )
+    assert_law(measured)
+    assert measured.verified < measured.drafted
+    assert min(measured.by_source["drafter"], measured.by_source["lookup"]) > 0.1
 
 
 def test_equation_8_is_the_probability_of_acceptance() -> None:

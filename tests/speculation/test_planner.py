@@ -23,6 +23,7 @@ from dspark.speculation.planner import (
     best_slots,
     early_stop,
     with_slots,
+    without_a_clock,
 )
 
 CONDITIONAL = st.lists(st.floats(0, 1), min_size=1, max_size=7)
@@ -209,3 +210,11 @@ def test_copies_and_drafts_have_credits_of_their_own() -> None:
 def test_prices_that_are_none_are_refused(prices: tuple[tuple[float, ...], float]) -> None:
     with pytest.raises(UserError, match="expected positive numbers"):
         WhileItPays(*prices)
+
+
+def test_without_a_clock_blocks_are_as_long_as_a_checkpoint_says() -> None:
+    assert without_a_clock(7, [0.58, 0.33, 0.19, 0.1]).draft_slots == 2
+    assert without_a_clock(7, [0.9**k for k in range(1, 8)]).draft_slots is None, "whole"
+    assert without_a_clock(7, []).draft_slots is None, "nobody knows"
+    assert without_a_clock(1, [0.2]).draft_slots is None
+    assert without_a_clock(7, [0.58, 0.33]) == without_a_clock(7, [0.58, 0.33]), "the same everywhere"

@@ -183,7 +183,7 @@ def _record(pair: Pair, race: Race, showings: list[Showing], repeats: int, load:
         overall=overall,
         step_ms=step_ms,
         round_ms=round_ms,
-        block=(pair.decoder.draft_slots or drafter.config.block_size) if drafter is not None else 0,
+        block=(pair.decoder.greedy.draft_slots or drafter.config.block_size) if drafter is not None else 0,
         shown_tokens=race.shown_tokens,
         repeat_tokens=race.repeat_tokens,
         repeats=len(race.repeats),

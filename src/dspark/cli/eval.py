@@ -78,7 +78,7 @@ def evaluate(
     from dspark.cli.pair import load_pair
     from dspark.evaluation.summary import summarise
     from dspark.foundation.artifacts import write_json
-    from dspark.speculation.loop import always, verify_all
+    from dspark.speculation.planner import WHOLE
     from dspark.speculation.sampling import Sampling
 
     load = load_now()
@@ -89,7 +89,7 @@ def evaluate(
     tasks = _tasks(pair, messages, seed)
     decoder = replace(pair.decoder, lookup=lookup)
     if not planned:
-        decoder = replace(decoder, verify_length=verify_all, when=always, draft_slots=None)
+        decoder = replace(decoder, greedy=WHOLE, sampled=WHOLE)
     figures = summarise(_trials(decoder, tasks, sampling, max_tokens))
     if json is not None:
         settings = {"sampling": vars(sampling), "max_tokens": max_tokens, "seed": seed, "limit": limit}

@@ -41,7 +41,7 @@ class Pair:
 
     def asdict(self, decoder: Decoder | None = None) -> dict[str, Any]:
         """What a --json says about the pair that was measured, with ``decoder`` in place of its own."""
-        slots = (decoder or self.decoder).draft_slots
+        slots = (decoder or self.decoder).greedy.draft_slots
         seconds = self.whole_seconds if slots is None else self.round_seconds
         return {
             "target": self.target.name,
@@ -66,7 +66,7 @@ def load_pair(target: str = BUNDLED, drafter: str | None = BUNDLED, dtype: str =
     from dspark.decoding.profile import measure_blocks, measure_plain, measure_rounds
     from dspark.decoding.single import Decoder
     from dspark.drafters.checkpoint import load_drafter, read_survival
-    from dspark.speculation.planner import EarlyStop, WhileItPays
+    from dspark.speculation.planner import WHOLE, EarlyStop, Planning, WhileItPays, without_a_clock
 
     if folder is None:
         return Pair(Decoder(loaded), None)
@@ -75,7 +75,10 @@ def load_pair(target: str = BUNDLED, drafter: str | None = BUNDLED, dtype: str =
     whole = measure_rounds(loaded, model)
     plain = measure_plain(loaded, model, whole)
     slots, seconds = measure_blocks(loaded, model, whole, read_survival(folder))
-    decoder = Decoder(loaded, model, EarlyStop(seconds), WhileItPays(seconds, plain), slots)
+    greedy, sampled = Planning(EarlyStop(seconds), WhileItPays(seconds, plain), slots), WHOLE
+    if loaded.device.type == "cpu":  # those prices are a CPU's
+        sampled = without_a_clock(model.config.block_size, read_survival(folder, greedy=False))
+    decoder = Decoder(loaded, model, greedy, sampled)
     return Pair(decoder, drafter, whole, seconds, plain)
 
 

@@ -29,7 +29,8 @@ from dspark.drafters.dspark import DSparkDrafter
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round, Source
 from dspark.speculation.draws import SeededDraws
-from dspark.speculation.loop import Draft, VerifyLength, WhenToDraft, always, cut, verify_all
+from dspark.speculation.loop import Draft, cut
+from dspark.speculation.planner import WHOLE, Planning
 from dspark.speculation.rejection import Verdict
 from dspark.targets.model import Target
 from dspark.targets.ragged import RaggedBatch
@@ -78,9 +79,9 @@ class Work:
 class Engine:
     """A target, its drafter and the requests under way.
 
-    ``mode`` and ``lookup`` are ``Decoder``'s, and so are ``verify_length``, ``when`` and ``draft_slots``, which plan
-    greedy rounds. An answer ends where the context does. Raises UserError for mode "dspark" without a drafter, and, by
-    id, for a request that the cache or the context can't hold.
+    ``mode``, ``lookup`` and how ``greedy`` and ``sampled`` rounds are planned are ``Decoder``'s. An answer ends where
+    the context does. Raises UserError for mode "dspark" without a drafter, and, by id, for a request that the cache or
+    the context can't hold.
     """
 
     def __init__(
@@ -92,9 +93,8 @@ class Engine:
         drafter: DSparkDrafter | None = None,
         *,
         lookup: bool = True,
-        verify_length: VerifyLength = verify_all,
-        when: WhenToDraft = always,
-        draft_slots: int | None = None,
+        greedy: Planning = WHOLE,
+        sampled: Planning = WHOLE,
     ) -> None:
         if mode == "dspark" and drafter is None:
             raise UserError(NO_DRAFTER)
@@ -104,15 +104,16 @@ class Engine:
         self.cache = target.new_cache(count, limits.block)
         self.laps = Laps()
         self._mode, self._lookup = mode, lookup
-        self._verify_length, self._when, self._draft_slots = verify_length, when, draft_slots
+        self._greedy, self._sampled = greedy, sampled
         self._drafter: DrafterBlocks | None = None
         self._taps: tuple[int, ...] = ()
         drafted = 0 if mode == "plain" else LOOKUP_BLOCK
         if mode == "dspark" and drafter is not None:
             self._drafter = DrafterBlocks(drafter, count, limits.block)
             self._taps = drafter.config.target_layer_ids
-            if draft_slots is not None and not 1 <= draft_slots <= drafter.config.block_size:
-                raise UserError(f"draft_slots is {draft_slots}; expected 1 to {drafter.config.block_size}, or none")
+            for slots in (greedy.draft_slots, sampled.draft_slots):
+                if slots is not None and not 1 <= slots <= drafter.config.block_size:
+                    raise UserError(f"draft_slots is {slots}; expected 1 to {drafter.config.block_size}, or none")
             drafted = max(drafter.config.block_size, LOOKUP_BLOCK if lookup else 0)
         self._round_tokens = 1 + drafted
         self.admission = Admission(
@@ -178,21 +179,24 @@ class Engine:
     def _works(self, shares: Sequence[Share]) -> list[Work]:
         """Everybody's part, rounds with their drafts and how many of these are verified."""
         going_on = [share.row for share in shares if not share.count]
-        drafts = iter(propose(going_on, self._drafter, self._wanted, self.laps, self._draft_slots))
+        slots = self._greedy.draft_slots, self._sampled.draft_slots
+        drafts = iter(propose(going_on, self._drafter, self._wanted, self.laps, slots))
         works = []
         for share in shares:
             draft = NO_DRAFT if share.count else next(drafts)
             length = len(draft.tokens)
-            if length and self._drafter is not None and share.row.request.sampling.greedy:
-                length = self._verify_length(length, draft.survival())
+            if length and self._drafter is not None:
+                length = self._planning(share.row).verify_length(length, draft.survival())
             length = max(0, min(length, len(draft.tokens), share.row.room - 1))
             works.append(Work(share.row, share.count, draft, length))
         return works
 
     def _wanted(self, row: Running, source: Source) -> bool:
         """Whether ``source`` may propose in the request's next round."""
-        planned = self._mode == "dspark" and row.request.sampling.greedy
-        return row.room > 1 and (not planned or self._when(row.rounds, source))
+        return row.room > 1 and (self._drafter is None or self._planning(row).when(row.rounds, source))
+
+    def _planning(self, row: Running) -> Planning:
+        return self._greedy if row.request.sampling.greedy else self._sampled
 
     def _commit(self, work: Work, verdict: Verdict) -> int:
         """Take over what was decided and roll back what was not; how many of the tokens that were run stay."""

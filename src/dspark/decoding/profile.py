@@ -17,7 +17,7 @@ from dspark.decoding.request import Request
 from dspark.decoding.single import Decoder
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.speculation.acceptance import Round
-from dspark.speculation.planner import best_slots
+from dspark.speculation.planner import Planning, best_slots
 from dspark.speculation.sampling import Sampling
 from dspark.targets.model import Target
 
@@ -32,9 +32,8 @@ def measure_rounds(target: Target, drafter: DSparkDrafter, slots: int | None = N
     """Seconds of a greedy round that drafts K = ``slots`` tokens and verifies 0..K: so many of each, in turn."""
     block = slots or drafter.config.block_size
     lengths = itertools.cycle(range(block + 1))
-    decoder = Decoder(
-        target, drafter, verify_length=lambda drafted, survival: next(lengths), draft_slots=slots, lookup=False
-    )
+    planning = Planning(lambda drafted, survival: next(lengths), draft_slots=slots)
+    decoder = Decoder(target, drafter, greedy=planning, lookup=False)
     rounds = (block + 1) * (WARM_UP + REPEATS)
     request = _request(target, 1 + rounds * (block + 1))
     return time_rounds(itertools.islice(decoder.stream(request, "dspark"), rounds + 1), block, time.perf_counter)
@@ -67,7 +66,7 @@ def measure_plain(target: Target, drafter: DSparkDrafter, rounds: Sequence[float
     """
     if set(rounds) == {UNKNOWN}:
         return UNKNOWN
-    decoder = Decoder(target, drafter, when=lambda rounds, source: False, lookup=False)
+    decoder = Decoder(target, drafter, greedy=Planning(when=lambda rounds, source: False), lookup=False)
     count = 2 * REPEATS
     taken = []
     started = time.perf_counter()

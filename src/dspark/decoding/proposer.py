@@ -26,13 +26,13 @@ def propose(
     blocks: DrafterBlocks | None,
     wanted: Callable[[Running, Source], bool],
     lap: Timer,
-    slots: int | None = None,
+    slots: tuple[int | None, int | None] = (None, None),
 ) -> list[Draft]:
     """A draft for each request, exactly as the reference loop's drafter states would have made it.
 
     Whoever is not ``wanted`` to propose (a request's last token is the target's own, say) proposes nothing.
-    ``slots``: drafts of a greedy request; sampled ones have whole blocks. ``lap`` is told when a piece of the work is
-    done.
+    ``slots``: drafts of a greedy and of a sampled request (None: whole blocks). ``lap`` is told when a piece of the
+    work is done.
     """
     drafts = [_copied(row) if row.lookup is not None and wanted(row, "lookup") else NO_DRAFT for row in rows]
     asking = [i for i, row in enumerate(rows) if blocks and not drafts[i].tokens and wanted(row, "drafter")]
@@ -43,7 +43,7 @@ def propose(
             continue
         chosen = [rows[i] for i in mine]
         anchors, tables = [row.anchor for row in chosen], [row.table for row in chosen]
-        hidden_RKd = blocks.hidden(anchors, tables, slots if greedy else None)
+        hidden_RKd = blocks.hidden(anchors, tables, slots[0 if greedy else 1])
         lap("draft, parallel")
         chains = _greedy_chains if greedy and blocks.drafter.greedy_chain else _slot_by_slot
         for i, draft in zip(mine, chains(blocks, chosen, hidden_RKd), strict=True):

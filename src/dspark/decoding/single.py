@@ -13,7 +13,8 @@ from dspark.drafters.state import DSparkState
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round
 from dspark.speculation.draws import SeededDraws
-from dspark.speculation.loop import DrafterState, VerifyLength, WhenToDraft, always, generate, verify_all
+from dspark.speculation.loop import DrafterState, generate
+from dspark.speculation.planner import WHOLE, Planning
 from dspark.targets.model import Target
 from dspark.targets.session import TargetSession
 
@@ -22,18 +23,15 @@ from dspark.targets.session import TargetSession
 class Decoder:
     """A target with the drafter that was loaded for it (None: only plain decoding and prompt lookup).
 
-    ``verify_length`` plans the rounds of greedy requests, ``when`` says which of them draft, and ``draft_slots`` how
-    long their blocks are (None: as in training). Sampled requests draft whole blocks in every round and verify all of
-    them: there a round's length decides which draws are used, and a seed must give the same text on a machine of
-    another speed. ``lookup`` spares the drafter where the last words have occurred before; without it every draft is
-    the drafter's own.
+    How a sampled request's rounds are planned decides which draws are used, so ``sampled`` must not rest on a clock: a
+    seed must give the same text on a machine of another speed. ``lookup`` spares the drafter where the last words have
+    occurred before; without it every draft is the drafter's own.
     """
 
     target: Target
     drafter: DSparkDrafter | None = None
-    verify_length: VerifyLength = verify_all
-    when: WhenToDraft = always
-    draft_slots: int | None = None
+    greedy: Planning = WHOLE
+    sampled: Planning = WHOLE
     lookup: bool = True
 
     def stream(self, request: Request, mode: Mode) -> Iterator[Round]:
@@ -51,13 +49,14 @@ class Decoder:
     def reference(self, request: Request, mode: Mode) -> Iterator[Round]:
         """The same rounds through the reference loop: slower, and what the core is held against."""
         taps: tuple[int, ...] = ()
-        planned = mode == "dspark" and request.sampling.greedy
+        planning = WHOLE
         state: DrafterState | None = None
         if mode == "dspark":
             if self.drafter is None:
                 raise UserError(NO_DRAFTER)
             taps = self.drafter.config.target_layer_ids
-            state = DSparkState(self.drafter, self.draft_slots if planned else None)
+            planning = self.greedy if request.sampling.greedy else self.sampled
+            state = DSparkState(self.drafter, planning.draft_slots)
         limit = self.target.max_positions
         # Exactly enough: no round verifies more than the room that is left.
         session = TargetSession(self.target, min(limit, len(request.prompt_ids) + request.max_tokens), taps)
@@ -70,8 +69,8 @@ class Decoder:
             max_tokens=request.max_tokens,
             lookup=lookup_of(mode, self.lookup),
             stop_ids=() if request.ignore_stop else self.target.stop_ids,
-            verify_length=self.verify_length if planned else verify_all,
-            when=self.when if planned else always,
+            verify_length=planning.verify_length,
+            when=planning.when,
             context_limit=limit,
         )
 
@@ -84,9 +83,8 @@ class Decoder:
             mode,
             self.drafter,
             lookup=self.lookup,
-            verify_length=self.verify_length,
-            when=self.when,
-            draft_slots=self.draft_slots,
+            greedy=self.greedy,
+            sampled=self.sampled,
         )
 
 

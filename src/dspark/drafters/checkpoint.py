@@ -104,10 +104,10 @@ def read_identity(path: Path) -> ModelIdentity:
     return ModelIdentity.from_dict(target)
 
 
-def read_survival(path: Path) -> list[float]:
+def read_survival(path: Path, greedy: bool = True) -> list[float]:
     """Share of blocks whose first 1..K drafts were accepted on held-out answers; empty where a manifest doesn't say.
 
-    Greedy where it was measured, at temperature 1 in checkpoints that have only that. Nothing here is needed to draft,
+    ``greedy``: of greedy drafts where that was measured, else at temperature 1. Nothing here is needed to draft,
     so what is not as we write it counts as not said.
     """
     found: Any = read_json(path / MANIFEST) if (path / MANIFEST).is_file() else {}
@@ -115,7 +115,7 @@ def read_survival(path: Path) -> list[float]:
         found = found.get(name) if isinstance(found, dict) else None
     if not isinstance(found, dict) or not found.get("blocks"):
         return []
-    shares: Any = found.get("greedy_acceptance") or found.get("conditional_acceptance")
+    shares: Any = (greedy and found.get("greedy_acceptance")) or found.get("conditional_acceptance")
     known = isinstance(shares, list) and all(isinstance(each, int | float) and 0 <= each <= 1 for each in shares)
     return list(accumulate(shares, mul)) if known else []
 

@@ -14,6 +14,21 @@ from torch import Tensor
 
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round, Source
+from dspark.speculation.loop import VerifyLength, WhenToDraft, always, verify_all
+
+
+@dataclass(frozen=True)
+class Planning:
+    """How rounds are planned: how many of their drafts are verified, which of them draft, and ``draft_slots``, how many
+    tokens the drafter then drafts (None: as many as in its training). By default everything is drafted and verified.
+    """
+
+    verify_length: VerifyLength = verify_all
+    when: WhenToDraft = always
+    draft_slots: int | None = None
+
+
+WHOLE = Planning()
 
 
 @dataclass(frozen=True)
@@ -116,3 +131,19 @@ def early_stop(survival: Sequence[float], seconds: Sequence[float]) -> int:
             return length
         rate = expected / duration
     return min(len(survival), len(seconds) - 1)
+
+
+# In plain steps, about what was measured for one request on a CPU (docs/lab_log.md): a draft, and each draft verified.
+_DRAFT, _VERIFIED = 0.3, 0.25
+
+
+def without_a_clock(block: int, survival: Sequence[float]) -> Planning:
+    """Plans from prices that are the same everywhere, for requests whose texts depend on how rounds are planned.
+
+    How many drafts are verified decides which draws a sampled request uses, so measured prices would make a seed mean
+    other texts on another machine, or on this one tomorrow. ``block``: K; ``survival`` as for ``best_slots``, empty
+    where nobody knows: then blocks are whole.
+    """
+    seconds = tuple(1 + _DRAFT + _VERIFIED * drafts for drafts in range(block + 1))
+    slots = best_slots(survival, seconds, seconds[0]) if survival else block
+    return Planning(EarlyStop(seconds), WhileItPays(seconds, 1.0), slots if slots < block else None)
