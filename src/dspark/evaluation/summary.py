@@ -80,7 +80,8 @@ def tally_of(trials: Sequence[Trial], mode: Mode, source: Source | None = None) 
     """Pooled counts of the rounds of one mode; with a source, of those alone whose draft came from it."""
     tally = RoundTally()
     for trial in trials:
-        tally.extend(r for r in trial.runs[mode].rounds if source is None or not r.index or r.source == source)
+        rounds = trial.runs[mode].rounds
+        tally.extend(r for r in rounds if source is None or not r.index or (r.drafted and r.source == source))
     return tally
 
 
