@@ -126,7 +126,8 @@ def test_eval_says_who_drafted(evaluated: Callable[..., Any]) -> None:
     assert (both["lookup"], alone["lookup"]) == (True, False)
     for figures in (both, alone):
         sources = figures["sources"]
-        assert sum(each["rounds"] for each in sources.values()) == figures["rounds"]
+        nobodys = figures["rounds"] - sum(each["rounds"] for each in sources.values())
+        assert 0 <= nobodys <= figures["prompts"], "an answer's last round may have no room for a draft"
         assert figures["reached"][0] <= sources["drafter"]["rounds"]
     assert both["sources"]["lookup"]["rounds"] > 0 == alone["sources"]["lookup"]["rounds"]
 
