@@ -113,6 +113,22 @@ def test_a_compiled_block_is_the_same_to_the_bit_in_any_company() -> None:
         assert torch.equal(alone[0], together[i])
 
 
+@torch.inference_mode()
+def test_a_confidence_is_the_same_to_the_bit_in_any_company() -> None:
+    # It decides what a sampled request verifies, and so its text.
+    drafter = made(True)
+    generator = torch.Generator().manual_seed(0)
+    hidden_RKd = torch.randn(7, 5, drafter.config.hidden_size, generator=generator)
+    prev_RK = torch.randint(0, drafter.config.vocab_size, (7, 5), generator=generator)
+    together = drafter.confidence_logits(hidden_RKd, prev_RK)
+    for row in range(7):
+        for slots in (1, 2, 5):
+            alone = drafter.confidence_logits(
+                hidden_RKd[row : row + 1, :slots].contiguous(), prev_RK[row : row + 1, :slots]
+            )
+            assert torch.equal(alone[0], together[row, :slots])
+
+
 @pytest.mark.parametrize("changes", [{}, PRUNED, {"enable_confidence_head": False}], ids=["whole", "pruned", "silent"])
 @torch.inference_mode()
 def test_a_greedy_chain_is_the_one_drawn_slot_by_slot(changes: dict[str, object]) -> None:

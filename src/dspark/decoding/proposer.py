@@ -37,13 +37,13 @@ def propose(
     drafts = [_copied(row) if row.lookup is not None and wanted(row, "lookup") else NO_DRAFT for row in rows]
     asking = [i for i, row in enumerate(rows) if blocks and not drafts[i].tokens and wanted(row, "drafter")]
     lap("lookup")
-    for greedy in (True, False):
+    for greedy, length in zip((True, False), slots, strict=True):
         mine = [i for i in asking if rows[i].request.sampling.greedy == greedy]
         if blocks is None or not mine:
             continue
         chosen = [rows[i] for i in mine]
         anchors, tables = [row.anchor for row in chosen], [row.table for row in chosen]
-        hidden_RKd = blocks.hidden(anchors, tables, slots[0 if greedy else 1])
+        hidden_RKd = blocks.hidden(anchors, tables, length)
         lap("draft, parallel")
         chains = _greedy_chains if greedy and blocks.drafter.greedy_chain else _slot_by_slot
         for i, draft in zip(mine, chains(blocks, chosen, hidden_RKd), strict=True):

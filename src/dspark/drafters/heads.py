@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dspark.nn.packed import frozen_linear
+
 # Small beside the logits, so that training starts from the backbone's own distribution.
 _INITIAL_STD = 0.02
 
@@ -146,17 +148,19 @@ class ReadConfidence(nn.Module):
     def __init__(self, head: ConfidenceHead, embeddings_Vr: Tensor | None) -> None:
         """``embeddings_Vr``: W_1, where the head sees it."""
         super().__init__()
-        weight, self._bias = head.proj.weight.detach()[0].float(), float(head.proj.bias.detach())
-        rank = 0 if embeddings_Vr is None else embeddings_Vr.shape[1]
-        self._of_hidden = weight[: len(weight) - rank]
-        self._of_token = None
+        weight_1n, bias_1 = head.proj.weight.detach(), head.proj.bias.detach().float()
+        width = weight_1n.shape[1] - (0 if embeddings_Vr is None else embeddings_Vr.shape[1])
+        # A frozen product and no matmul: its rows don't depend on their company, and they decide what is verified.
+        self._of_hidden = frozen_linear(weight_1n[:, :width].contiguous())
+        self._bias, self._of_token = bias_1, None
         if embeddings_Vr is not None:
-            self._of_token = embeddings_Vr.detach().float() @ weight[-rank:] + self._bias
+            self._of_token = embeddings_Vr.detach().float() @ weight_1n[0, width:].float() + bias_1
 
     def forward(self, hidden: Tensor, prev_ids: Tensor) -> Tensor:
         """Logits ``[...]``, fp32, of ``h [..., d]`` and target ids ``[...]``."""
         added = self._bias if self._of_token is None else self._of_token[prev_ids]
-        return hidden.float() @ self._of_hidden + added
+        logits: Tensor = self._of_hidden(hidden).squeeze(-1).float() + added
+        return logits
 
 
 # By the name that checkpoints use (`markov_head_type`); rank 0 is ``NoMarkovHead`` whatever the name.
