@@ -22,7 +22,15 @@ RECIPE = """
 dtype: float32
 data: {responses: [RESPONSES], held_out_percent: 20}
 drafter: {layers: 1, block_size: 4, markov_rank: 8, draft_vocab_size: 48, target_layer_ids: [0, 1], mask_token_id: 5}
-trainer: {steps: 1200, sequences: 4, anchors: 4, validate_every: 40, validation_examples: 8, save_every: 1}
+trainer:
+  steps: 1200
+  sequences: 4
+  anchors: 4
+  short_share: 0.5
+  short_slots: 2
+  validate_every: 40
+  validation_examples: 8
+  save_every: 1
 """
 
 
