@@ -9,8 +9,8 @@ import torch
 
 from dspark.foundation import devices
 from dspark.foundation.devices import (
-    cpu_is_fast_at_bf16,
     cpuinfo_has_bf16,
+    multiplies_bf16,
     resolve_device,
     resolve_dtype,
 )
@@ -49,24 +49,25 @@ def test_dtypes_by_name() -> None:
 @pytest.mark.parametrize(
     ("capabilities", "expected"),
     [
-        ({"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
-        ({"avx512_bf16": False, "amx_bf16": True}, torch.bfloat16),
-        ({"avx512_bf16": False, "amx_bf16": False, "avx2": True}, torch.float32),
-        ({"architecture": "arm64"}, torch.float32),
+        ({"avx512_bf16": True, "amx_bf16": False}, True),
+        ({"avx512_bf16": False, "amx_bf16": True}, True),
+        ({"avx512_bf16": False, "amx_bf16": False, "avx2": True}, False),
+        ({"architecture": "arm64"}, False),
     ],
 )
-def test_auto_is_bf16_where_the_processor_multiplies_it(
-    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], expected: torch.dtype
+def test_units_for_bf16_are_seen_but_a_target_on_a_cpu_is_fp32_with_or_without_them(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], expected: bool
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    assert resolve_dtype("auto", CPU) is expected
+    assert multiplies_bf16(CPU) is expected
+    assert resolve_dtype("auto", CPU) is torch.float32
 
 
 def test_an_older_pytorch_is_answered_from_cpuinfo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     for answer in (True, False):
         monkeypatch.setattr(devices, "cpuinfo_has_bf16", lambda path, answer=answer: answer)
-        assert cpu_is_fast_at_bf16() is answer
+        assert multiplies_bf16(CPU) is answer
 
 
 def test_cpuinfo_is_read_by_whole_words(tmp_path: Path) -> None:
@@ -83,4 +84,5 @@ def test_a_gpu_before_ampere_gets_fp32(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: bool
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert multiplies_bf16(torch.device("cuda:0")) is expected
     assert (resolve_dtype("auto", torch.device("cuda:0")) is torch.bfloat16) is expected

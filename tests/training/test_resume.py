@@ -40,14 +40,13 @@ def test_a_resumed_run_does_not_need_the_checkpoint_it_began_with(tmp_path: Path
     assert "secret-place" not in (trainer.run.drafter / "manifest.json").read_text()
 
 
-@pytest.mark.parametrize("memory", [0.0, 1.0])
+@pytest.mark.parametrize(("memory", "precision"), [(0.0, "float32"), (1.0, "float32"), (1.0, "bfloat16")])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
-    memory: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    memory: float, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     examples = conversations(tiny_target(sharpness=3.0), 10)
-    settings = recipe(
-        steps=24, validate_every=7, save_every=2, data={"feature_memory_gb": memory, "feature_dtype": "bfloat16"}
-    )
+    data = {"feature_memory_gb": memory, "feature_dtype": "bfloat16"}
+    settings = recipe(steps=24, validate_every=7, save_every=2, precision=precision, data=data)
     whole = new_trainer(tmp_path / "whole", examples, settings)
     whole.run_to_end()
     killed = new_trainer(tmp_path / "killed", examples, settings)

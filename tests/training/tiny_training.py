@@ -19,7 +19,7 @@ from tiny import VOCAB, tiny_target
 
 def recipe(lr: float = 3e-3, data: dict[str, Any] | None = None, **trainer: Any) -> Recipe:
     """A recipe for the tiny target."""
-    sizes = {"steps": 6, "sequences": 4, "anchors": 4, "validate_every": 3, "save_every": 3}
+    sizes = {"steps": 6, "sequences": 4, "anchors": 4, "validate_every": 3, "save_every": 3, "precision": "float32"}
     return Recipe.model_validate(
         {
             "data": {"responses": ["answers.jsonl"], "feature_dtype": "float32"} | (data or {}),

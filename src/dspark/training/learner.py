@@ -8,6 +8,7 @@ import torch
 
 from dspark.data.features import FeatureBatch
 from dspark.drafters.dspark import DSparkDrafter
+from dspark.foundation.devices import multiplies_bf16
 from dspark.training.anchors import blocks_at, choose_anchors
 from dspark.training.objective import Terms, objective
 from dspark.training.recipe import Recipe
@@ -20,6 +21,8 @@ class Learner:
     def __init__(self, recipe: Recipe, drafter: DSparkDrafter) -> None:
         self.recipe, self.drafter = recipe, drafter
         self.step = 0
+        wanted = recipe.trainer.precision
+        self._bf16 = multiplies_bf16(drafter.device) if wanted == "auto" else wanted == "bfloat16"
         settings = recipe.optimizer
         self.optimizer = torch.optim.AdamW(
             drafter.parameters(), lr=settings.lr, betas=(0.9, 0.95), weight_decay=settings.weight_decay, fused=True
@@ -38,7 +41,8 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, settings.steps, optimizer.lr, optimizer.warmup)
         self.optimizer.zero_grad(set_to_none=True)
-        terms = objective(self.drafter.train(), batch, blocks, self.recipe.loss, self.step / settings.steps)
+        done = self.step / settings.steps
+        terms = objective(self.drafter.train(), batch, blocks, self.recipe.loss, done, self._bf16)
         terms.loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), optimizer.clip)
         if not torch.isfinite(norm):

@@ -38,8 +38,8 @@ def supervised_slots(drafter: DSparkDrafter, batch: FeatureBatch, blocks: Blocks
     head = drafter.markov_head
     summed_BAKr = head.over_blocks(hidden_BAKd, head.embed(blocks.previous))
     slots = Slots(
-        hidden=hidden_BAKd[row_N, anchor_N, slot_N],
-        summed=summed_BAKr[row_N, anchor_N, slot_N],
+        hidden=hidden_BAKd[row_N, anchor_N, slot_N].to(drafter.dtype),
+        summed=summed_BAKr[row_N, anchor_N, slot_N].to(drafter.dtype),
         target_hidden=batch.hidden[row_N, at_N],
         log_mass=batch.log_mass[row_N, at_N],
         labels=_draft_index(drafter, blocks.labels[row_N, anchor_N, slot_N]),
@@ -49,12 +49,18 @@ def supervised_slots(drafter: DSparkDrafter, batch: FeatureBatch, blocks: Blocks
 
 
 def objective(
-    drafter: DSparkDrafter, batch: FeatureBatch, blocks: Blocks, settings: LossSettings, done: float = 1.0
+    drafter: DSparkDrafter,
+    batch: FeatureBatch,
+    blocks: Blocks,
+    settings: LossSettings,
+    done: float = 1.0,
+    bf16: bool = False,
 ) -> Terms:
     """The training loss of one batch, ``done`` being the share of the run that is over; at least one slot must be
-    supervised.
+    supervised. ``bf16``: the drafter multiplies in it, forward and backward; what follows its last norm is fp32.
     """
-    slots, previous_N = supervised_slots(drafter, batch, blocks)
+    with torch.autocast(drafter.device.type, torch.bfloat16, enabled=bf16):
+        slots, previous_N = supervised_slots(drafter, batch, blocks)
     mix = Mix(settings.hard_ce, settings.soft_ce, settings.l1 if done >= settings.l1_after else 0.0)
     decay = settings.decay if settings.position_weights == "exponential" else None
     # The head of a bf16 target in fp32: losses need the precision, and its rows of the draft vocabulary are few.

@@ -46,7 +46,7 @@ class DrafterSettings(Settings):
     initial: Annotated[str, Field(min_length=1)] = "target"
     """First weights: from the target's last layers ("target"), "random", or those of the checkpoint in this folder."""
     export_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of the exported weights; training itself is fp32, and the state to resume from keeps that."""
+    """Of the exported weights; those trained are fp32, and the state to resume from keeps that."""
 
 
 class LossSettings(Settings):
@@ -83,6 +83,9 @@ class TrainerSettings(Settings):
     """Steps of so large a share, drawn one by one, have blocks of ``short_slots`` and as many more of them: the first
     slots decide most, and their lesson costs less there."""
     short_slots: Positive = 3
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the drafter's own products; weights, norms, softmax and losses are fp32. "auto": bf16 where the hardware
+    multiplies it, else fp32."""
     seed: int = 0
     validate_every: Positive = 200
     validation_examples: Positive = 40
@@ -96,7 +99,7 @@ class Recipe(Settings):
 
     target: str = "smollm2-135m"
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Of the target; the drafter is trained in fp32."""
+    """Of the target, whose features are what the drafter sees when it serves; the drafter's is trainer.precision."""
     device: str = "auto"
     data: DataSettings
     drafter: DrafterSettings
