@@ -66,3 +66,10 @@ def test_the_shipped_drafter_gains_more_than_a_token_in_three_rounds(pair: Pair)
         pair.decoder.greedy.draft_slots is None
         or 1 <= pair.decoder.greedy.draft_slots < whole.drafter.config.block_size
     )
+
+
+def test_prompts_begin_with_the_opening_that_the_target_can_go_on_from_itself(pair: Pair) -> None:
+    chat = pair.target.chat
+    opening = chat.opening_ids()
+    prompt = chat.prompt_ids([{"role": "user", "content": QUESTIONS[0]}])
+    assert len(opening) > 3 and prompt[: len(opening)] == opening

@@ -40,8 +40,8 @@ DtypeOption = Annotated[
     str,
     typer.Option(
         "--dtype",
-        help="auto (bfloat16 where the machine is fast at it, else float32), bfloat16, float32; on a CPU"
-        " also float16 or int8: weights rounded to it, sums in float32.",
+        help="auto (float32 on a CPU, bfloat16 on a GPU that multiplies it), bfloat16, float32; on a CPU also float16"
+        " or int8: weights rounded to it, sums in float32.",
     ),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]

@@ -11,6 +11,7 @@ from typing import Any
 from dspark.foundation.errors import UserError
 
 Message = Mapping[str, str]
+_MARK = "\u00a7"
 
 
 class Chat:
@@ -35,6 +36,14 @@ class Chat:
             [dict(m) for m in messages], add_generation_prompt=True, tokenize=True
         )
         return list(rendered["input_ids"])
+
+    def opening_ids(self) -> list[int]:
+        """Ids of the template up to where a user's first turn begins; UserError where it hides what users say."""
+        rendered: str = self._tokenizer.apply_chat_template([{"role": "user", "content": _MARK}], tokenize=False)
+        before, found, _ = rendered.partition(_MARK)
+        if not found:
+            raise UserError(f"the target's chat template renders a user's turn as {rendered!r}, without what was said")
+        return self.continuation_ids(before)
 
     def encode(self, text: str) -> list[int]:
         """Ids of raw text, with whatever the tokenizer itself puts in front."""
