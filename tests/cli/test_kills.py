@@ -31,6 +31,7 @@ trainer:
   validate_every: 40
   validation_examples: 8
   save_every: 1
+  precision: float32
 """
 
 

@@ -273,3 +273,13 @@ def test_the_draft_vocabulary_is_the_most_frequent_ids_with_the_stop_ids() -> No
     assert draft_vocabulary([9], 4, VOCAB, [STOP]) == (0, 1, STOP, 9)
     with pytest.raises(UserError, match="draft_vocab_size"):
         draft_vocabulary([9], VOCAB + 1, VOCAB, [STOP])
+
+
+def test_products_in_bf16_are_others_but_near_and_weights_stay_fp32(tmp_path: Path) -> None:
+    examples = conversations(tiny_target(sharpness=3.0), 6)
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        trainer = new_trainer(tmp_path / precision, examples, recipe(precision=precision))
+        losses.append(trainer.learner.learn(trainer._training.batch([0, 1, 2, 3]))["loss"])
+        assert {each.dtype for each in trainer.drafter.parameters()} == {torch.float32}
+    assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.02)
