@@ -35,7 +35,7 @@ from dspark.targets.sources import resolve_source
 
 OWN_PROMPTS = Path(__file__).parents[1] / "src" / "dspark" / "assets" / "demo" / "prompts.jsonl"
 CONTEXT = 256
-PIECES = ("lookup", "draft, parallel", "draft, sequential", "verify", "sample", "features", "bookkeeping")
+PIECES = ("lookup", "draft", "draft, parallel", "draft, sequential", "verify", "sample", "features", "bookkeeping")
 
 
 def middle(values: list[float]) -> float:

@@ -41,7 +41,7 @@ from dspark.targets.ragged import RaggedBatch
 
 # The calls of a layer in a program: which are products, which attention; the others lie between.
 PARTS = {"weights": (1, 4, 6, 8), "attention": (3,), "between": (0, 2, 5, 7)}
-DRAFT = ("lookup", "draft, parallel", "draft, sequential", "features")
+DRAFT = ("lookup", "draft", "draft, parallel", "draft, sequential", "features")
 
 
 @contextmanager
@@ -124,12 +124,10 @@ def parts_of(stack: Stack, batch: RaggedBatch, repeats: int) -> dict[str, float]
     Keys and values of the batch's rows are overwritten: the step itself would write others there.
     """
     rows = len(batch.positions_T)
-    prepared = stack._prepare(rows, batch.cache)
+    prepared = stack.prepare(rows, batch.cache)
     rotation = torch.zeros(rows, 1, 4096, dtype=torch.complex64)
-    table, seen = prepared.program.table, batch.plan.seen
-    table[prepared.rotations] = torch.tensor((rotation.data_ptr(), batch.rows_T.data_ptr()))
-    table[prepared.seen] = torch.tensor((seen.blocks.data_ptr(), seen.tokens_T3.data_ptr()))
-    starts, kernels = prepared.program.starts, prepared.program._kernels
+    prepared.aim(rotation, batch.rows_T, batch.plan.seen)
+    table, starts, kernels = prepared.program.table, prepared.program.starts, prepared.program._kernels
     found = {}
     for name, places in PARTS.items():
         chosen = [i for i in range(len(kernels)) if i % _CALLS in places]

@@ -26,7 +26,6 @@ from dspark.cli.pair import load_pair, load_quietly, resolve_drafter
 from dspark.data.features import Example, OnlineFeatures
 from dspark.data.prompts import read_in_turn
 from dspark.decoding.engine import Engine, Limits
-from dspark.decoding.laps import Laps
 from dspark.decoding.request import Request
 from dspark.drafters.checkpoint import load_drafter
 from dspark.drafters.dspark import DSparkDrafter
@@ -78,20 +77,24 @@ def print_share(drafter: str, repeats: int) -> None:
     pair = load_pair(drafter=drafter)
     engine = ready(pair, "dspark", 1, 256, repeats)
     model = pair.decoder.drafter
-    assert model is not None and model.greedy_chain is not None, "the sequential stage is not compiled here"
-    engine.laps = Laps()
+    assert model is not None and model.greedy_draft is not None, "drafts are not compiled here"
+    assert engine._drafter is not None
     started = time.perf_counter()
     for _ in range(repeats):
         engine.step(engine.admission.shares())
     whole = (time.perf_counter() - started) / repeats
-    program = model.greedy_chain._prepare(1, model.config.block_size).program
+    slots = model.config.block_size
+    program = model.greedy_draft.prepare(1, slots, engine._drafter.cache).stack.program
+    first = (
+        len(program.starts) - 1 - (3 * slots + 1)
+    )  # a lookup, a product and a search a slot, and the last token's id
 
     def part(first: int, end: int | None = None) -> Callable[[], None]:
         return lambda: program.run(first, end)
 
-    sequential, head = timed(part(1), repeats), timed(part(0, 1), repeats)
+    sequential, head = timed(part(first), repeats), timed(part(first - 1, first), repeats)
     print(
-        f"a round of {model.config.block_size} drafts, all verified: {1e3 * whole:.2f} ms; lookups, bias products and"
+        f"a round of {slots} drafts, all verified: {1e3 * whole:.2f} ms; lookups, bias products and"
         f" searches {1e3 * sequential:.2f} ms ({sequential / whole:.1%}), base logits {1e3 * head:.2f} ms"
     )
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dspark.decoding.proposer import _slot_by_slot
+from dspark.decoding.proposer import _as_program, _slot_by_slot
 from dspark.decoding.request import Request, Running
 from dspark.drafters.blocks import _WAITING, DrafterBlocks
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.nn.blocks import BlockTable
+from dspark.nn.packed import bytes_by_form
 from dspark.speculation.draws import SeededDraws
 from dspark.speculation.sampling import Sampling
 from tiny import VOCAB, tiny_drafter, tiny_target
@@ -21,14 +22,16 @@ TARGET = tiny_target()
 PRUNED = {"draft_ids": tuple(range(0, VOCAB, 2))}
 
 
-def made(packed: bool, **changes: object) -> DSparkDrafter:
+def made(packed: bool, rounded: bool = False, **changes: object) -> DSparkDrafter:
     drafter = tiny_drafter(TARGET, **changes)
     for name, parameter in drafter.named_parameters():  # fresh norms are ones, which would hide an order
         if name.endswith("norm.weight"):
             torch.nn.init.uniform_(parameter, 0.5, 1.5, generator=torch.Generator().manual_seed(len(name)))
+    if rounded:
+        drafter.round_to_bytes()
     if packed:
         drafter.pack()
-        assert drafter.compiled is not None and drafter.greedy_chain is not None
+        assert drafter.compiled is not None and drafter.greedy_draft is not None
     return drafter
 
 
@@ -131,27 +134,37 @@ def test_a_confidence_is_the_same_to_the_bit_in_any_company() -> None:
 
 @pytest.mark.parametrize("changes", [{}, PRUNED, {"enable_confidence_head": False}], ids=["whole", "pruned", "silent"])
 @torch.inference_mode()
-def test_a_greedy_chain_is_the_one_drawn_slot_by_slot(changes: dict[str, object]) -> None:
-    drafter = made(True, **changes)
-    blocks = filled(drafter, TABLES)
-    rows = [Running(Request("r", [a], Sampling(), 0, 8), SeededDraws(0), 8, None) for a in ANCHORS]
-    hidden_RKd = blocks.hidden(ANCHORS, TABLES)
-    assert drafter.greedy_chain is not None
+def test_greedy_drafts_are_those_drawn_slot_by_slot(changes: dict[str, object]) -> None:
+    """Tokens and confidence to the bit, of one request or many, of whole blocks or shorter ones."""
+    blocks = filled(made(True, **changes), TABLES)
+    rows = [Running(Request("r", [a], Sampling(), 0, 8), SeededDraws(0), 8) for a in ANCHORS]
+    for row, table in zip(rows, TABLES, strict=True):
+        row.table = table
+    seen = set()
     for some in ([0], [1, 3], [0, 1, 2, 3]):
-        expected = _slot_by_slot(blocks, [rows[i] for i in some], hidden_RKd[some])
-        found = drafter.greedy_chain.run(hidden_RKd[some], [ANCHORS[i] for i in some])
-        assert found.T.tolist() == [draft.tokens for draft in expected]
-    assert len({tuple(row) for row in found.T.tolist()}) > 1, "a chain that never differs shows nothing"
+        for slots in (None, 1, 2):
+            chosen = [rows[i] for i in some]
+            expected = _slot_by_slot(blocks, chosen, slots, print)
+            found = _as_program(blocks, chosen, slots, print)
+            assert [draft.tokens for draft in found] == [draft.tokens for draft in expected]
+            for ours, theirs in zip(found, expected, strict=True):
+                if blocks.drafter.confidence_head is None:
+                    assert ours.confidence is theirs.confidence is None
+                else:
+                    assert ours.confidence is not None and theirs.confidence is not None
+                    assert torch.equal(ours.confidence, theirs.confidence)
+            seen |= {tuple(draft.tokens) for draft in found}
+    assert len({tokens[:1] for tokens in seen}) > 1, "drafts that never differ show nothing"
 
 
 @torch.inference_mode()
-def test_a_chain_of_broken_numbers_is_refused() -> None:
-    drafter = DRAFTERS["compiled"]
-    hidden_RKd = filled(drafter, TABLES).hidden(ANCHORS, TABLES)
-    hidden_RKd[2, 1] = torch.nan
-    assert drafter.greedy_chain is not None
+def test_a_draft_of_broken_numbers_is_refused() -> None:
+    blocks = filled(DRAFTERS["compiled"], TABLES)
+    expected = blocks.greedy(ANCHORS[:2], TABLES[:2])[0]
+    blocks.cache.both(1)[:, TABLES[2].blocks[0] * 32 + 4] = torch.nan
     with pytest.raises(ArithmeticError, match="NaN"):
-        drafter.greedy_chain.run(hidden_RKd, ANCHORS)
+        blocks.greedy(ANCHORS, TABLES)
+    assert torch.equal(blocks.greedy(ANCHORS[:2], TABLES[:2])[0], expected), "the others are as they were"
 
 
 @pytest.mark.parametrize("kind", DRAFTERS)
@@ -168,4 +181,20 @@ def test_a_bigger_room_holds_the_same_rows(kind: str) -> None:
 def test_without_kernels_a_packed_drafter_keeps_its_modules(no_kernels: None) -> None:
     drafter = tiny_drafter(TARGET)
     drafter.pack()
-    assert drafter.compiled is None and drafter.greedy_chain is None and len(drafter.layers) == 2
+    assert drafter.compiled is None and drafter.greedy_draft is None and len(drafter.layers) == 2
+
+
+def test_a_packed_drafter_may_read_its_weights_as_bytes() -> None:
+    """Every product of the backbone is of bytes then; its hidden states are the exact ones, rounding apart."""
+    exact, rounded = (made(True, each, intermediate_size=64) for each in (False, True))
+    assert exact.compiled is not None and rounded.compiled is not None
+    assert "int8" not in bytes_by_form(exact.compiled) and set(bytes_by_form(rounded.compiled)) == {"int8"}
+    with torch.inference_mode():
+        found, expected = (filled(each, TABLES).hidden(ANCHORS, TABLES) for each in (rounded, exact))
+    assert 0 < (found - expected).norm() < 0.02 * expected.norm()
+
+
+def test_rounding_leaves_a_drafter_alone_that_runs_its_modules(no_kernels: None) -> None:
+    drafter, before = tiny_drafter(TARGET), tiny_drafter(TARGET).state_dict()
+    drafter.round_to_bytes()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in drafter.state_dict().items())

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dspark.decoding.profile import REPEATS, WARM_UP, rising, time_rounds
+from dspark.decoding.profile import REPEATS, WARM_UP, measure, measure_blocks, rising, time_rounds
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round, Source
 from dspark.speculation.planner import (
@@ -25,6 +25,7 @@ from dspark.speculation.planner import (
     with_slots,
     without_a_clock,
 )
+from tiny import tiny_drafter, tiny_target
 
 CONDITIONAL = st.lists(st.floats(0, 1), min_size=1, max_size=7)
 
@@ -92,8 +93,13 @@ def test_costs_that_are_none_are_refused(seconds: tuple[float, ...]) -> None:
         EarlyStop(seconds)
 
 
+PLAIN = 2.0
+
+
 class Machine:
-    """Rounds that verify 0..``block`` drafts in turn, and the clock that moves with their work; some are disturbed."""
+    """Plain steps and rounds that verify 0..``block`` drafts in turn, and the clock that moves with their work; some
+    are disturbed.
+    """
 
     def __init__(self, price: Callable[[int], float], block: int = 3) -> None:
         self.time, self.price, self.block = 0.0, price, block
@@ -105,10 +111,12 @@ class Machine:
         self.time += 100.0  # the prompt
         yield Round(0, (1,), 0, 0, 0, None)
         for index in range(count):
-            length = index % (self.block + 1)
-            disturbed = 50.0 if index <= self.block or index == 9 else 0.0
-            self.time += self.price(length) + disturbed
-            yield Round(index + 1, (1,), self.block, length, 0, None)
+            length = index % (self.block + 2) - 1
+            disturbed = 50.0 if index <= self.block + 1 or index == 9 else 0.0
+            self.time += (PLAIN if length < 0 else self.price(length)) + disturbed
+            yield Round(index + 1, (1,), 0 if length < 0 else self.block, max(0, length), 0, None)
+        self.time += 70.0
+        yield Round(count + 1, (1,), 0, 0, 0, "length")
 
 
 @pytest.mark.parametrize(
@@ -123,14 +131,15 @@ class Machine:
 )
 def test_the_measurement_finds_what_rounds_cost(price: Callable[[int], float], expected: tuple[float, ...]) -> None:
     machine = Machine(price)
-    assert time_rounds(machine.rounds(4 * (WARM_UP + REPEATS)), 3, machine) == pytest.approx(expected)
+    found = time_rounds(machine.rounds(5 * (WARM_UP + REPEATS)), 3, machine)
+    assert found.known and found.plain == PLAIN and found.rounds == pytest.approx(expected)
 
 
 def test_a_context_too_short_to_measure_in_verifies_everything() -> None:
     machine = Machine(lambda length: 3.0 + length)
-    seconds = time_rounds(machine.rounds(4 * WARM_UP), 3, machine)
-    assert len(seconds) == 4
-    assert EarlyStop(seconds)(3, torch.tensor([0.5, 0.1, 0.01])) == 3
+    found = time_rounds(machine.rounds(5 * WARM_UP), 3, machine)
+    assert not found.known and len(found.rounds) == 4
+    assert EarlyStop(found.rounds)(3, torch.tensor([0.5, 0.1, 0.01])) == 3
 
 
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=8))
@@ -218,3 +227,14 @@ def test_without_a_clock_blocks_are_as_long_as_a_checkpoint_says() -> None:
     assert without_a_clock(7, []).draft_slots is None, "nobody knows"
     assert without_a_clock(1, [0.2]).draft_slots is None
     assert without_a_clock(7, [0.58, 0.33]) == without_a_clock(7, [0.58, 0.33]), "the same everywhere"
+
+
+def test_the_core_is_measured_in_every_kind_of_round() -> None:
+    target = tiny_target()
+    drafter = tiny_drafter(target)
+    drafter.pack()
+    whole = measure(target, drafter)
+    assert whole.known and whole.plain > 0 and len(whole.rounds) == drafter.config.block_size + 1
+    slots, own = measure_blocks(target, drafter, whole, [0.01] * drafter.config.block_size)
+    assert slots == 1 and own.plain == whole.plain and len(own.rounds) == len(whole.rounds), "copies may be longer"
+    assert measure_blocks(target, drafter, whole, []) == (None, whole)

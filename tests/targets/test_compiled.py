@@ -13,7 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from dspark.nn.forms import smallest
 from dspark.nn.machine import Program
-from dspark.nn.stack import _KEPT
+from dspark.nn.shelf import KEPT
 from dspark.targets.compiled import MOST_ROWS
 from dspark.targets.model import Forward, Target
 from dspark.targets.ragged import RaggedBatch
@@ -70,17 +70,17 @@ def test_the_program_gives_the_modules_numbers_to_the_bit(changes: dict[str, Any
 
 def test_more_rows_are_the_modules_and_old_programs_are_let_go() -> None:
     target = tiny_target(**SIZES)
-    program, cache = target._compiled, target.new_cache(1, 200)
-    assert program is not None
-    before = len(program._prepared)
-    for rows in (MOST_ROWS + 1, MOST_ROWS, *range(1, _KEPT + 9)):
+    assert target._compiled is not None
+    shelf, cache = target._compiled._shelf, target.new_cache(1, 200)
+    before = len(shelf._known)
+    for rows in (MOST_ROWS + 1, MOST_ROWS, *range(1, KEPT + 9)):
         target.forward(torch.arange(3, 3 + rows) % VOCAB, RaggedBatch(cache, cache.tables(), [rows]))
-    assert [rows for rows, _ in program._prepared[cache]] == list(range(9, _KEPT + 9))
-    rooms = sum(room.nbytes for room in program._rooms._kept.values())
-    target.forward(torch.arange(3, 3 + _KEPT), RaggedBatch(cache, cache.tables(), [_KEPT]))
-    assert sum(room.nbytes for room in program._rooms._kept.values()) == rooms, "programs share their rooms"
+    assert [rows for rows, _ in shelf._known[cache]] == list(range(9, KEPT + 9))
+    rooms = sum(room.nbytes for room in shelf._rooms._kept.values())
+    target.forward(torch.arange(3, 3 + KEPT), RaggedBatch(cache, cache.tables(), [KEPT]))
+    assert sum(room.nbytes for room in shelf._rooms._kept.values()) == rooms, "programs share their rooms"
     del cache
-    assert len(program._prepared) <= before, "a program goes with its cache, whose memory others may get"
+    assert len(shelf._known) <= before, "a program goes with its cache, whose memory others may get"
 
 
 def test_a_program_made_in_inference_mode_runs_outside_it_too() -> None:

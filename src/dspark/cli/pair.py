@@ -63,7 +63,7 @@ def load_pair(target: str = BUNDLED, drafter: str | None = BUNDLED, dtype: str =
     folder = None if drafter is None else resolve_drafter(drafter)
     loaded = load_quietly(target, dtype, device)
 
-    from dspark.decoding.profile import measure_blocks, measure_plain, measure_rounds
+    from dspark.decoding.profile import measure, measure_blocks
     from dspark.decoding.single import Decoder
     from dspark.drafters.checkpoint import load_drafter, read_survival
     from dspark.speculation.planner import WHOLE, EarlyStop, Planning, WhileItPays, without_a_clock
@@ -71,15 +71,16 @@ def load_pair(target: str = BUNDLED, drafter: str | None = BUNDLED, dtype: str =
     if folder is None:
         return Pair(Decoder(loaded), None)
     model = load_drafter(folder, loaded.identity, loaded.ends, loaded.dtype, loaded.device)
+    model.round_to_bytes()
     model.pack()
-    whole = measure_rounds(loaded, model)
-    plain = measure_plain(loaded, model, whole)
-    slots, seconds = measure_blocks(loaded, model, whole, read_survival(folder))
-    greedy, sampled = Planning(EarlyStop(seconds), WhileItPays(seconds, plain), slots), WHOLE
+    whole = measure(loaded, model)
+    slots, prices = measure_blocks(loaded, model, whole, read_survival(folder))
+    greedy = Planning(EarlyStop(prices.rounds), WhileItPays(prices.rounds, prices.plain), slots)
+    sampled = WHOLE
     if loaded.device.type == "cpu":  # those prices are a CPU's
         sampled = without_a_clock(model.config.block_size, read_survival(folder, greedy=False))
     decoder = Decoder(loaded, model, greedy, sampled)
-    return Pair(decoder, drafter, whole, seconds, plain)
+    return Pair(decoder, drafter, whole.rounds, prices.rounds, prices.plain)
 
 
 def load_quietly(target: str, dtype: str = "auto", device: str = "auto") -> Target:

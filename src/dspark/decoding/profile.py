@@ -1,7 +1,8 @@
 """What a round costs on this machine, measured before the first request.
 
-The core itself is timed, on a context of random ids, verifying 0, 1, ... K drafts in turn. The clock is read here and
-never during a request, so that the length of a round depends on the seed and on this measurement alone.
+The core itself is timed, on a context of random ids, without a draft and verifying 0, 1, ... K drafts in turn. The
+clock is read here and never during a request, so that the length of a round depends on the seed and on this measurement
+alone.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from dspark.decoding.request import Request
 from dspark.decoding.single import Decoder
 from dspark.drafters.dspark import DSparkDrafter
-from dspark.speculation.acceptance import Round
+from dspark.speculation.acceptance import Round, Source
 from dspark.speculation.planner import Planning, best_slots
 from dspark.speculation.sampling import Sampling
 from dspark.targets.model import Target
@@ -24,74 +27,95 @@ from dspark.targets.model import Target
 CONTEXT = 128
 # Rounds of each kind: the first warm up, the others are counted.
 WARM_UP = 1
-REPEATS = 5
+REPEATS = 7
+_PLAIN = -1  # the kind of a step without a draft, before lengths 0, 1, ...
 UNKNOWN = 1.0  # in place of seconds that could not be measured
 
 
-def measure_rounds(target: Target, drafter: DSparkDrafter, slots: int | None = None) -> tuple[float, ...]:
-    """Seconds of a greedy round that drafts K = ``slots`` tokens and verifies 0..K: so many of each, in turn."""
+@dataclass(frozen=True)
+class Prices:
+    """Seconds of a greedy request's steps here: ``plain`` without a draft, ``rounds[l]`` of a round that verifies l
+    drafts, drafting included.
+    """
+
+    plain: float
+    rounds: tuple[float, ...]
+
+    @property
+    def known(self) -> bool:
+        """Whether they could be measured; if not, all are ``UNKNOWN``, as if drafts cost nothing."""
+        return self.plain != UNKNOWN
+
+
+def measure(target: Target, drafter: DSparkDrafter, slots: int | None = None) -> Prices:
+    """Plain steps and rounds that draft K = ``slots`` tokens and verify 0..K: so many of each, in turn, so that what
+    else this machine does meanwhile is in all of them.
+    """
     block = slots or drafter.config.block_size
-    lengths = itertools.cycle(range(block + 1))
-    planning = Planning(lambda drafted, survival: next(lengths), draft_slots=slots)
-    decoder = Decoder(target, drafter, greedy=planning, lookup=False)
-    rounds = (block + 1) * (WARM_UP + REPEATS)
+    turns = _Turns(block)
+    decoder = Decoder(target, drafter, greedy=Planning(turns.length, turns.drafts, slots), lookup=False)
+    rounds = (block + 2) * (WARM_UP + REPEATS)
     request = _request(target, 1 + rounds * (block + 1))
     return time_rounds(itertools.islice(decoder.stream(request, "dspark"), rounds + 1), block, time.perf_counter)
 
 
 def measure_blocks(
-    target: Target, drafter: DSparkDrafter, whole: Sequence[float], survival: Sequence[float]
-) -> tuple[int | None, tuple[float, ...]]:
-    """How many tokens a greedy request should draft at once (None: whole blocks), and seconds of rounds that do.
+    target: Target, drafter: DSparkDrafter, whole: Prices, survival: Sequence[float]
+) -> tuple[int | None, Prices]:
+    """How many tokens a greedy request should draft at once (None: whole blocks), and the prices of rounds that do.
 
-    ``whole``: as ``measure_rounds`` gave them for whole blocks; ``survival``: the share of blocks whose first 1..K
-    drafts are accepted, empty where nobody knows. Lengths beyond the shorter block are those of copies, which cost as
-    much more as they did.
+    ``whole``: as ``measure`` gave them for whole blocks; ``survival``: the share of blocks whose first 1..K drafts are
+    accepted, empty where nobody knows. Lengths beyond the shorter block are those of copies, which cost as much more as
+    they did. All is in the time of ``whole``'s plain steps, should the machine have become slower since.
     """
-    if not survival or set(whole) == {UNKNOWN}:
-        return None, tuple(whole)
-    slots = best_slots(survival, whole, measure_rounds(target, drafter, 1)[0])
-    if slots >= len(whole) - 1:
-        return None, tuple(whole)
-    own = measure_rounds(target, drafter, slots)
-    if set(own) == {UNKNOWN}:
-        return None, tuple(whole)
-    return slots, (*own, *(own[-1] + each - whole[slots] for each in whole[slots + 1 :]))
+    if not survival or not whole.known:
+        return None, whole
+    single = measure(target, drafter, 1)
+    if not single.known:
+        return None, whole
+    slots = best_slots(survival, whole.rounds, single.rounds[0] * whole.plain / single.plain)
+    if slots >= len(whole.rounds) - 1:
+        return None, whole
+    own = single if slots == 1 else measure(target, drafter, slots)
+    if not own.known:
+        return None, whole
+    rounds = [each * whole.plain / own.plain for each in own.rounds]
+    copies = [rounds[-1] + each - whole.rounds[slots] for each in whole.rounds[slots + 1 :]]
+    return slots, Prices(whole.plain, (*rounds, *copies))
 
 
-def measure_plain(target: Target, drafter: DSparkDrafter, rounds: Sequence[float]) -> float:
-    """Seconds of a greedy round without a draft, in the same context; features are kept for the next one as ever.
+class _Turns:
+    """A plain step, then rounds that verify 0, 1, ... ``block`` drafts, and from the start again."""
 
-    ``rounds``: as ``measure_rounds`` gave them; where those could not be measured, a step is as dear as a round.
+    def __init__(self, block: int) -> None:
+        self._kinds = itertools.cycle(range(_PLAIN, block + 1))
+        self._kind = _PLAIN
+
+    def drafts(self, rounds: Sequence[Round], source: Source) -> bool:
+        """Asked once a round: whether the next one drafts."""
+        self._kind = next(self._kinds)
+        return self._kind != _PLAIN
+
+    def length(self, drafted: int, survival: Tensor | None) -> int:
+        """How many of them it verifies."""
+        return self._kind
+
+
+def time_rounds(rounds: Iterable[Round], block: int, clock: Callable[[], float]) -> Prices:
+    """Medians of the steps without a draft and of the rounds that verified 0..``block``, of these none below a shorter
+    one's (pooled where they were). ``UNKNOWN`` where one of them was not seen often enough.
     """
-    if set(rounds) == {UNKNOWN}:
-        return UNKNOWN
-    decoder = Decoder(target, drafter, greedy=Planning(when=lambda rounds, source: False), lookup=False)
-    count = 2 * REPEATS
-    taken = []
-    started = time.perf_counter()
-    for _ in decoder.stream(_request(target, count + 1), "dspark"):
-        now = time.perf_counter()
-        taken.append(now - started)
-        started = now
-    return statistics.median(taken[1 + WARM_UP :])
-
-
-def time_rounds(rounds: Iterable[Round], block: int, clock: Callable[[], float]) -> tuple[float, ...]:
-    """Medians of the rounds that verified 0..``block`` drafts, none below a shorter one's (pooled where they were).
-
-    All ones where a length was not seen often enough: as if drafts cost nothing to verify.
-    """
-    taken: dict[int, list[float]] = {length: [] for length in range(block + 1)}
+    taken: dict[int, list[float]] = {kind: [] for kind in range(_PLAIN, block + 1)}
     started = clock()
     for each in rounds:
         now = clock()
-        if each.drafted:  # the first reads the prompt, the last has no room for a draft
-            taken[each.verified].append(now - started)
+        if each.index and each.finish is None:  # the first reads the prompt, the last has no room for a draft
+            taken[each.verified if each.drafted else _PLAIN].append(now - started)
         started = clock()
     if min(map(len, taken.values())) <= WARM_UP:
-        return (UNKNOWN,) * (block + 1)
-    return rising([statistics.median(some[WARM_UP:]) for some in taken.values()])
+        return Prices(UNKNOWN, (UNKNOWN,) * (block + 1))
+    plain, *medians = (statistics.median(some[WARM_UP:]) for some in taken.values())
+    return Prices(plain, rising(medians))
 
 
 def rising(values: Sequence[float]) -> tuple[float, ...]:

@@ -42,13 +42,9 @@ def propose(
         if blocks is None or not mine:
             continue
         chosen = [rows[i] for i in mine]
-        anchors, tables = [row.anchor for row in chosen], [row.table for row in chosen]
-        hidden_RKd = blocks.hidden(anchors, tables, length)
-        lap("draft, parallel")
-        chains = _greedy_chains if greedy and blocks.drafter.greedy_chain else _slot_by_slot
-        for i, draft in zip(mine, chains(blocks, chosen, hidden_RKd), strict=True):
+        made = _as_program if greedy and blocks.drafter.greedy_draft else _slot_by_slot
+        for i, draft in zip(mine, made(blocks, chosen, length, lap), strict=True):
             drafts[i] = draft
-        lap("draft, sequential")
     return drafts
 
 
@@ -57,20 +53,20 @@ def _copied(row: Running) -> Draft:
     return row.lookup.draft(row.ids, None, _no_sample)
 
 
-def _greedy_chains(blocks: DrafterBlocks, rows: Sequence[Running], hidden_RKd: Tensor) -> list[Draft]:
-    """The sequential stage (Eq. 4) of greedy requests as a program."""
-    program = blocks.drafter.greedy_chain
-    assert program is not None
-    anchors = [row.anchor for row in rows]
-    tokens_RK = program.run(hidden_RKd, anchors).T
-    previous_RK = torch.cat((torch.tensor(anchors)[:, None], tokens_RK[:, :-1]), dim=1)
-    confidence = _confidence(blocks, hidden_RKd, previous_RK)
-    return [Draft(tokens, confidence=c) for tokens, c in zip(tokens_RK.tolist(), confidence, strict=True)]
+def _as_program(blocks: DrafterBlocks, rows: Sequence[Running], length: int | None, lap: Timer) -> list[Draft]:
+    """Greedy requests' drafts, both stages at once."""
+    ids_RK, confidence_RK = blocks.greedy([row.anchor for row in rows], [row.table for row in rows], length)
+    confidence = [None] * len(rows) if confidence_RK is None else confidence_RK
+    drafts = [Draft(tokens, confidence=c) for tokens, c in zip(ids_RK.tolist(), confidence, strict=True)]
+    lap("draft")
+    return drafts
 
 
-def _slot_by_slot(blocks: DrafterBlocks, rows: Sequence[Running], hidden_RKd: Tensor) -> list[Draft]:
-    """The sequential stage (Eq. 4), a slot of all requests at a time."""
+def _slot_by_slot(blocks: DrafterBlocks, rows: Sequence[Running], length: int | None, lap: Timer) -> list[Draft]:
+    """The parallel stage, then the sequential one (Eq. 4), a slot of all requests at a time."""
     drafter = blocks.drafter
+    hidden_RKd = blocks.hidden([row.anchor for row in rows], [row.table for row in rows], length)
+    lap("draft, parallel")
     base_RKV = drafter.base_logits(hidden_RKd)
     base_RKV = base_RKV.to(torch.promote_types(base_RKV.dtype, drafter.dtype))
     chain_RK = torch.tensor([[row.anchor] * (base_RKV.shape[1] + 1) for row in rows], device=hidden_RKd.device)
@@ -82,18 +78,15 @@ def _slot_by_slot(blocks: DrafterBlocks, rows: Sequence[Running], hidden_RKd: Te
         probs.append(p_RV)
     drawn = [p_RV for p_RV in probs if p_RV is not None]
     p_RKV = torch.stack(drawn, dim=1) if drawn else [None] * len(rows)
-    confidence = _confidence(blocks, hidden_RKd, chain_RK[:, :-1])
-    return [
+    confidence: Sequence[Tensor | None] = [None] * len(rows)
+    if drafter.confidence_head is not None:
+        confidence = list(drafter.confidence_logits(hidden_RKd, chain_RK[:, :-1]))
+    drafts = [
         Draft(tokens, p_KV, drafter.support, c)
         for tokens, p_KV, c in zip(chain_RK[:, 1:].tolist(), p_RKV, confidence, strict=True)
     ]
-
-
-def _confidence(blocks: DrafterBlocks, hidden_RKd: Tensor, previous_RK: Tensor) -> Sequence[Tensor | None]:
-    """Confidence logits of each request, where the drafter has them."""
-    if blocks.drafter.confidence_head is None:
-        return [None] * len(hidden_RKd)
-    return list(blocks.drafter.confidence_logits(hidden_RKd, previous_RK))
+    lap("draft, sequential")
+    return drafts
 
 
 def _no_sample(slot: int, logits_V: Tensor) -> tuple[int, Tensor]:

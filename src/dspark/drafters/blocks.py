@@ -68,18 +68,41 @@ class DrafterBlocks:
         drafter's training if None.
         """
         self._take()
-        drafter, cache = self.drafter, self.cache
-        device, slots = drafter.device, slots or drafter.config.block_size
-        plan = Plan(tables, [slots] * len(tables), cache.size, device, causal=False)
-        rows_T = torch.tensor([row for table in tables for row in table.rows(slots, cache.size)], device=device)
+        drafter, cache, slots = self.drafter, self.cache, slots or self.drafter.config.block_size
+        positions_T, rows_T, plan = self._places(tables, slots)
         if drafter.compiled is not None:
-            positions_T = torch.tensor([p for table in tables for p in range(table.length, table.length + slots)])
             return drafter.compiled.hidden(anchors, positions_T, rows_T, cache, plan)
         window = drafter.config.draft_window or None
         context = [BlockContext(*both, rows_T, plan, window) for both in zip(cache.keys, cache.values, strict=True)]
-        anchors_R1 = torch.tensor(anchors, device=device)[:, None]
-        positions_R1 = torch.tensor([table.length for table in tables], device=device)[:, None]
-        return drafter.block_hidden(anchors_R1, positions_R1, context, whole_context=True, slots=slots)[:, 0]
+        anchors_R1 = torch.tensor(anchors, device=drafter.device)[:, None]
+        starts_R1 = positions_T.view(len(anchors), -1)[:, :1]
+        return drafter.block_hidden(anchors_R1, starts_R1, context, whole_context=True, slots=slots)[:, 0]
+
+    def greedy(
+        self, anchors: Sequence[int], tables: Sequence[BlockTable], slots: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Both stages for greedy requests: ids and confidence logits ``[R, K]`` as ``GreedyDraft.run`` has them.
+
+        Arguments as for ``hidden``; only for a drafter with a ``greedy_draft``.
+        """
+        self._take()
+        program, slots = self.drafter.greedy_draft, slots or self.drafter.config.block_size
+        assert program is not None, "drafts of this drafter are no program"
+        positions_T, rows_T, plan = self._places(tables, slots)
+        seen = plan.seen
+        if len(tables) > 1:
+            positions_T, rows_T = (each.view(-1, slots).T.flatten() for each in (positions_T, rows_T))
+            seen = seen.slot_by_slot(slots)
+        ids_KR, confidence_KR = program.run(anchors, slots, positions_T, rows_T, seen, self.cache)
+        return ids_KR.T, None if confidence_KR is None else confidence_KR.T
+
+    def _places(self, tables: Sequence[BlockTable], slots: int) -> tuple[Tensor, Tensor, Plan]:
+        """Positions and rows of the blocks' slots, request by request, and what they see."""
+        device, size = self.drafter.device, self.cache.size
+        positions = [p for table in tables for p in range(table.length, table.length + slots)]
+        rows = [row for table in tables for row in table.rows(slots, size)]
+        plan = Plan(tables, [slots] * len(tables), size, device, causal=False)
+        return torch.tensor(positions, device=device), torch.tensor(rows, device=device), plan
 
     def grown(self, size: int) -> DrafterBlocks:
         """The same rows in blocks of more room."""

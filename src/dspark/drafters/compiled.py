@@ -17,12 +17,13 @@ from dspark.nn.blocks import Plan
 from dspark.nn.cache import KVCache
 from dspark.nn.layer import BlockAttention, DraftLayer
 from dspark.nn.lean import LeanMLP, LeanNorm, head_norms, paired
-from dspark.nn.machine import can_compile, lanes
+from dspark.nn.machine import Program, Rooms, can_compile, lanes
 from dspark.nn.norm import RMSNorm
 from dspark.nn.packed import can_pack, frozen_linear
 from dspark.nn.rope import RotationTable, rotary
-from dspark.nn.row_kernels import HeadNorms, turn_and_store
-from dspark.nn.stack import Stack, StackLayer
+from dspark.nn.row_kernels import HeadNorms, norm_call, turn_call
+from dspark.nn.shelf import Shelf
+from dspark.nn.stack import Stack, StackLayer, product_call
 
 if TYPE_CHECKING:
     from dspark.drafters.dflash import DFlashBackbone
@@ -65,27 +66,59 @@ class CompiledBackbone(nn.Module):
         )
         own = [each for each in self.attentions if isinstance(each, LeanBlockAttention)]
         self.context = frozen_linear(torch.cat([_context_weight(layer.self_attn) for layer in layers]))
-        self._head_norms = [each.head_norms for each in own]
+        self.head_norms = [each.head_norms for each in own]
         self.stack = Stack([_stack_layer(layer, each) for layer, each in zip(layers, own, strict=True)])
-        self._rotations = RotationTable(lambda at: torch.complex(*rotary(at, config.head_dim, config.rope_theta)))
+        self._shelf: Shelf[_TakeProgram] = Shelf()
+        self.rotations = RotationTable(lambda at: torch.complex(*rotary(at, config.head_dim, config.rope_theta)))
 
     def take(self, features_TF: Tensor, positions_T: Tensor, rows_T: Tensor, cache: KVCache) -> None:
         """Write the context rows of committed positions to ``rows_T`` of every layer (Eq. 2 and 3)."""
-        heads = self.config.num_key_value_heads
-        context_Td: Tensor = self.hidden_norm(self.fc(features_TF))
-        both_TBHD = self.context(context_Td).unflatten(-1, (-1, 2 * heads, self.config.head_dim))
-        rotation = self._rotations.at(positions_T)
-        for layer, norms in enumerate(self._head_norms):
-            turn_and_store(both_TBHD[:, layer], rotation, heads, 0, rows_T, cache.both(layer), norms)
+        rotation = self.rotations.at(positions_T)
+        with self._shelf.lock:
+            rows = len(features_TF)
+            program = self._shelf.get(cache, rows, (rows,), lambda rooms: _TakeProgram(self, rows, cache, rooms))
+            program.run(features_TF, rotation, rows_T)
 
     def hidden(self, anchors: Sequence[int], positions_T: Tensor, rows_T: Tensor, cache: KVCache, plan: Plan) -> Tensor:
         """``h [R, K, d]`` after the final norm, T = R * K; the blocks' own rows go to ``rows_T``."""
         masks = [self.config.mask_token_id] * (len(positions_T) // len(anchors) - 1)
         ids_T = torch.tensor([token for anchor in anchors for token in (anchor, *masks)])
-        x_Td, rotation = embedding(ids_T, self._embedding), self._rotations.at(positions_T)
+        x_Td, rotation = embedding(ids_T, self._embedding), self.rotations.at(positions_T)
         found = self.stack.run(x_Td, rotation, cache, rows_T, plan.seen)
         hidden_Td: Tensor = self.norm(found[self.config.num_hidden_layers - 1])
         return hidden_Td.view(len(anchors), -1, hidden_Td.shape[-1])
+
+
+class _TakeProgram:
+    """The calls of ``take`` for T rows."""
+
+    def __init__(self, own: CompiledBackbone, rows: int, cache: KVCache, rooms: Rooms) -> None:
+        def room(name: str, width: int) -> Tensor:
+            return rooms.room(name, width, rows).view(rows, width)
+
+        heads, size = own.config.num_key_value_heads, own.config.head_dim
+        projected_Td = room("projected", own.config.hidden_size)
+        self._features_TF = room("features", own.config.taps_width)
+        context_Td, both = room("context", own.config.hidden_size), room("both", 2 * heads * size * len(own.attentions))
+        both_TBHD = both.view(rows, -1, 2 * heads, size)
+        self._program = Program(
+            [
+                product_call(own.fc, self._features_TF, projected_Td, rooms),
+                norm_call(projected_Td, context_Td, own.hidden_norm.weight, own.hidden_norm.eps),
+                product_call(own.context, context_Td, both, rooms),
+                *(
+                    turn_call(both_TBHD[:, layer], heads, 0, cache.both(layer), norms, 0, 0)
+                    for layer, norms in enumerate(own.head_norms)
+                ),
+            ]
+        )
+        self._turns = torch.tensor([[start, start + 1] for start in self._program.starts[3:-1]])
+
+    def run(self, features_TF: Tensor, rotation_T1C: Tensor, rows_T: Tensor) -> None:
+        """See ``CompiledBackbone.take``."""
+        self._features_TF.copy_(features_TF)
+        self._program.table[self._turns] = torch.tensor((rotation_T1C.data_ptr(), rows_T.data_ptr()))
+        self._program.run()
 
 
 def compiles(backbone: DFlashBackbone) -> bool:

@@ -18,6 +18,7 @@ from dspark.drafters.config import DSparkConfig
 from dspark.foundation.errors import UserError
 from dspark.nn.context import Context, ContextRows
 from dspark.nn.ends import Ends
+from dspark.nn.forms import rounded_to_bytes
 from dspark.nn.layer import DraftLayer
 from dspark.nn.lean import lean_drafter
 from dspark.nn.norm import RMSNorm
@@ -120,6 +121,18 @@ class DFlashBackbone(nn.Module):
         """``U [..., V_d]`` of ``h [..., d]`` through the frozen head, in the head's dtype."""
         hidden = hidden.to(self.head.dtype)
         return linear(hidden, self.head) if self.packed_head is None else self.packed_head(hidden)
+
+    @torch.no_grad()
+    def round_to_bytes(self) -> None:
+        """Round weight matrices to bytes in groups of 32 inputs, where a packed drafter reads them as such.
+
+        A draft of few tokens takes as long as its weights take to be read, and proposes the same with half of their
+        bytes (docs/lab_log.md); what is accepted is the target's business alone. Before ``pack``.
+        """
+        if self.packed_head is None and compiles(self):
+            for each in self.modules():
+                if isinstance(each, nn.Linear) and each.out_features > 1:
+                    each.weight.copy_(rounded_to_bytes(each.weight))
 
     def pack(self) -> None:
         """Repack the linear layers and the head for few rows (fp32 on a CPU); no training or saving after.

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dspark.drafters.chain import GreedyChain, greedy_chain
 from dspark.drafters.config import DSparkConfig
 from dspark.drafters.dflash import DFlashBackbone
+from dspark.drafters.greedy import GreedyDraft, greedy_draft
 from dspark.drafters.heads import MARKOV_HEADS, ConfidenceHead, NoMarkovHead, ReadConfidence, with_bias
 from dspark.nn.ends import Ends
 
@@ -27,20 +27,21 @@ class DSparkDrafter(DFlashBackbone):
         super().__init__(config, ends)
         head = MARKOV_HEADS[config.markov_head_type] if config.markov_rank else NoMarkovHead
         self.markov_head = head(config.vocab_size, config.draft_vocab_size, config.markov_rank, config.hidden_size)
-        self.greedy_chain: GreedyChain | None = None
-        """The sequential stage of greedy requests, once the drafter is packed."""
+        self.greedy_draft: GreedyDraft | None = None
+        """How greedy requests draft once the drafter is packed, where that can be a program."""
         self.confidence_head: ConfidenceHead | None = None
         if config.enable_confidence_head:
             self.confidence_head = ConfidenceHead(config.hidden_size + self._confidence_rank)
-        self._read_confidence: ReadConfidence | None = None
+        self.read_confidence: ReadConfidence | None = None
+        """The confidence head once the drafter is packed."""
 
     def pack(self) -> None:
         """See ``DFlashBackbone.pack``."""
-        if self.confidence_head is not None and self._read_confidence is None:
+        if self.confidence_head is not None and self.read_confidence is None:
             embeddings = self.markov_head.markov_w1.weight if self._confidence_rank else None
-            self._read_confidence = ReadConfidence(self.confidence_head, embeddings)
+            self.read_confidence = ReadConfidence(self.confidence_head, embeddings)
         super().pack()
-        self.greedy_chain = greedy_chain(self)
+        self.greedy_draft = greedy_draft(self)
 
     def next_logits(
         self, base: Tensor, hidden: Tensor, prev_ids: Tensor, state: Tensor | None
@@ -65,8 +66,8 @@ class DSparkDrafter(DFlashBackbone):
         It never sees x_k itself. Only for a drafter with a confidence head.
         """
         assert self.confidence_head is not None, "this drafter has no confidence head"
-        if self._read_confidence is not None:
-            read: Tensor = self._read_confidence(hidden, prev_ids)
+        if self.read_confidence is not None:
+            read: Tensor = self.read_confidence(hidden, prev_ids)
             return read
         features = [hidden]
         if self.config.confidence_head_with_markov:

@@ -151,16 +151,19 @@ class ReadConfidence(nn.Module):
         weight_1n, bias_1 = head.proj.weight.detach(), head.proj.bias.detach().float()
         width = weight_1n.shape[1] - (0 if embeddings_Vr is None else embeddings_Vr.shape[1])
         # A frozen product and no matmul: its rows don't depend on their company, and they decide what is verified.
-        self._of_hidden = frozen_linear(weight_1n[:, :width].contiguous())
+        self.product = frozen_linear(weight_1n[:, :width].contiguous())
+        """``w^T h`` alone."""
         self._bias, self._of_token = bias_1, None
         if embeddings_Vr is not None:
             self._of_token = embeddings_Vr.detach().float() @ weight_1n[0, width:].float() + bias_1
 
     def forward(self, hidden: Tensor, prev_ids: Tensor) -> Tensor:
         """Logits ``[...]``, fp32, of ``h [..., d]`` and target ids ``[...]``."""
-        added = self._bias if self._of_token is None else self._of_token[prev_ids]
-        logits: Tensor = self._of_hidden(hidden).squeeze(-1).float() + added
-        return logits
+        return self.whole(self.product(hidden).squeeze(-1), prev_ids)
+
+    def whole(self, of_hidden: Tensor, prev_ids: Tensor) -> Tensor:
+        """The same of ``w^T h [...]``."""
+        return of_hidden.float() + (self._bias if self._of_token is None else self._of_token[prev_ids])
 
 
 # By the name that checkpoints use (`markov_head_type`); rank 0 is ``NoMarkovHead`` whatever the name.

@@ -10,6 +10,7 @@ Legend: T tokens, H key/value heads, G query heads of each, Q = H * G, D head si
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -62,6 +63,12 @@ class Seen:
             tokens += [(len(flat), at, at + 1 if causal else end) for at in range(first, end)]
             flat += own
         self.blocks, self.tokens_T3 = torch.tensor(flat), torch.tensor(tokens)
+
+    def slot_by_slot(self, slots: int) -> Seen:
+        """The same where every request has ``slots`` tokens, the first of all requests before the second of any."""
+        turned = copy(self)
+        turned.tokens_T3 = self.tokens_T3.view(-1, slots, 3).transpose(0, 1).flatten(0, 1).contiguous()
+        return turned
 
 
 def attend_compiled(

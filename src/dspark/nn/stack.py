@@ -7,11 +7,9 @@ Legend: T tokens, d hidden size, I inner width, N heads of queries, keys and val
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from threading import Lock
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +19,16 @@ from dspark.nn.cache import KVCache
 from dspark.nn.lean import LeanMLP, LeanNorm
 from dspark.nn.machine import Call, Program, Rooms, can_compile
 from dspark.nn.packed import PanelLinear
-from dspark.nn.panels import Panels
 from dspark.nn.row_kernels import HeadNorms, can_row, gate_call, norm_call, turn_call
+from dspark.nn.shelf import Shelf
 
-_KEPT = 32  # programs of a cache, one for each number of rows of late
 _CALLS = 9  # of a layer
+Ends = Callable[[Tensor], tuple[Sequence[Call], Sequence[Call]]]
+
+
+def no_ends(_: Tensor) -> tuple[Sequence[Call], Sequence[Call]]:
+    """The layers alone."""
+    return (), ()
 
 
 class Attention(Protocol):
@@ -65,24 +68,43 @@ class StackLayer:
         return can_compile() and whole and rows and mlp.gate is not None and attention.width % 8 == 0
 
 
-@dataclass
-class _Prepared:
-    """A program for one number of rows and one cache, with what it reads and writes."""
+class StackProgram:
+    """The calls of layers for one number of rows and one cache, with what they read and write.
 
-    program: Program
-    x_Td: Tensor
-    rotations: Tensor
-    seen: Tensor
+    ``x_Td`` is what the first layer reads and the last one leaves. ``ends`` gives calls to be made before them, which
+    fill it, and after them, which read it.
+    """
+
+    def __init__(
+        self, layers: Sequence[StackLayer], rows: int, cache: KVCache, rooms: Rooms, ends: Ends = no_ends
+    ) -> None:
+        self.x_Td = rooms.room("x", layers[0].input_norm.weight.numel(), rows).view(rows, -1)
+        before, after = ends(self.x_Td)
+        own = [call for layer in layers for call in _layer_calls(layer, self.x_Td, cache, rooms)]
+        assert len(own) == _CALLS * len(layers)
+        self.program, self._first = Program([*before, *own, *after]), len(before)
+        inner = self.program.starts[len(before) : len(before) + len(own)]
+        self._rotations, self._seen = (_first_two(inner[number::_CALLS]) for number in (2, 3))
+
+    def aim(self, rotation_T1C: Tensor, rows_T: Tensor, seen: Seen) -> None:
+        """Say where the step's rows belong; the arguments must live until it has run. See ``Stack.run``."""
+        rotates = rotation_T1C.dtype == torch.complex64 and rotation_T1C.is_contiguous()
+        assert rotates and rows_T.dtype == torch.int64 and rows_T.is_contiguous()
+        table = self.program.table
+        table[self._rotations] = torch.tensor((rotation_T1C.data_ptr(), rows_T.data_ptr()))
+        table[self._seen] = torch.tensor((seen.blocks.data_ptr(), seen.tokens_T3.data_ptr()))
+
+    def run_layers(self, first: int, end: int) -> None:
+        """Run layers ``first`` to ``end``, without what comes before and after them."""
+        self.program.run(self._first + _CALLS * first, self._first + _CALLS * end)
 
 
 class Stack:
     """Layers that are run as one program. Threads take turns."""
 
     def __init__(self, layers: Sequence[StackLayer]) -> None:
-        self._layers = list(layers)
-        self._prepared: WeakKeyDictionary[KVCache, dict[tuple[int, int], _Prepared]] = WeakKeyDictionary()
-        self._rooms = Rooms()
-        self._lock = Lock()
+        self.layers = list(layers)
+        self._shelf: Shelf[StackProgram] = Shelf()
 
     def run(
         self, x_Td: Tensor, rotation_T1C: Tensor, cache: KVCache, rows_T: Tensor, seen: Seen, taps: Sequence[int] = ()
@@ -91,65 +113,51 @@ class Stack:
 
         Their keys and values are written to ``rows_T`` of ``cache``; ``rotation_T1C``: as ``lean.turn`` takes it.
         """
-        rotates = rotation_T1C.dtype == torch.complex64 and rotation_T1C.is_contiguous()
-        assert rotates and rows_T.dtype == torch.int64 and rows_T.is_contiguous()
-        with self._lock:
-            prepared = self._prepare(len(x_Td), cache)
+        with self._shelf.lock:
+            prepared = self.prepare(len(x_Td), cache)
             prepared.x_Td.copy_(x_Td)
-            table = prepared.program.table
-            table[prepared.rotations] = torch.tensor((rotation_T1C.data_ptr(), rows_T.data_ptr()))
-            table[prepared.seen] = torch.tensor((seen.blocks.data_ptr(), seen.tokens_T3.data_ptr()))
+            prepared.aim(rotation_T1C, rows_T, seen)
             found, done = {}, 0
-            for tap in sorted({*taps, len(self._layers) - 1} - {-1}):
-                prepared.program.run(done, _CALLS * (tap + 1))
-                done = _CALLS * (tap + 1)
+            for tap in sorted({*taps, len(self.layers) - 1} - {-1}):
+                prepared.run_layers(done, tap + 1)
+                done = tap + 1
                 found[tap] = prepared.x_Td.clone()
         return found
 
-    def _prepare(self, rows: int, cache: KVCache) -> _Prepared:
-        if self._rooms.too_small(rows):
-            self._prepared.clear()
-        known, key = self._prepared.setdefault(cache, {}), (rows, torch.get_num_threads())
-        prepared = known.pop(key, None) or self._build(rows, cache)
-        known[key] = prepared  # the latest last
-        if len(known) > _KEPT:
-            del known[next(iter(known))]
-        return prepared
+    def prepare(self, rows: int, cache: KVCache) -> StackProgram:
+        """The program for steps of that many rows."""
+        return self._shelf.get(cache, rows, (rows,), lambda rooms: StackProgram(self.layers, rows, cache, rooms))
 
-    @torch.inference_mode(False)  # what is kept here may be written to in either mode
-    def _build(self, rows: int, cache: KVCache) -> _Prepared:
-        def room(name: str, width: int) -> Tensor:
-            return self._rooms.room(name, width, rows).view(rows, width)
 
-        def product(linear: Any, source: Tensor, out: Tensor, more: Tensor | None = None) -> Call:
-            panels: Panels = linear.panels
-            return panels.call(source, out, more, self._rooms.fixed(panels.scratch(rows)))
+def product_call(linear: nn.Module, source: Tensor, out: Tensor, rooms: Rooms, more: Tensor | None = None) -> Call:
+    """The product of the rows of ``source`` with a packed weight, plus ``more``, to ``out`` (``Panels.call``)."""
+    assert isinstance(linear, PanelLinear)
+    panels = linear.panels
+    return panels.call(source, out, more, rooms.fixed(panels.scratch(len(source))))
 
-        width = self._layers[0].input_norm.weight.numel()
-        x_Td, normed_Td = room("x", width), room("normed", width)
-        calls: list[Call] = []
-        for layer in self._layers:
-            own, mlp, norms = layer.attention, layer.mlp, (layer.input_norm, layer.inner_norm)
-            assert mlp.gate is not None
-            heads_TND = room("heads", _width(own.product)).unflatten(1, (-1, own.width))
-            query_TQD = heads_TND[:, : own.queries]
-            out_TQD = room("out", own.queries * own.width).view(query_TQD.shape)
-            both, gated = room("both", _width(mlp.both)), room("gated", _width(mlp.both) // 2)
-            calls += [
-                norm_call(x_Td, normed_Td, norms[0].weight, norms[0].eps),
-                product(own.product, normed_Td, heads_TND),
-                turn_call(heads_TND, own.rotated, own.queries, cache.both(own.layer_idx), own.head_norms, 0, 0),
-                _attention(own, query_TQD, cache, out_TQD),
-                product(own.output, out_TQD.flatten(1), x_Td, x_Td),
-                norm_call(x_Td, normed_Td, norms[1].weight, norms[1].eps),
-                product(mlp.both, normed_Td, both),
-                gate_call(both, gated, mlp.gate),
-                product(mlp.down, gated, x_Td, x_Td),
-            ]
-        assert len(calls) == _CALLS * len(self._layers)
-        program = Program(calls)
-        rotations, seen = (_first_two(program.starts[number:-1:_CALLS]) for number in (2, 3))
-        return _Prepared(program, x_Td, rotations, seen)
+
+def _layer_calls(layer: StackLayer, x_Td: Tensor, cache: KVCache, rooms: Rooms) -> list[Call]:
+    def room(name: str, width: int) -> Tensor:
+        return rooms.room(name, width, len(x_Td)).view(len(x_Td), width)
+
+    own, mlp, norms = layer.attention, layer.mlp, (layer.input_norm, layer.inner_norm)
+    assert mlp.gate is not None
+    normed_Td = room("normed", x_Td.shape[1])
+    heads_TND = room("heads", _width(own.product)).unflatten(1, (-1, own.width))
+    query_TQD = heads_TND[:, : own.queries]
+    out_TQD = room("out", own.queries * own.width).view(query_TQD.shape)
+    both, gated = room("both", _width(mlp.both)), room("gated", _width(mlp.both) // 2)
+    return [
+        norm_call(x_Td, normed_Td, norms[0].weight, norms[0].eps),
+        product_call(own.product, normed_Td, heads_TND, rooms),
+        turn_call(heads_TND, own.rotated, own.queries, cache.both(own.layer_idx), own.head_norms, 0, 0),
+        _attention(own, query_TQD, cache, out_TQD),
+        product_call(own.output, out_TQD.flatten(1), x_Td, rooms, x_Td),
+        norm_call(x_Td, normed_Td, norms[1].weight, norms[1].eps),
+        product_call(mlp.both, normed_Td, both, rooms),
+        gate_call(both, gated, mlp.gate),
+        product_call(mlp.down, gated, x_Td, rooms, x_Td),
+    ]
 
 
 def _width(product: nn.Module) -> int:
