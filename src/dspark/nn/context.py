@@ -78,6 +78,7 @@ def _attend(q_BHGAKD: Tensor, k_BHND: Tensor, v_BHND: Tensor, mask: Tensor | Non
     if q_BHMD.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         # In bf16 the backward of PyTorch's attention takes over twice as long there as in fp32 (docs/lab_log.md).
         with torch.autocast("cpu", enabled=False):
-            wide = (each.float() for each in (q_BHMD, k_BHND, v_BHND))
-            return scaled_dot_product_attention(*wide, attn_mask=mask).view(q_BHGAKD.shape)
-    return scaled_dot_product_attention(q_BHMD, k_BHND, v_BHND, attn_mask=mask).view(q_BHGAKD.shape)
+            wide = scaled_dot_product_attention(q_BHMD.float(), k_BHND.float(), v_BHND.float(), attn_mask=mask)
+            return wide.view(q_BHGAKD.shape)
+    folded = scaled_dot_product_attention(q_BHMD, k_BHND, v_BHND, attn_mask=mask)
+    return folded.view(q_BHGAKD.shape)
