@@ -236,5 +236,6 @@ def test_the_core_is_measured_in_every_kind_of_round() -> None:
     whole = measure(target, drafter)
     assert whole.known and whole.plain > 0 and len(whole.rounds) == drafter.config.block_size + 1
     slots, own = measure_blocks(target, drafter, whole, [0.01] * drafter.config.block_size)
-    assert slots == 1 and own.plain == whole.plain and len(own.rounds) == len(whole.rounds), "copies may be longer"
+    assert slots is None or 1 <= slots < drafter.config.block_size
+    assert own.plain == whole.plain and len(own.rounds) == len(whole.rounds), "copies may be longer than drafts"
     assert measure_blocks(target, drafter, whole, []) == (None, whole)
