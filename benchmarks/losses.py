@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dspark.training.head import FrozenHead
 from dspark.training.losses import Mix, Slots, distribution_loss
 
 HIDDEN, RANK, SLOTS, DECAY = 576, 256, 7, 4.0
@@ -60,7 +61,7 @@ def direct(slots: Slots, head: Tensor, markov: Tensor) -> Tensor:
 
 def fused(slots: Slots, head: Tensor, markov: Tensor) -> Tensor:
     """As training computes it."""
-    return distribution_loss(slots, head, markov, MIX, DECAY).loss
+    return distribution_loss(slots, FrozenHead(head), markov, MIX, DECAY).loss
 
 
 def products(slots: Slots, head: Tensor, markov: Tensor) -> Tensor:

@@ -25,11 +25,12 @@ def main() -> None:
     """Write the prompts."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--target", default="smollm2-135m")
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--count", type=int, default=1000, help="how often to try")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    target = load_target(options.target)
+    target = load_target(options.target, options.dtype)
     begun, sampling = target.chat.opening_ids(), Sampling(temperature=1.0, top_p=0.95)
     first = options.seed * 1_000_003
     requests = [Request(f"own-{options.seed}-{i}", begun, sampling, first + i, _LONGEST) for i in range(options.count)]

@@ -44,7 +44,7 @@ def written_out(
 def steps(draw: st.DrawFn) -> tuple[int, list[BlockTable], list[int]]:
     """Block size, tables (whole beginnings may be shared), new tokens of each."""
     size = draw(st.sampled_from([1, 3, 4, 32]))
-    counts = draw(st.lists(st.sampled_from([1, 1, 2, 5, 19]), min_size=1, max_size=5))
+    counts = draw(st.lists(st.sampled_from([1, 1, 2, 5, 19]), min_size=1, max_size=5) | st.just([19, 19]))
     lengths = [draw(st.integers(0, 11)) for _ in counts]
     numbers = list(range(-(-40 // size) * len(counts)))
     if draw(st.booleans()):
@@ -66,6 +66,7 @@ def steps(draw: st.DrawFn) -> tuple[int, list[BlockTable], list[int]]:
     softcap=st.sampled_from([None, None, 3.0]),
     sinks=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.float32, torch.bfloat16]),
+    exact=st.booleans(),
 )
 def test_every_request_sees_exactly_its_own_rows(
     step: tuple[int, list[BlockTable], list[int]],
@@ -74,6 +75,7 @@ def test_every_request_sees_exactly_its_own_rows(
     softcap: float | None,
     sinks: bool,
     dtype: torch.dtype,
+    exact: bool,
 ) -> None:
     size, tables, counts = step
     made = torch.Generator().manual_seed(1)
@@ -86,7 +88,8 @@ def test_every_request_sees_exactly_its_own_rows(
     keys[:, nobodys] = values[:, nobodys] = math.nan  # read in passing, used never
     query = torch.randn(HEADS * GROUPS, sum(counts), WIDTH, generator=made).to(dtype)
     sinks_Q = torch.randn(HEADS * GROUPS, generator=made) if sinks else None
-    plan = Plan(tables, counts, size, torch.device("cpu"), causal)
+    plan = Plan(tables, counts, size, torch.device("cpu"), causal, exact)
+    assert plan.hurried == (not exact and set(counts) == {19})
     found = attend(query.transpose(0, 1), keys, values, plan, window=window, softcap=softcap, sinks_Q=sinks_Q)
     expected = []
     for table, part in zip(tables, query.split(counts, dim=1), strict=True):

@@ -13,7 +13,9 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, L
 
 from dspark.foundation.errors import UserError
 from dspark.nn.lean import LeanMLP, LeanNorm, paired, turn
+from dspark.nn.tile_kernel import can_tile
 from dspark.targets.lean import LeanAttention
+from dspark.targets.model import Target
 from dspark.targets.session import TargetSession
 from tiny import tiny_llama, tiny_target
 
@@ -188,6 +190,25 @@ def test_int8_rounds_matrices_in_groups_and_nothing_else() -> None:
     found = TargetSession(target, 40).extend(TEXTS[0].tolist(), 40).logits_NV
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert (found - reference(tiny_llama(intermediate_size=64), TEXTS[0])).abs().max() > 1e-3
+
+
+@pytest.mark.skipif(not can_tile(), reason="this CPU has no matrix units (AMX)")
+def test_bfloat16_rounds_weights_always_and_rows_where_they_are_many() -> None:
+    sizes: dict[str, Any] = dict(hidden_size=64, intermediate_size=64, initializer_range=0.1)
+    rounded = tiny_llama(**sizes)
+    for parameter in rounded.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    target, exact = tiny_target(tiny_llama(**sizes), rounding=torch.bfloat16), tiny_target(rounded)
+    ids = TEXTS[0].repeat(4)[:30]
+
+    def logits(of: Target, pieces: list[int]) -> Tensor:
+        session = TargetSession(of, 40)
+        return torch.cat([session.extend(part.tolist(), len(part)).logits_NV for part in ids.split(pieces)])
+
+    assert torch.equal(logits(target, [15, 15]), logits(exact, [15, 15])), "few rows: weights alone are rounded"
+    expected = logits(exact, [30])
+    apart = (logits(target, [30]) - expected).abs().max() / expected.abs().max()
+    assert 1e-6 < apart < 2e-2
 
 
 def test_weights_that_half_precision_holds_take_half_the_bytes_unasked() -> None:

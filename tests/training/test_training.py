@@ -162,7 +162,7 @@ def test_kept_features_equal_computed_ones(dtype: torch.dtype, monkeypatch: pyte
     assert not runs, "both were kept"
     names = ("ids", "supervised", "taps", "hidden", "log_mass", "lengths")
     assert all(torch.equal(getattr(first, name), getattr(again, name)) for name in names)
-    assert torch.equal(again.taps, again.taps.to(dtype).float())
+    assert again.taps.dtype == dtype
     mixed, fresh = kept.batch([1, 3, 0]), computed.batch([1, 3, 0])
     assert runs == [1, 3], "only the third was missing"
     for name in names:

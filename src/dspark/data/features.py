@@ -38,8 +38,9 @@ class Example:
 class FeatureBatch:
     """Padded features of B examples; rows from ``lengths[b]`` on are padding and never read.
 
-    ids, supervised ``[B, S]`` (answer tokens); taps ``[B, S, F]``; hidden ``[B, S, d]`` fp32 after the final norm and
-    log_mass ``[B, S]`` fp32, both valid from the position before the answer on; lengths ``[B]``.
+    ids, supervised ``[B, S]`` (answer tokens); taps ``[B, S, F]`` in the dtype they are kept in; hidden ``[B, S, d]``
+    fp32 after the final norm and log_mass ``[B, S]`` fp32, both valid from the position before the answer on; lengths
+    ``[B]``.
     """
 
     ids: Tensor
@@ -161,7 +162,7 @@ class OnlineFeatures:
         rows, device = len(examples), self._target.device
         ids = torch.zeros(rows, longest, dtype=torch.long, device=device)
         supervised = torch.zeros(rows, longest, dtype=torch.bool, device=device)
-        taps = torch.zeros(rows, longest, features[0].taps_SF.shape[-1], device=device)
+        taps = torch.zeros(rows, longest, features[0].taps_SF.shape[-1], dtype=self._keep_dtype, device=device)
         hidden = torch.zeros(rows, longest, features[0].hidden_AD.shape[-1], device=device)
         log_mass = torch.zeros(rows, longest, device=device)
         for row, (example, kept) in enumerate(zip(examples, features, strict=True)):

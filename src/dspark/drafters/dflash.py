@@ -23,6 +23,7 @@ from dspark.nn.layer import DraftLayer
 from dspark.nn.lean import lean_drafter
 from dspark.nn.norm import RMSNorm
 from dspark.nn.packed import can_pack, frozen_linear, pack_linears
+from dspark.nn.precision import for_products, under_autocast
 from dspark.nn.rope import rotary
 from dspark.nn.visibility import WHOLE_CONTEXT, BlockGroup, rows_before_anchors
 
@@ -62,13 +63,15 @@ class DFlashBackbone(nn.Module):
     def forward(
         self, taps_BSLd: Tensor, anchor_ids_BA: Tensor, anchor_positions_BA: Tensor, slots: int | None = None
     ) -> Tensor:
-        """The whole parallel stage of training: ``h [B, A, K, d]`` of the tapped hidden states ``[B, S, L*d]``.
+        """The whole parallel stage of training: ``h [B, A, K, d]`` of the tapped hidden states ``[B, S, L*d]``,
+        of any floating dtype.
 
         ``slots``: K, the block size if None. Sequences are padded at the end: rows from an anchor on are never seen,
         whatever they hold.
         """
         positions_S = torch.arange(taps_BSLd.shape[1], device=taps_BSLd.device)
-        context = self.context_kv(self.project(taps_BSLd), positions_S[None])
+        taps_BSLd = taps_BSLd if under_autocast(taps_BSLd) else taps_BSLd.to(self.dtype)
+        context = self.context_kv(for_products(self.project(taps_BSLd)), positions_S[None])
         return self.block_hidden(anchor_ids_BA, anchor_positions_BA, context, slots=slots)
 
     def project(self, taps_BSLd: Tensor) -> Tensor:

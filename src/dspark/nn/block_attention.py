@@ -36,7 +36,7 @@ def attend(
     """
     heads = keys_HSD.shape[0]
     scale = query_TQD.shape[-1] ** -0.5 if scale is None else scale
-    if query_TQD.dtype == keys_HSD.dtype and can_attend(query_TQD, scale):
+    if query_TQD.dtype == keys_HSD.dtype and can_attend(query_TQD, scale) and not plan.hurried:
         return attend_compiled(query_TQD, keys_HSD, values_HSD, plan, scale, window, softcap, sinks_Q)
     queries = query_TQD.shape[1] // heads
     parts = []

@@ -128,7 +128,8 @@ class Group:
 class Plan:
     """Who looks where in one step: ``counts[i]`` new tokens of ``tables[i]``, laid end to end.
 
-    ``causal`` False lets all new tokens of a request see each other (the block of a drafter).
+    ``causal`` False lets all new tokens of a request see each other (the block of a drafter). ``exact`` False: a
+    token's result need not be the same to the bit in any company.
     """
 
     def __init__(
@@ -138,8 +139,13 @@ class Plan:
         size: int,
         device: torch.device,
         causal: bool = True,
+        exact: bool = True,
     ) -> None:
         self.size = size
+        self.hurried = not exact and min(counts, default=0) > _SHORT
+        """Whether whole texts are read and may be in the way of PyTorch's kernels, which have several tokens share a
+        reading of their keys.
+        """
         self._tables, self._counts, self._device, self._causal = tables, counts, device, causal
         self._starts = [table.length for table in tables]  # before the step is counted as cached
         self._masks: dict[tuple[int, int, int, int | None, torch.dtype], Tensor | None] = {}

@@ -39,10 +39,12 @@ class KVCache:
         size: int,
         dtype: torch.dtype,
         device: torch.device,
+        exact: bool = True,
     ) -> None:
+        """``exact``: what a token sees of it is to be the same to the bit in any company, where kernels give that."""
         if blocks < 1 or size < 1:
             raise UserError(f"a cache of {blocks} blocks of {size} positions was asked for; both must be at least 1")
-        self.blocks, self.size = blocks, size
+        self.blocks, self.size, self.exact = blocks, size, exact
         self._layers = list(layers)
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []

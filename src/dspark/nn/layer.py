@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dspark.nn.context import Context, ContextRows
 from dspark.nn.mlp import SwiGLU
 from dspark.nn.norm import RMSNorm
+from dspark.nn.precision import for_products
 from dspark.nn.rope import Rotary, rotate
 from dspark.nn.visibility import BlockGroup
 
@@ -50,6 +51,7 @@ class BlockAttention(nn.Module):
 
     def forward(self, x_BAKd: Tensor, at: Rotary, context: Context, groups: Sequence[BlockGroup]) -> Tensor:
         """``[B, A, K, d]`` to ``[B, A, K, d]``; ``groups`` say which blocks go together and what they see."""
+        x_BAKd = for_products(x_BAKd)
         q_BAKQD = rotate(self.q_norm(self._split(self.q_proj(x_BAKd))), at)
         q_BHGAKD = q_BAKQD.view(*q_BAKQD.shape[:3], self.kv_heads, -1, self.head_dim).permute(0, 3, 4, 1, 2, 5)
         k_BHAKD, v_BHAKD = (t.permute(0, 3, 1, 2, 4) for t in self._keys_values(x_BAKd, at))

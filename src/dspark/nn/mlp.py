@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from dspark.nn.precision import for_products
+
 
 class SwiGLU(nn.Module):
     """``down(silu(gate(x)) * up(x))`` without biases; ``[..., hidden]`` to ``[..., hidden]``."""
@@ -17,5 +19,6 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., hidden]`` to ``[..., hidden]``."""
+        x = for_products(x)
         out: Tensor = self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
         return out

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
+from dspark.nn.precision import narrowed
+
 
 class RMSNorm(nn.Module):
     """``x / sqrt(mean(x^2) + eps) * weight`` over the last axis; computed in fp32, returned in the dtype of
-    ``x``.
+    ``x`` (under autocast in fp32).
     """
 
     def __init__(self, size: int, eps: float) -> None:
@@ -22,4 +24,4 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., d]`` to ``[..., d]``."""
-        return rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+        return narrowed(rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps), x)

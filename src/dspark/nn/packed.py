@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from dspark.nn.forms import smallest
 from dspark.nn.machine import can_compile
+from dspark.nn.tile_kernel import Tiles, fits
 
 # The layout is chosen by oneDNN for this many rows; 64 was the best or equal best from 1 to 64 rows.
 ROWS_HINT = 64
+# From so many rows on products in bf16 are faster than those in fp32, where a CPU has matrix units for them.
+MANY_ROWS = 16
 
 
 class PackedLinear(nn.Module):
@@ -43,10 +46,20 @@ class PanelLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.panels = smallest(weight, None if bias is None else bias.detach())
+        self._tiles: Tiles | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., in]`` fp32 to ``[..., out]``; TypeError for rows of another dtype."""
-        return self.panels(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
+        rows = x.reshape(-1, self.in_features)
+        product = self.panels(rows) if self._tiles is None or len(rows) < MANY_ROWS else self._tiles(rows)
+        return product.view(*x.shape[:-1], self.out_features)
+
+    def round_many(self) -> None:
+        """From now on multiply ``MANY_ROWS`` and more with bf16 numbers: several times as fast on the hardware that
+        ``can_tile``, and what a row yields then depends on how many there are.
+        """
+        if fits(self.in_features):
+            self._tiles = Tiles(self.panels.weight(), self.panels.bias)
 
     def extra_repr(self) -> str:
         """Shape and form."""
@@ -139,6 +152,13 @@ def pack_linears(module: nn.Module) -> int:
                 setattr(parent, name, frozen_linear(child.weight, child.bias))
                 replaced += 1
     return replaced
+
+
+def round_many(module: nn.Module) -> None:
+    """Let every frozen product below ``module`` multiply many rows in bf16 (``PanelLinear.round_many``)."""
+    for each in frozen_products(module):
+        if isinstance(each, PanelLinear):
+            each.round_many()
 
 
 def frozen_products(module: nn.Module) -> list[nn.Module]:

@@ -29,6 +29,7 @@ class Panels:
         self._kernel = product_kernel(form)
         self._zeros = torch.zeros(self.padded)
         self._bias = self._zeros.clone()
+        self.bias = bias
         if bias is not None:
             self._bias[:outputs] = bias
         self._direct = DIRECT.get(form, sys.maxsize)
@@ -56,6 +57,14 @@ class Panels:
         kernel, table = self.call(x_TI, out_TO, None, scratch)
         kernel(*table)
         return out_TO if self.padded == self.outputs else out_TO[:, : self.outputs]
+
+    def weight(self) -> Tensor:
+        """The weight ``[out, in]``, every number as it was."""
+        bias, self._bias = self._bias, self._zeros
+        try:
+            return self(torch.eye(self.width)).T
+        finally:
+            self._bias = bias
 
     def scratch(self, rows: int) -> Tensor | None:
         """Room for a panel of every thread, where that many rows need it."""

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dspark.nn.precision import narrowed
+
 
 class Rotary(NamedTuple):
     """Cosines and sines of the angles at some positions, fp32, both ``[..., 1, D/2]`` (the 1 stands for the
@@ -51,7 +53,9 @@ class RotationTable:
 
 
 def rotate(x: Tensor, at: Rotary) -> Tensor:
-    """Rotate ``x [..., N, D]`` to the positions of ``at``; in fp32, returned in the dtype of ``x``."""
+    """Rotate ``x [..., N, D]`` to the positions of ``at``; in fp32, returned in the dtype of ``x`` (under autocast in
+    fp32).
+    """
     first, second = x.float().chunk(2, dim=-1)
     turned = (first * at.cos - second * at.sin, second * at.cos + first * at.sin)
-    return torch.cat(turned, dim=-1).to(x.dtype)
+    return narrowed(torch.cat(turned, dim=-1), x)

@@ -22,9 +22,10 @@ from dspark.foundation.identity import ModelIdentity
 from dspark.nn.cache import KVCache
 from dspark.nn.ends import Ends
 from dspark.nn.forms import rounded_to_bytes
-from dspark.nn.packed import bytes_by_form, join_linears, pack_linears
+from dspark.nn.packed import MANY_ROWS, bytes_by_form, join_linears, pack_linears, round_many
 from dspark.nn.rope import RotationTable
 from dspark.nn.stack import Stack
+from dspark.nn.tile_kernel import can_tile
 from dspark.targets.attention import SEAM
 from dspark.targets.card import recommended_of, stop_ids_of
 from dspark.targets.chat import Chat
@@ -63,7 +64,8 @@ class Target:
     ) -> None:
         """Put ``model`` behind the seam and probe it; raises UserError where it can't be served exactly.
 
-        ``rounding``: round its weights to float16, or to int8 in groups of 32, first; sums stay in the model's dtype.
+        ``rounding``: round its weights to float16, bfloat16, or int8 in groups of 32, first; sums stay in the model's
+        dtype. Rows are rounded as well where many are multiplied with bfloat16 weights.
         """
         self.name = source.name
         _refuse_unservable(model, self.name)
@@ -88,6 +90,7 @@ class Target:
         self._scales = scales_of(config)
         self._kv_layers = kv_layers(config)
         self._compiled: Stack | None = None
+        self._rough = rounding == torch.bfloat16
         self.weights_hash  # noqa: B018  # hashed before rounding, and before packing replaces the head
         if rounding is not None:
             _round(model, rounding, self.name)
@@ -106,6 +109,8 @@ class Target:
         self._lean()
         join_linears(self._model)
         pack_linears(self._model)
+        if self._rough:
+            round_many(self._model)
 
     @torch.inference_mode()
     def _lean(self) -> None:
@@ -186,7 +191,7 @@ class Target:
 
     def new_cache(self, blocks: int, size: int) -> KVCache:
         """An empty K/V cache of ``blocks`` blocks of ``size`` positions each."""
-        return KVCache(self._kv_layers, blocks, size, self.dtype, self.device)
+        return KVCache(self._kv_layers, blocks, size, self.dtype, self.device, exact=not self._rough)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings ``[..., d]`` as the first layer receives them."""
@@ -202,7 +207,7 @@ class Target:
         ``taps``: 0-based layer ids whose OUTPUT is returned, concatenated in that order; -1 is the embedding output,
         and the last layer's is behind the final norm (as in transformers' hidden states).
         """
-        if self._compiled is not None and len(ids_T) <= MOST_ROWS:
+        if self._compiled is not None and len(ids_T) < (MANY_ROWS if self._rough else MOST_ROWS + 1):
             found = self._run_compiled(self._compiled, ids_T, batch, taps)
         else:
             with tapped(self._base.layers, taps) as rows:
@@ -249,7 +254,7 @@ def load_target(target: str, dtype: str = "auto", device: str = "auto", pack: bo
     where = resolve_device(device)
     precision = resolve_dtype(dtype, where)
     source = resolve_source(target)
-    rounding = precision if where.type == "cpu" and precision in (torch.float16, torch.int8) else None
+    rounding = precision if where.type == "cpu" and _rounds(precision) else None
     try:
         config = AutoConfig.from_pretrained(source.folder)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -275,13 +280,20 @@ def load_target(target: str, dtype: str = "auto", device: str = "auto", pack: bo
     return Target(model, Chat(tokenizer), source, pack=pack, rounding=rounding)
 
 
+def _rounds(precision: torch.dtype) -> bool:
+    """Whether a CPU rounds weights to ``precision`` and keeps its sums in fp32. With bfloat16 that needs matrix units
+    for the products of many rows; other CPUs run the model in bf16 as PyTorch does.
+    """
+    return precision in (torch.float16, torch.int8) or (precision == torch.bfloat16 and can_tile())
+
+
 def _round(model: PreTrainedModel, dtype: torch.dtype, name: str) -> None:
     """Round weights in place: all to half precision, or matrices to bytes; UserError where one is too large."""
     for parameter in model.parameters():
         if dtype == torch.int8:
             rounded = rounded_to_bytes(parameter.data.float()) if parameter.dim() == 2 else parameter.data
         else:
-            rounded = parameter.data.half()
+            rounded = parameter.data.to(dtype)
         if not bool(rounded.isfinite().all()):
             raise UserError(f"{name} has weights too large for {str(dtype)[6:]}; use --dtype float32 or bfloat16")
         parameter.data = rounded.to(parameter.dtype)

@@ -37,7 +37,7 @@ class RaggedBatch:
         positions = [p for table, count in pairs for p in range(table.length, table.length + count)]
         self.positions_T = torch.tensor(positions, device=device)
         self.rows_T = torch.tensor([row for table, n in pairs for row in table.rows(n, cache.size)], device=device)
-        self.plan = Plan(self.tables, self.counts, cache.size, device)
+        self.plan = Plan(self.tables, self.counts, cache.size, device, exact=cache.exact)
         self._rotations: dict[int, tuple[Tensor, Tensor]] = {}
 
     def rotation(self, cos_1TD: Tensor, sin_1TD: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from dspark.data.features import FeatureBatch
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.foundation.devices import multiplies_bf16
 from dspark.training.anchors import blocks_at, choose_anchors
+from dspark.training.head import FrozenHead
 from dspark.training.objective import Terms, objective
 from dspark.training.recipe import Recipe
 from dspark.training.schedule import generator_at, learning_rate
@@ -23,6 +24,7 @@ class Learner:
         self.step = 0
         wanted = recipe.trainer.precision
         self._bf16 = multiplies_bf16(drafter.device) if wanted == "auto" else wanted == "bfloat16"
+        self._head = FrozenHead(drafter.head.float(), self._bf16)
         settings = recipe.optimizer
         self.optimizer = torch.optim.AdamW(
             drafter.parameters(), lr=settings.lr, betas=(0.9, 0.95), weight_decay=settings.weight_decay, fused=True
@@ -42,7 +44,7 @@ class Learner:
             group["lr"] = learning_rate(self.step, settings.steps, optimizer.lr, optimizer.warmup)
         self.optimizer.zero_grad(set_to_none=True)
         done = self.step / settings.steps
-        terms = objective(self.drafter.train(), batch, blocks, self.recipe.loss, done, self._bf16)
+        terms = objective(self.drafter.train(), batch, blocks, self.recipe.loss, done, self._bf16, self._head)
         terms.loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), optimizer.clip)
         if not torch.isfinite(norm):

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from dspark.nn.distance_kernel import can_measure, distances
+from dspark.training.head import FrozenHead
 
 CHUNK = 256
 
@@ -66,16 +67,16 @@ class Distances(NamedTuple):
 
 
 def distribution_loss(
-    slots: Slots, head_Dd: Tensor, markov_Dr: Tensor, mix: Mix, decay: float | None, top_k: int = 0
+    slots: Slots, head: FrozenHead, markov_Dr: Tensor, mix: Mix, decay: float | None, top_k: int = 0
 ) -> Distances:
     """Weighted mean over slots of ``mix``'s terms between p_d = softmax(h head^T + m markov^T) and the target's p_t.
 
-    The frozen ``head_Dd`` (rows of the draft vocabulary) serves drafter and target alike. ``decay``: weights are
+    The frozen ``head`` serves drafter and target alike. ``decay``: weights are
     exp(-(k-1)/decay); None: ``paced``. ``top_k``: only so many of the largest base logits get the second summand (0:
     all do). Probabilities are fp32 or better.
     """
     fused: Any = _Fused.apply  # untyped in torch
-    loss, rows = fused(slots.hidden, slots.summed, markov_Dr, head_Dd, slots[2:], mix, decay, top_k)
+    loss, rows = fused(slots.hidden, slots.summed, markov_Dr, head, slots[2:], mix, decay, top_k)
     return Distances(loss, *rows)
 
 
@@ -108,7 +109,7 @@ class _Fused(torch.autograd.Function):
         hidden_Nd: Tensor,
         summed_Nr: Tensor,
         markov_Dr: Tensor,
-        head_Dd: Tensor,
+        head: FrozenHead,
         given: tuple[Tensor, ...],
         mix: Mix,
         decay: float | None,
@@ -118,18 +119,18 @@ class _Fused(torch.autograd.Function):
         grads = torch.zeros_like(hidden_Nd), torch.zeros_like(summed_Nr), torch.zeros_like(markov_Dr)
         rows_4N = hidden_Nd.new_zeros(4, len(hidden_Nd))
         for c in _chunks(places_N):
-            logits_CD = hidden_Nd[c] @ head_Dd.T
+            logits_CD = head.logits(hidden_Nd[c])
             ids_Ck = logits_CD.topk(top_k, sorted=False).indices if 0 < top_k < logits_CD.shape[1] else None
             if ids_Ck is None:
                 logits_CD.addmm_(summed_Nr[c], markov_Dr.T)
             else:
                 logits_CD.scatter_add_(1, ids_Ck, (summed_Nr[c] @ markov_Dr.T).gather(1, ids_Ck))
-            terms_3C, grad_CD = _chunk(logits_CD, target_Nd[c] @ head_Dd.T, log_mass_N[c], labels_N[c], mix)
+            terms_3C, grad_CD = _chunk(logits_CD, head.logits(target_Nd[c]), log_mass_N[c], labels_N[c], mix)
             places_C = places_N[c]
             weights_C = (places_C.to(terms_3C.dtype) / -decay).exp() if decay else paced(1 - terms_3C[2] / 2, places_C)
             rows_4N[:3, c], rows_4N[3, c] = terms_3C, weights_C
             weights_C1 = rows_4N[3, c, None]
-            grads[0][c] = (grad_CD @ head_Dd).mul_(weights_C1)
+            grads[0][c] = head.back(grad_CD).mul_(weights_C1)
             if ids_Ck is not None:  # no other logit depends on the sequential head
                 grad_CD = torch.zeros_like(grad_CD).scatter_(1, ids_Ck, grad_CD.gather(1, ids_Ck))
             grads[1][c] = (grad_CD @ markov_Dr).mul_(weights_C1)

@@ -1,0 +1,87 @@
+"""Products on matrix units: bf16 factors, sums as exact as fp32 has them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dspark.nn.forms import smallest
+from dspark.nn.packed import MANY_ROWS, PanelLinear
+from dspark.nn.tile_kernel import Tiles, can_tile, fits
+
+needs_units = pytest.mark.skipif(not can_tile(), reason="this CPU has no matrix units (AMX)")
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def of_rounded(x: Tensor, weight: Tensor) -> Tensor:
+    """The product of both factors rounded to bf16, in float64."""
+    return x.bfloat16().double() @ weight.bfloat16().double().T
+
+
+def test_panels_hold_every_weight_where_the_units_look_for_it() -> None:
+    weight = random(70, 96)
+    tiles = Tiles(weight)
+    assert fits(96) and not fits(80)
+    assert tiles._weights.shape == (3, 3, 2, 16, 16, 2)  # panels, steps, tiles, pairs of inputs, outputs, of the pair
+    for output, at in ((0, 0), (17, 33), (69, 95), (40, 64)):
+        place = (output // 32, at // 32, output % 32 // 16, at % 32 // 2, output % 16, at % 2)
+        assert tiles._weights[place] == weight[output, at].bfloat16()
+    assert not tiles._weights[2, :, 0, :, 6:].any(), "outputs that are not there are zero"
+
+
+@needs_units
+@given(
+    rows=st.sampled_from([1, 15, 16, 31, 33, 64, 515]),
+    outputs=st.sampled_from([1, 16, 33, 64, 130]),
+    steps=st.integers(1, 7),
+    bias=st.booleans(),
+)
+def test_sums_are_fp32_and_nothing_else_is_rounded(rows: int, outputs: int, steps: int, bias: bool) -> None:
+    x, weight, added = random(rows, 32 * steps), random(outputs, 32 * steps, seed=1), random(outputs, seed=2)
+    found = Tiles(weight, added if bias else None)(x)
+    assert found.shape == (rows, outputs) and found.dtype == torch.float32
+    expected = of_rounded(x, weight) + (added if bias else 0.0)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    assert (expected - x.double() @ weight.double().T - (added if bias else 0.0)).abs().max() > 1e-4, "as a control"
+
+
+@needs_units
+def test_rows_may_be_of_any_floating_dtype() -> None:
+    x, tiles = random(40, 64), Tiles(random(48, 64, seed=1))
+    assert torch.equal(tiles(x), tiles(x.bfloat16()))
+    assert torch.equal(tiles(x.double()), tiles(x))
+
+
+@needs_units
+@pytest.mark.parametrize("bias", [None, random(72, seed=3)], ids=["no", "bias"])
+def test_a_frozen_product_rounds_many_rows_only_and_only_when_told(bias: Tensor | None) -> None:
+    weight, x = random(72, 64), random(40, 64, seed=1)
+    told, other = PanelLinear(weight, bias), PanelLinear(weight, bias)
+    told.round_many()
+    few = x[: MANY_ROWS - 1]
+    assert torch.equal(told(few), other(few)), "few rows stay exact to the bit"
+    expected = of_rounded(x, weight) + (0.0 if bias is None else bias)
+    torch.testing.assert_close(told(x).double(), expected, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(told(x), other(x))
+    assert told(x.view(2, 20, 64)).shape == (2, 20, 72)
+
+
+def test_a_width_of_no_whole_tiles_stays_exact() -> None:
+    weight, x = random(48, 40), random(40, 40, seed=1)
+    told = PanelLinear(weight, None)
+    told.round_many()
+    assert torch.equal(told(x), PanelLinear(weight, None)(x))
+
+
+@pytest.mark.parametrize("narrow", [torch.float32, torch.float16, torch.bfloat16])
+def test_panels_give_their_weight_back(narrow: torch.dtype) -> None:
+    weight = random(50, 64).to(narrow).float()
+    panels = smallest(weight, random(50, seed=1))
+    assert torch.equal(panels.weight(), weight)
+    assert torch.equal(panels(torch.zeros(1, 64))[0], random(50, seed=1)), "and keep their bias"
