@@ -1,7 +1,7 @@
 """What a drafter's training is worth, one change at a time, all under equal processor time.
 
     python benchmarks/experiments.py --responses corpus/smollm2-135m.xz --json FILE
-        [--seconds 300] [--examples 1000] [--arms NAME ...] [--initial FOLDER]
+        [--seconds 300] [--examples 1000] [--arms NAME ...] [--initial FOLDER] [--dtype bfloat16]
 
 Arms from the first weights ("new") and from a trained checkpoint ("on") share their features, computed once. Each is
 given the same seconds of processor time: how many steps that is, its first steps tell, and its learning rate falls to
@@ -39,7 +39,7 @@ from dspark.training.validation import validate
 
 RECIPE = Path(recipes.__file__).parent / "smollm2-135m.yaml"
 TAPS = (1, 8, 15, 22, 27)
-BASE = ("data.max_tokens=320", "trainer.sequences=8", "loss.decay=2.5")
+BASE = ("data.max_tokens=224", "trainer.sequences=8", "loss.decay=2.5")
 # A run from a trained checkpoint goes gently; a short one from the target's layers first needs cross-entropy alone.
 GOING_ON = ("trainer.anchors=32", "optimizer.lr=3.0e-4")
 FROM_NEW = ("trainer.anchors=12", "loss.l1_after=0.5")
@@ -97,6 +97,11 @@ ARMS = {
     "new: D-PACE": new("loss.position_weights=d-pace"),
     "on: decay 1.5": on("loss.decay=1.5"),
     "on: decay 4": on("loss.decay=4.0"),
+    "new: half of the answers": new(share=0.5),
+    "new: a quarter of the answers": new(share=0.25),
+    "new: an eighth of the answers": new(share=0.125),
+    "new: only answers at 0.2": new(warm=False),
+    "new: only answers at 0.7 or 0.8": new(warm=True),
     "new: 1 layer": new("drafter.layers=1"),
     "new: K = 11": new("drafter.block_size=11"),
     "new: rank 16": new("drafter.markov_rank=16"),
@@ -111,8 +116,8 @@ ARMS = {
 class Room:
     """What all arms share: target, answers, features."""
 
-    def __init__(self, responses: Path, initial: Path, examples: int) -> None:
-        self.responses, self.initial = responses, initial
+    def __init__(self, responses: Path, initial: Path, examples: int, dtype: str) -> None:
+        self.responses, self.initial, self.dtype = responses, initial, dtype
         answers = list(read_answers(responses))
         base = self.recipe(Arm())
         self.all, held = split_examples(answers, base.data)
@@ -135,7 +140,7 @@ class Room:
 
     def recipe(self, arm: Arm) -> Recipe:
         """The arm's recipe; ``trainer.steps`` is not known yet."""
-        settings = [*BASE, f"data.responses=[{self.responses}]", *arm.settings]
+        settings = [*BASE, f"dtype={self.dtype}", f"data.responses=[{self.responses}]", *arm.settings]
         if arm.on:
             settings.append(f"drafter.initial={self.initial}")
         return load_settings(Recipe, RECIPE, settings)
@@ -208,15 +213,21 @@ def main() -> None:
     parser.add_argument("--initial", type=Path, default=Path("src/dspark/assets/drafters/smollm2-135m"))
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--examples", type=int, default=1000)
+    parser.add_argument("--dtype", default="auto", help="of the target while its features are computed")
     parser.add_argument("--arms", nargs="*", default=list(ARMS))
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
     rows = [json.loads(line) for line in options.json.read_text().splitlines()] if options.json.exists() else []
-    given = {"budget": options.seconds, "examples": options.examples, "initial": options.initial.name}
+    given = {
+        "budget": options.seconds,
+        "examples": options.examples,
+        "initial": options.initial.name,
+        "dtype": options.dtype,
+    }
     if others := [row["arm"] for row in rows if row.get("given") != given]:
         sys.exit(f"{options.json} has rows of other settings ({', '.join(others)}); use another file")
     done = {row["arm"] for row in rows}
-    room = Room(options.responses.resolve(), options.initial.resolve(), options.examples)
+    room = Room(options.responses.resolve(), options.initial.resolve(), options.examples, options.dtype)
     for name in options.arms:
         if name in done:
             continue

@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dspark.training.head import FrozenHead
 from dspark.training.losses import Mix, Slots, distribution_loss
+from dspark.training.outputs import Outputs
 
 HIDDEN, RANK, SLOTS, DECAY = 576, 256, 7, 4.0
 SIZES = {"512 anchors, V = 49,152": (512, 49_152), "128 anchors, V = 151,936": (128, 151_936)}
@@ -61,7 +61,7 @@ def direct(slots: Slots, head: Tensor, markov: Tensor) -> Tensor:
 
 def fused(slots: Slots, head: Tensor, markov: Tensor) -> Tensor:
     """As training computes it."""
-    return distribution_loss(slots, FrozenHead(head), markov, MIX, DECAY).loss
+    return distribution_loss(slots, Outputs(head), markov, MIX, DECAY).loss
 
 
 def products(slots: Slots, head: Tensor, markov: Tensor) -> Tensor:

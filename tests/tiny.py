@@ -86,7 +86,8 @@ def tiny_drafter(target: Target, seed: int = 0, **changes: Any) -> DSparkDrafter
     )
     torch.manual_seed(seed)
     drafter = DSparkDrafter(DSparkConfig(**(sizes | changes)), target.ends)
-    torch.nn.init.normal_(drafter.markov_head.markov_w2.weight, std=0.5)
+    if drafter.config.markov_rank:
+        torch.nn.init.normal_(drafter.markov_head.markov_w2.weight, std=0.5)
     return drafter.eval()
 
 

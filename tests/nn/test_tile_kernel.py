@@ -52,6 +52,16 @@ def test_sums_are_fp32_and_nothing_else_is_rounded(rows: int, outputs: int, step
 
 
 @needs_units
+@pytest.mark.parametrize("rows", [7, 32, 100])
+def test_a_product_can_be_added_to_another(rows: int) -> None:
+    x, weight, y, other = random(rows, 64), random(40, 64, seed=1), random(rows, 32, seed=2), random(40, 32, seed=3)
+    first = Tiles(weight)(x)
+    both = Tiles(other)(y, first)
+    assert both is first
+    torch.testing.assert_close(both.double(), of_rounded(x, weight) + of_rounded(y, other), rtol=1e-5, atol=1e-5)
+
+
+@needs_units
 def test_rows_may_be_of_any_floating_dtype() -> None:
     x, tiles = random(40, 64), Tiles(random(48, 64, seed=1))
     assert torch.equal(tiles(x), tiles(x.bfloat16()))

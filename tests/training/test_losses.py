@@ -21,9 +21,9 @@ from dspark.nn.ends import Ends
 from dspark.nn.tile_kernel import can_tile
 from dspark.training import losses
 from dspark.training.anchors import blocks_at
-from dspark.training.head import FrozenHead
 from dspark.training.losses import Mix, Slots, distribution_loss, paced
 from dspark.training.objective import objective
+from dspark.training.outputs import Outputs
 from dspark.training.recipe import LossSettings
 from tiny import VOCAB, tiny_drafter, tiny_target
 
@@ -84,7 +84,7 @@ def test_value_and_gradients_equal_the_plain_formula(
     slots, head, markov = random_slots(23, 11, outside)
     found = []
     for formula in (
-        lambda s, m: 3 * distribution_loss(s, FrozenHead(head), m, mix, decay, top_k).loss,
+        lambda s, m: 3 * distribution_loss(s, Outputs(head), m, mix, decay, top_k).loss,
         lambda s, m: 3 * plain(s, head, m, mix, decay, top_k),
     ):
         leaves = [t.clone().requires_grad_() for t in (slots.hidden, slots.summed, markov)]
@@ -99,7 +99,7 @@ def test_value_and_gradients_equal_the_plain_formula(
 def test_bf16_factors_leave_logits_and_gradients_near() -> None:
     head = torch.randn(96, 64, generator=torch.Generator().manual_seed(0))
     rows = torch.randn(40, 64, generator=torch.Generator().manual_seed(1))
-    exact, narrow = FrozenHead(head), FrozenHead(head, bf16=True)
+    exact, narrow = Outputs(head), Outputs(head, bf16=True)
     assert torch.equal(exact.logits(rows), rows @ head.T)
     for found, expected in (
         (narrow.logits(rows), rows @ head.T),
@@ -107,7 +107,7 @@ def test_bf16_factors_leave_logits_and_gradients_near() -> None:
     ):
         apart = (found - expected).abs().max() / expected.abs().max()
         assert 1e-6 < apart < 5e-3, "rounded factors, and nothing worse"
-    assert torch.equal(FrozenHead(head[:, :40], bf16=True).logits(rows[:, :40]), rows[:, :40] @ head[:, :40].T)
+    assert torch.equal(Outputs(head[:, :40], bf16=True).logits(rows[:, :40]), rows[:, :40] @ head[:, :40].T)
 
 
 @pytest.mark.parametrize("compiled", [True, False])
@@ -123,7 +123,7 @@ def test_gradients_in_fp32_are_exact_to_a_hundred_thousandth(
     found = []
 
     def fused(slots: Slots, head: Tensor, *others: Any) -> Tensor:
-        return distribution_loss(slots, FrozenHead(head), *others).loss
+        return distribution_loss(slots, Outputs(head), *others).loss
 
     for dtype, formula in ((torch.float64, plain), (torch.float32, fused)):
         slots = Slots(*(each.to(dtype) if each.is_floating_point() else each for each in exact))
@@ -158,7 +158,7 @@ def test_a_broken_target_is_not_learnt_in_silence() -> None:
 
 def test_the_l1_term_counts_the_mass_that_can_not_be_drafted() -> None:
     slots, head, markov = random_slots(5, 11, outside=50.0)  # nearly all of the target's mass is outside
-    distances = distribution_loss(slots, FrozenHead(head), markov, Mix(0, 0, 1), 4.0)
+    distances = distribution_loss(slots, Outputs(head), markov, Mix(0, 0, 1), 4.0)
     assert (distances.l1 > 1.99).all()
 
 
@@ -171,7 +171,7 @@ def test_the_weights_follow_what_limits_acceptance() -> None:
 def test_where_no_draft_has_a_chance_nothing_is_learnt_but_nothing_breaks() -> None:
     slots, head, markov = random_slots(6, 11, outside=200.0)  # all of the target's mass is outside
     slots.hidden.requires_grad_()
-    found = distribution_loss(slots, FrozenHead(head), markov, Mix(0, 0, 1), None)
+    found = distribution_loss(slots, Outputs(head), markov, Mix(0, 0, 1), None)
     found.loss.backward()
     assert slots.hidden.grad is not None and slots.hidden.grad.isfinite().all() and found.weights.isfinite().all()
 

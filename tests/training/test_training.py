@@ -34,7 +34,7 @@ from dspark.training.objective import objective, supervised_slots
 from dspark.training.recipe import DataSettings
 from dspark.training.run import Run
 from dspark.training.schedule import Batches, learning_rate
-from dspark.training.start import draft_vocabulary, new_drafter
+from dspark.training.start import draft_vocabulary, new_drafter, with_vocabulary
 from dspark.training.trainer import Trainer, split_examples
 from dspark.training.validation import validate
 from tiny import STOP, VOCAB, tiny_drafter, tiny_llama, tiny_target
@@ -57,12 +57,29 @@ def test_training_can_go_on_from_a_checkpoint(tmp_path: Path) -> None:
         assert torch.equal(again.state_dict()[name], tensor), name
     assert all(parameter.requires_grad for parameter in again.parameters())
     assert going_on(block_size=3).config.block_size == 3, "no weight depends on it"
-    with pytest.raises(UserError, match=r"has num_hidden_layers 2 \(recipe: 3\), draft_vocab_size 32 \(recipe: 16\)"):
-        going_on(layers=3, draft_vocab_size=16)
-    with pytest.raises(UserError, match="draft_vocab_size 32"):
-        going_on(draft_vocab_size=0)
+    with pytest.raises(UserError, match=r"has num_hidden_layers 2 \(recipe: 3\)"):
+        going_on(layers=3)
     with pytest.raises(UserError, match="nowhere"):
         going_on(initial=str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("size", [48, 16, 0])
+@pytest.mark.parametrize("rank", [8, 0])
+def test_a_trained_drafter_may_learn_other_ids_and_keeps_what_it_knows_of_its_own(size: int, rank: int) -> None:
+    target = tiny_target(pack=False)
+    ids = tuple(range(1, VOCAB, 2))
+    drafter = tiny_drafter(target, markov_rank=rank, draft_ids=ids)
+    wanted = tuple(range(size)) if size else None
+    other = with_vocabulary(drafter, target, wanted)
+    hidden, before = torch.randn(2, 4, 32), torch.randint(0, VOCAB, (2, 4))
+    old, new = drafter.logits(hidden, before), other.logits(hidden, before)
+    inside = range(VOCAB) if wanted is None else wanted
+    known = [(inside.index(i), ids.index(i)) for i in inside if i in ids]
+    assert len(known) == (size or VOCAB) // 2
+    torch.testing.assert_close(new[..., [n for n, _ in known]], old[..., [o for _, o in known]])
+    unknown = [inside.index(i) for i in inside if i not in ids]
+    torch.testing.assert_close(new[..., unknown], (hidden @ other.head.T)[..., unknown])  # no bias yet
+    assert torch.equal(other.confidence_logits(hidden, before), drafter.confidence_logits(hidden, before))
 
 
 @pytest.mark.parametrize("initial", ["target", "random"])

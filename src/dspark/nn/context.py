@@ -39,12 +39,14 @@ class ContextRows(NamedTuple):
 
     def attend(self, q_BHGAKD: Tensor, k_BHAKD: Tensor, v_BHAKD: Tensor, groups: Sequence[BlockGroup]) -> Tensor:
         """See ``Context``; rows are copied."""
+        # Split and not sliced: the gradient of a slice is a whole tensor of zeros around it.
+        sizes = [len(range(*group.blocks.indices(k_BHAKD.shape[2]))) for group in groups]
+        parts = (q_BHGAKD.split(sizes, dim=3), k_BHAKD.split(sizes, dim=2), v_BHAKD.split(sizes, dim=2))
         attended = []
-        for group in groups:
-            own = (t[:, :, group.blocks].flatten(2, 3) for t in (k_BHAKD, v_BHAKD))
+        for group, q, *own in zip(groups, *parts, strict=True):
             context = (t[:, :, : group.rows] for t in self)
-            k_BHND, v_BHND = (torch.cat(pair, dim=2) for pair in zip(context, own, strict=True))
-            attended.append(_attend(q_BHGAKD[:, :, :, group.blocks], k_BHND, v_BHND, group.mask))
+            k_BHND, v_BHND = (torch.cat((a, b.flatten(2, 3)), dim=2) for a, b in zip(context, own, strict=True))
+            attended.append(_attend(q, k_BHND, v_BHND, group.mask))
         return attended[0] if len(attended) == 1 else torch.cat(attended, dim=3)
 
 

@@ -1,13 +1,14 @@
 """Root-mean-square normalisation.
 
-Legend: d width of the normalised axis.
+Legend: d width of the normalised axis; leading axes are free.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm
 
 from dspark.nn.precision import narrowed
 
@@ -24,4 +25,26 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., d]`` to ``[..., d]``."""
-        return narrowed(rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps), x)
+        normed: Any = _Norm.apply  # untyped in torch
+        return narrowed(normed(x.float(), self.weight.float(), self.eps), x)
+
+
+class _Norm(torch.autograd.Function):
+    """Forward and backward in a third of the operations that autograd makes of the formula, all fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_d: Tensor, eps: float) -> Tensor:
+        inverse = torch.linalg.vecdot(x, x).div_(x.shape[-1]).add_(eps).rsqrt_()[..., None]
+        ctx.save_for_backward(x, weight_d, inverse)
+        normed: Tensor = (x * inverse).mul_(weight_d)
+        return normed
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight_d, inverse = ctx.saved_tensors
+        (grad,) = grad_outputs
+        unit = x * inverse
+        weighted = grad * weight_d
+        along = torch.linalg.vecdot(weighted, unit).div_(-x.shape[-1])[..., None]
+        grad_weight_d = (grad * unit).flatten(0, -2).sum(dim=0)
+        return weighted.addcmul_(unit, along).mul_(inverse), grad_weight_d, None

@@ -6,7 +6,7 @@ Legend: D head size, N heads; leading axes are free.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,6 +56,27 @@ def rotate(x: Tensor, at: Rotary) -> Tensor:
     """Rotate ``x [..., N, D]`` to the positions of ``at``; in fp32, returned in the dtype of ``x`` (under autocast in
     fp32).
     """
-    first, second = x.float().chunk(2, dim=-1)
-    turned = (first * at.cos - second * at.sin, second * at.cos + first * at.sin)
-    return narrowed(torch.cat(turned, dim=-1), x)
+    turned: Any = _Turn.apply  # untyped in torch
+    return narrowed(turned(x.float(), at.cos, at.sin), x)
+
+
+class _Turn(torch.autograd.Function):
+    """A rotation in few operations; its gradient turns back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        return _turned(grad_outputs[0], cos, -sin), None, None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    for half, along, across in zip(out.chunk(2, dim=-1), (first, second), (-(second * sin), first * sin), strict=True):
+        torch.addcmul(across, along, cos, out=half)
+    return out

@@ -26,7 +26,7 @@ _STEP = 32  # inputs of a tile
 _PANEL = 2 * _ROWS
 _TILE_BYTES = 1024
 _BLOCK = 512  # rows whose bf16 numbers stay in the second cache while all panels go by
-_TABLE = ("x", "rows", "steps", "weights", "panels", "out", "out_row")
+_TABLE = ("x", "rows", "steps", "weights", "panels", "out", "out_row", "adds")
 # Linux: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA), which a process asks once before its first tile.
 _ARCH_PRCTL, _REQUEST, _TILE_DATA = 158, 0x1023, 18
 
@@ -60,17 +60,23 @@ class Tiles:
         parts = padded.view(-1, 2, _ROWS, self.width // _STEP, _STEP // 2, 2)
         self._weights = parts.permute(0, 3, 1, 4, 2, 5).contiguous()
 
-    def __call__(self, x_TI: Tensor) -> Tensor:
-        """``[T, I]`` of any floating dtype, rounded to bf16, to fp32 ``[T, O]``."""
+    def __call__(self, x_TI: Tensor, more_TO: Tensor | None = None) -> Tensor:
+        """``[T, I]`` of any floating dtype, rounded to bf16, to fp32 ``[T, O]``.
+
+        ``more_TO``: another such product of as many rows and outputs, to which this one is added in place.
+        """
         rows, panels = len(x_TI), len(self._weights)
         padded = -(-rows // _PANEL) * _PANEL  # what stands behind the last row yields sums that nobody reads
         narrow = x_TI.new_empty(padded, self.width, dtype=torch.bfloat16)
         narrow[:rows] = x_TI
-        out_TO = torch.empty(padded, panels * _PANEL)
+        if more_TO is None:
+            out_TO = torch.empty(padded, panels * _PANEL)[:rows, : self.outputs]
+        else:
+            assert more_TO.shape == (rows, self.outputs) and more_TO.stride() == (panels * _PANEL, 1)
+            out_TO = more_TO
         addresses = narrow.data_ptr(), padded, self.width // _STEP, self._weights.data_ptr(), panels
-        _kernel()(*addresses, out_TO.data_ptr(), panels * _PANEL)
-        product_TO = out_TO[:rows, : self.outputs]
-        return product_TO if self._bias is None else product_TO.add_(self._bias)
+        _kernel()(*addresses, out_TO.data_ptr(), panels * _PANEL, int(more_TO is not None))
+        return out_TO if self._bias is None else out_TO.add_(self._bias)
 
 
 @cache
@@ -119,13 +125,20 @@ class _Product:
 
         def pair(first: Value, _: list[Value]) -> list[Value]:
             x = code.at(code.pointer(at["x"]), build.mul(first, self._row_bytes), I8)
-            for number in range(4):
-                self._tile("tilezero", [number])
-            code.loop(code.number(0), at["steps"], 1, [], lambda step, _: self._step(step, x, weights))
             out = code.at(code.pointer(at["out"]), build.add(build.mul(first, self._out_bytes), column), I8)
             below = code.at(out, build.mul(self._out_bytes, code.number(_ROWS)), I8)
-            for number, (base, beside) in enumerate(((out, 0), (out, 64), (below, 0), (below, 64))):
-                self._tile("tilestored64", [number, code.at(base, code.number(beside), I8), self._out_bytes])
+            ends = [code.at(base, code.number(beside), I8) for base in (out, below) for beside in (0, 64)]
+            adds = build.icmp_signed("!=", at["adds"], code.number(0))
+            with build.if_else(adds) as (then, otherwise):
+                with then:
+                    for number, end in enumerate(ends):
+                        self._tile("tileloadd64", [number, end, self._out_bytes])
+                with otherwise:
+                    for number in range(4):
+                        self._tile("tilezero", [number])
+            code.loop(code.number(0), at["steps"], 1, [], lambda step, _: self._step(step, x, weights))
+            for number, end in enumerate(ends):
+                self._tile("tilestored64", [number, end, self._out_bytes])
             return []
 
         return code.loop(row, end, _PANEL, [], pair)

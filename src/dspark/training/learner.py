@@ -10,8 +10,8 @@ from dspark.data.features import FeatureBatch
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.foundation.devices import multiplies_bf16
 from dspark.training.anchors import blocks_at, choose_anchors
-from dspark.training.head import FrozenHead
 from dspark.training.objective import Terms, objective
+from dspark.training.outputs import Outputs
 from dspark.training.recipe import Recipe
 from dspark.training.schedule import generator_at, learning_rate
 
@@ -24,7 +24,7 @@ class Learner:
         self.step = 0
         wanted = recipe.trainer.precision
         self._bf16 = multiplies_bf16(drafter.device) if wanted == "auto" else wanted == "bfloat16"
-        self._head = FrozenHead(drafter.head.float(), self._bf16)
+        self._head = Outputs(drafter.head.float(), self._bf16)
         settings = recipe.optimizer
         self.optimizer = torch.optim.AdamW(
             drafter.parameters(), lr=settings.lr, betas=(0.9, 0.95), weight_decay=settings.weight_decay, fused=True

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from dspark.nn.distance_kernel import can_measure, distances
-from dspark.training.head import FrozenHead
+from dspark.training.outputs import Outputs
 
 CHUNK = 256
 
@@ -67,7 +67,7 @@ class Distances(NamedTuple):
 
 
 def distribution_loss(
-    slots: Slots, head: FrozenHead, markov_Dr: Tensor, mix: Mix, decay: float | None, top_k: int = 0
+    slots: Slots, head: Outputs, markov_Dr: Tensor, mix: Mix, decay: float | None, top_k: int = 0
 ) -> Distances:
     """Weighted mean over slots of ``mix``'s terms between p_d = softmax(h head^T + m markov^T) and the target's p_t.
 
@@ -109,7 +109,7 @@ class _Fused(torch.autograd.Function):
         hidden_Nd: Tensor,
         summed_Nr: Tensor,
         markov_Dr: Tensor,
-        head: FrozenHead,
+        head: Outputs,
         given: tuple[Tensor, ...],
         mix: Mix,
         decay: float | None,
@@ -118,13 +118,14 @@ class _Fused(torch.autograd.Function):
         target_Nd, log_mass_N, labels_N, places_N = given
         grads = torch.zeros_like(hidden_Nd), torch.zeros_like(summed_Nr), torch.zeros_like(markov_Dr)
         rows_4N = hidden_Nd.new_zeros(4, len(hidden_Nd))
+        markov = Outputs(markov_Dr, head.bf16)
         for c in _chunks(places_N):
             logits_CD = head.logits(hidden_Nd[c])
             ids_Ck = logits_CD.topk(top_k, sorted=False).indices if 0 < top_k < logits_CD.shape[1] else None
             if ids_Ck is None:
-                logits_CD.addmm_(summed_Nr[c], markov_Dr.T)
+                markov.add_logits(summed_Nr[c], logits_CD)
             else:
-                logits_CD.scatter_add_(1, ids_Ck, (summed_Nr[c] @ markov_Dr.T).gather(1, ids_Ck))
+                logits_CD.scatter_add_(1, ids_Ck, markov.logits(summed_Nr[c]).gather(1, ids_Ck))
             terms_3C, grad_CD = _chunk(logits_CD, head.logits(target_Nd[c]), log_mass_N[c], labels_N[c], mix)
             places_C = places_N[c]
             weights_C = (places_C.to(terms_3C.dtype) / -decay).exp() if decay else paced(1 - terms_3C[2] / 2, places_C)
@@ -133,7 +134,7 @@ class _Fused(torch.autograd.Function):
             grads[0][c] = head.back(grad_CD).mul_(weights_C1)
             if ids_Ck is not None:  # no other logit depends on the sequential head
                 grad_CD = torch.zeros_like(grad_CD).scatter_(1, ids_Ck, grad_CD.gather(1, ids_Ck))
-            grads[1][c] = (grad_CD @ markov_Dr).mul_(weights_C1)
+            grads[1][c] = markov.back(grad_CD).mul_(weights_C1)
             grads[2].addmm_(grad_CD.T, summed_Nr[c] * weights_C1)
         ctx.weight = rows_4N[3].sum().clamp(min=1e-12)  # D-PACE weighs nothing where no first draft has a chance
         rows_4N[3] /= ctx.weight

@@ -13,8 +13,8 @@ from torch import Tensor
 from dspark.data.features import FeatureBatch
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.training.anchors import Blocks
-from dspark.training.head import FrozenHead
 from dspark.training.losses import Mix, Slots, confidence_loss, distribution_loss
+from dspark.training.outputs import Outputs
 from dspark.training.recipe import LossSettings
 
 
@@ -56,7 +56,7 @@ def objective(
     settings: LossSettings,
     done: float = 1.0,
     bf16: bool = False,
-    head: FrozenHead | None = None,
+    head: Outputs | None = None,
 ) -> Terms:
     """The training loss of one batch, ``done`` being the share of the run that is over; at least one slot must be
     supervised. ``bf16``: the drafter multiplies in it, forward and backward; what follows its last norm is fp32, but
@@ -67,7 +67,7 @@ def objective(
     mix = Mix(settings.hard_ce, settings.soft_ce, settings.l1 if done >= settings.l1_after else 0.0)
     decay = settings.decay if settings.position_weights == "exponential" else None
     # The head of a bf16 target in fp32: losses need the precision, and its rows of the draft vocabulary are few.
-    head = head or FrozenHead(drafter.head.float())
+    head = head or Outputs(drafter.head.float())
     distances = distribution_loss(slots, head, drafter.markov_head.output, mix, decay, drafter.config.markov_top_k)
     loss, weights_N = distances.loss, distances.weights
     confidence = loss.new_zeros(())

@@ -40,7 +40,8 @@ class DrafterSettings(Settings):
     draft_window: Annotated[int, Field(ge=0)] = 0
     """A slot sees only so many positions, its own included; 0: all before its anchor."""
     draft_vocab_size: Annotated[int, Field(ge=0)] = 8192
-    """The most frequent ids of the training answers; 0 drafts over the whole vocabulary."""
+    """The most frequent ids of the training answers; 0 drafts over the whole vocabulary. Where ``initial`` is a
+    checkpoint with as many ids, they stay."""
     target_layer_ids: tuple[int, ...] = Field(min_length=1)
     mask_token_id: Annotated[int, Field(ge=0)]
     initial: Annotated[str, Field(min_length=1)] = "target"

@@ -24,14 +24,10 @@ def new_drafter(recipe: Recipe, target: Target, training: Sequence[Example]) -> 
     """A drafter as ``recipe`` describes it, before its first step; the target must not be packed yet."""
     settings = recipe.drafter
     if settings.initial not in ("target", "random"):
-        return _from_checkpoint(recipe, target)
-    draft_ids = None
-    if settings.draft_vocab_size:
-        answers = (token for example in training for token in example.ids[example.start :])
-        draft_ids = draft_vocabulary(answers, settings.draft_vocab_size, target.vocab_size, target.stop_ids)
+        return _from_checkpoint(recipe, target, training)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.trainer.seed)
-        drafter = DSparkDrafter(_config(recipe, target, draft_ids), target.ends)
+        drafter = DSparkDrafter(_config(recipe, target, _draft_ids(recipe, target, training)), target.ends)
         if settings.initial == "target":
             _start_as_target(drafter, recipe, target)
     return drafter.to(target.device)
@@ -71,13 +67,17 @@ def same_drafter(target: Target, config: DSparkConfig) -> DSparkDrafter:
         return DSparkDrafter(config, target.ends).to(target.device)
 
 
-def _from_checkpoint(recipe: Recipe, target: Target) -> DSparkDrafter:
-    """A drafter that was trained before, in fp32; UserError where it is not what the recipe describes."""
+def _from_checkpoint(recipe: Recipe, target: Target, training: Sequence[Example]) -> DSparkDrafter:
+    """A drafter that was trained before, in fp32; UserError where it is not what the recipe describes.
+
+    A draft vocabulary of another size is chosen anew.
+    """
     folder = Path(recipe.drafter.initial).expanduser()
     drafter = load_drafter(folder, target.identity, target.ends, torch.float32, target.device)
-    found = asdict(drafter.config) | {"draft_vocab_size": drafter.config.draft_vocab_size}
+    if drafter.config.draft_vocab_size != (recipe.drafter.draft_vocab_size or target.vocab_size):
+        drafter = with_vocabulary(drafter, target, _draft_ids(recipe, target, training))
+    found = asdict(drafter.config)
     wanted = asdict(_config(recipe, target, drafter.config.draft_ids))
-    wanted["draft_vocab_size"] = recipe.drafter.draft_vocab_size or target.vocab_size
     for name in _OF_THE_CHECKPOINT:
         del found[name], wanted[name]
     differing = [f"{name} {found[name]} (recipe: {wanted[name]})" for name in found if found[name] != wanted[name]]
@@ -87,6 +87,25 @@ def _from_checkpoint(recipe: Recipe, target: Target) -> DSparkDrafter:
         )
     drafter.config = replace(drafter.config, block_size=recipe.drafter.block_size, num_anchors=recipe.trainer.anchors)
     return drafter
+
+
+def with_vocabulary(drafter: DSparkDrafter, target: Target, draft_ids: tuple[int, ...] | None) -> DSparkDrafter:
+    """The same drafter over other ids (None: all). Ids that it knows keep their rows of W_2, others begin at zero."""
+    whole = same_drafter(target, replace(drafter.config, draft_ids=draft_ids))
+    weights = drafter.state_dict()
+    if drafter.config.markov_rank:
+        known_Dr = drafter.markov_head.output.detach()
+        rows_Vr = known_Dr.new_zeros(drafter.config.vocab_size, known_Dr.shape[1])
+        rows_Vr[... if drafter.support is None else drafter.support] = known_Dr
+        weights["markov_head.markov_w2.weight"] = rows_Vr if whole.support is None else rows_Vr[whole.support]
+    whole.load_state_dict(weights)
+    return whole
+
+
+def _draft_ids(recipe: Recipe, target: Target, training: Sequence[Example]) -> tuple[int, ...] | None:
+    size = recipe.drafter.draft_vocab_size
+    answers = (token for example in training for token in example.ids[example.start :])
+    return draft_vocabulary(answers, size, target.vocab_size, target.stop_ids) if size else None
 
 
 def draft_vocabulary(answers: Iterable[int], size: int, vocab_size: int, always: Iterable[int]) -> tuple[int, ...]:

@@ -1,0 +1,53 @@
+"""Norm and rotation as training runs them: the formula's values and gradients, under autocast in fp32."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dspark.nn.norm import RMSNorm
+from dspark.nn.precision import for_products
+from dspark.nn.rope import Rotary, rotary, rotate
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def turned(x: Tensor, at: Rotary) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * at.cos - second * at.sin, second * at.cos + first * at.sin), dim=-1)
+
+
+def test_a_norms_gradients_are_those_of_the_formula() -> None:
+    norm = RMSNorm(16, 1e-3)
+    norm.weight.data = random(16, seed=1)
+    ours, theirs = (random(2, 3, 5, 16).requires_grad_() for _ in range(2))
+    weight, grad = norm.weight.detach().clone().requires_grad_(), random(2, 3, 5, 16, seed=2)
+    found, expected = norm(ours), torch.nn.functional.rms_norm(theirs, (16,), weight, 1e-3)
+    found.backward(grad)
+    expected.backward(grad)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(norm.weight.grad, weight.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_a_rotations_gradient_turns_back() -> None:
+    at = rotary(torch.randint(0, 300, (2, 3), generator=torch.Generator().manual_seed(0)), 8, 1e4)
+    ours, theirs = (random(2, 3, 5, 8).requires_grad_() for _ in range(2))
+    found, expected = rotate(ours, at), turned(theirs, at)
+    for each in (found, expected):
+        each.backward(random(2, 3, 5, 8, seed=2))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-6, atol=1e-6)
+
+
+def test_under_autocast_both_stay_fp32_and_products_share_one_cast() -> None:
+    norm, x = RMSNorm(8, 1e-3), random(2, 4, 8)
+    at = rotary(torch.arange(2), 8, 1e4)
+    narrow = x.bfloat16()
+    assert norm(narrow).dtype == rotate(narrow, at).dtype == torch.bfloat16
+    assert for_products(x) is x
+    with torch.autocast("cpu", torch.bfloat16):
+        assert norm(narrow).dtype == rotate(narrow, at).dtype == torch.float32
+        assert torch.equal(for_products(x), narrow)
