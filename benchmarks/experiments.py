@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -167,12 +168,12 @@ def run(room: Room, arm: Arm, seconds: float) -> dict[str, Any]:
     def learn(some: Learner) -> dict[str, float]:
         return some.learn(room.batch(some.drafter, room.features, [kept[i] for i in batches.at(some.step)]))
 
-    trial = learner(10**6)
-    learn(trial)
-    started = time.process_time()
-    for _ in range(4):
+    trial, times = learner(10**6), [time.process_time()]
+    for _ in range(8):
         learn(trial)
-    steps = max(8, round(seconds / ((time.process_time() - started) / 4))) if arm.learns else 0
+        times.append(time.process_time())
+    each = statistics.median(b - a for a, b in zip(times[2:], times[3:], strict=False))
+    steps = max(8, round(seconds / each)) if arm.learns else 0
     arm_learner = learner(steps)
     started, figures = time.process_time(), {"loss": 0.0}
     while arm_learner.step < steps:

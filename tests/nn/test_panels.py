@@ -47,6 +47,14 @@ def floats(weight: Tensor) -> Panels:
     return _panels(Form.FLOAT, weight, [])
 
 
+@pytest.mark.parametrize("outputs", [16, 50])
+@pytest.mark.parametrize("form", Form)
+def test_every_form_gives_its_weight_back(form: Form, outputs: int) -> None:
+    weight = weight_of(form, outputs, 96)
+    panels = smallest(weight)
+    assert panels.form is form and torch.equal(panels.weight(), weight)
+
+
 @given(
     form=st.sampled_from(list(Form)),
     rows=st.sampled_from([1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 97, 200]),

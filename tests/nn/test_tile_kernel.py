@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dspark.nn.forms import smallest
 from dspark.nn.packed import MANY_ROWS, PanelLinear
 from dspark.nn.tile_kernel import Tiles, can_tile, fits
 
@@ -89,9 +88,7 @@ def test_a_width_of_no_whole_tiles_stays_exact() -> None:
     assert torch.equal(told(x), PanelLinear(weight, None)(x))
 
 
-@pytest.mark.parametrize("narrow", [torch.float32, torch.float16, torch.bfloat16])
-def test_panels_give_their_weight_back(narrow: torch.dtype) -> None:
-    weight = random(50, 64).to(narrow).float()
-    panels = smallest(weight, random(50, seed=1))
-    assert torch.equal(panels.weight(), weight)
-    assert torch.equal(panels(torch.zeros(1, 64))[0], random(50, seed=1)), "and keep their bias"
+@needs_units
+def test_a_product_is_not_added_to_a_tensor_without_room_behind_its_rows() -> None:
+    with pytest.raises(AssertionError, match="not a product of ours"):
+        Tiles(random(64, 32))(random(40, 32), torch.zeros(40, 64))

@@ -50,4 +50,7 @@ def test_under_autocast_both_stay_fp32_and_products_share_one_cast() -> None:
     assert for_products(x) is x
     with torch.autocast("cpu", torch.bfloat16):
         assert norm(narrow).dtype == rotate(narrow, at).dtype == torch.float32
+        inside = norm(narrow), rotate(narrow, at)
         assert torch.equal(for_products(x), narrow)
+    outside = norm(narrow.float()), rotate(narrow.float(), at)
+    assert all(torch.equal(a, b) for a, b in zip(inside, outside, strict=True)), "nothing in them is rounded"

@@ -107,7 +107,24 @@ def test_bf16_factors_leave_logits_and_gradients_near() -> None:
     ):
         apart = (found - expected).abs().max() / expected.abs().max()
         assert 1e-6 < apart < 5e-3, "rounded factors, and nothing worse"
-    assert torch.equal(Outputs(head[:, :40], bf16=True).logits(rows[:, :40]), rows[:, :40] @ head[:, :40].T)
+    other = Outputs(head[:, :40], bf16=True)
+    assert narrow.tiled and not other.tiled, "widths of no whole tiles stay as they are"
+    assert torch.equal(other.logits(rows[:, :40]), rows[:, :40] @ head[:, :40].T)
+    both = narrow.logits(rows)
+    narrow.add_logits(rows, both)
+    torch.testing.assert_close(both, 2 * narrow.logits(rows), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [40, 64])
+def test_head_and_sequential_head_round_together_or_not_at_all(width: int) -> None:
+    g = torch.Generator().manual_seed(0)
+    head, markov, hidden = (torch.randn(n, w, generator=g) for n, w in ((96, width), (96, 32), (41, width)))
+    summed, target = torch.randn(41, 32, generator=g), torch.randn(41, width, generator=g)
+    places = torch.arange(41) % 4
+    slots = Slots(hidden, summed, target, (target @ head.T).logsumexp(-1), places, places)
+    found = [distribution_loss(slots, Outputs(head, bf16), markov, Mix(0, 1, 1), 4.0) for bf16 in (False, True)]
+    torch.testing.assert_close(found[1].loss, found[0].loss, rtol=1e-2, atol=1e-2)
+    assert (found[1].loss == found[0].loss) == (width == 40 or not can_tile())
 
 
 @pytest.mark.parametrize("compiled", [True, False])

@@ -57,6 +57,9 @@ def test_training_can_go_on_from_a_checkpoint(tmp_path: Path) -> None:
         assert torch.equal(again.state_dict()[name], tensor), name
     assert all(parameter.requires_grad for parameter in again.parameters())
     assert going_on(block_size=3).config.block_size == 3, "no weight depends on it"
+    answers = examples[0].ids[examples[0].start :]
+    assert going_on(draft_vocab_size=16).config.draft_ids == draft_vocabulary(answers, 16, VOCAB, target.stop_ids)
+    assert going_on(draft_vocab_size=0).config.draft_ids is None
     with pytest.raises(UserError, match=r"has num_hidden_layers 2 \(recipe: 3\)"):
         going_on(layers=3)
     with pytest.raises(UserError, match="nowhere"):

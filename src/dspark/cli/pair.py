@@ -46,7 +46,7 @@ class Pair:
         return {
             "target": self.target.name,
             "drafter": self.drafter,
-            "dtype": str(self.target.dtype).removeprefix("torch."),
+            "dtype": str(self.target.precision).removeprefix("torch."),
             "weights": self.target.weights,
             "device": str(self.target.device),
             "round_ms": [1000 * each for each in seconds],

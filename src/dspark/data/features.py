@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dspark.data.responses import Response
+from dspark.nn.packed import MANY_ROWS
 from dspark.targets.model import Target
 from dspark.targets.ragged import RaggedBatch
 
@@ -119,12 +120,23 @@ class OnlineFeatures:
         return len(self._examples[index].ids)
 
     def batch(self, indices: Sequence[int]) -> FeatureBatch:
-        """Features of ``indices``; those not kept are computed in one ragged pass."""
+        """Features of ``indices``; those not kept are computed, mostly in one ragged pass."""
         missing = [index for index in indices if index not in self._kept]
-        computed = dict(zip(missing, self._compute(missing), strict=True)) if missing else {}
+        computed: dict[int, _Features] = {}
+        for some in self._together(missing):
+            computed |= zip(some, self._compute(some), strict=True)
         for index, features in computed.items():
             self._keep(index, features)
         return self._pad(indices, [computed.get(index) or self._kept[index] for index in indices])
+
+    def _together(self, indices: list[int]) -> list[list[int]]:
+        """Who may be computed with whom: where many rows are multiplied otherwise than few, short texts are alone, so
+        that a step does not depend on what the memory holds.
+        """
+        if self._target.precision == self._target.dtype:
+            return [indices] if indices else []
+        long = [index for index in indices if self.length(index) >= MANY_ROWS]
+        return ([long] if long else []) + [[index] for index in indices if self.length(index) < MANY_ROWS]
 
     def _compute(self, indices: list[int]) -> list[_Features]:
         examples = [self._examples[index] for index in indices]

@@ -22,7 +22,7 @@ from torch import Tensor
 from dspark.nn.attention_kernel import Seen
 
 # Requests that bring at most this many tokens are padded to one length and share calls; longer ones go alone.
-_SHORT = 16
+SHORT = 16
 # Rows of all heads that are read in the time that a further call of the kernel costs.
 _ROWS_A_CALL = 256
 # The owner of an item that nobody looks at: a block between two others, read because that is cheaper than a call.
@@ -142,7 +142,7 @@ class Plan:
         exact: bool = True,
     ) -> None:
         self.size = size
-        self.hurried = not exact and min(counts, default=0) > _SHORT
+        self.hurried = not exact and min(counts, default=0) > SHORT
         """Whether whole texts are read and may be in the way of PyTorch's kernels, which have several tokens share a
         reading of their keys.
         """
@@ -161,8 +161,8 @@ class Plan:
         counts = self._counts
         tables = [BlockTable(each.blocks, start) for each, start in zip(self._tables, self._starts, strict=True)]
         firsts = list(accumulate(counts, initial=0))
-        short = [i for i, count in enumerate(counts) if count <= _SHORT]
-        groups = [[i] for i, count in enumerate(counts) if count > _SHORT] + ([short] if short else [])
+        short = [i for i, count in enumerate(counts) if count <= SHORT]
+        groups = [[i] for i, count in enumerate(counts) if count > SHORT] + ([short] if short else [])
         return [
             Group(
                 [tables[i] for i in some], [counts[i] for i in some], [firsts[i] for i in some], self.size, self._device

@@ -34,7 +34,7 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_d: Tensor, eps: float) -> Tensor:
-        inverse = torch.linalg.vecdot(x, x).div_(x.shape[-1]).add_(eps).rsqrt_()[..., None]
+        inverse = (x * x).mean(dim=-1, keepdim=True).add_(eps).rsqrt_()  # no vecdot: autocast would round its factors
         ctx.save_for_backward(x, weight_d, inverse)
         normed: Tensor = (x * inverse).mul_(weight_d)
         return normed
@@ -45,6 +45,6 @@ class _Norm(torch.autograd.Function):
         (grad,) = grad_outputs
         unit = x * inverse
         weighted = grad * weight_d
-        along = torch.linalg.vecdot(weighted, unit).div_(-x.shape[-1])[..., None]
+        along = (weighted * unit).mean(dim=-1, keepdim=True).neg_()
         grad_weight_d = (grad * unit).flatten(0, -2).sum(dim=0)
         return weighted.addcmul_(unit, along).mul_(inverse), grad_weight_d, None

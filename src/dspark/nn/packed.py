@@ -1,4 +1,4 @@
-"""Frozen linear layers in layouts made for few rows: the fast fp32 path of a CPU without bf16 units.
+"""Frozen linear layers in layouts made for few rows: the fast path of a CPU.
 
 ``torch.nn.functional.linear`` hands fp32 products of few rows to a general matrix product that re-reads and re-orders
 the weight at every call; a weight re-ordered once costs far less, and one that fits into half precision less again
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from dspark.nn.forms import smallest
 from dspark.nn.machine import can_compile
-from dspark.nn.tile_kernel import Tiles, fits
+from dspark.nn.tile_kernel import Tiles, can_tile, fits
 
 # The layout is chosen by oneDNN for this many rows; 64 was the best or equal best from 1 to 64 rows.
 ROWS_HINT = 64
-# From so many rows on products in bf16 are faster than those in fp32, where a CPU has matrix units for them.
-MANY_ROWS = 16
+# From so many rows on products are rounded where that is asked for; no block of drafts has as many.
+MANY_ROWS = 32
 
 
 class PackedLinear(nn.Module):
@@ -46,20 +46,20 @@ class PanelLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.panels = smallest(weight, None if bias is None else bias.detach())
-        self._tiles: Tiles | None = None
+        self.tiles: Tiles | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x [..., in]`` fp32 to ``[..., out]``; TypeError for rows of another dtype."""
+        """``x [..., in]`` fp32 to ``[..., out]``; TypeError for few rows of another dtype."""
         rows = x.reshape(-1, self.in_features)
-        product = self.panels(rows) if self._tiles is None or len(rows) < MANY_ROWS else self._tiles(rows)
+        product = self.panels(rows) if self.tiles is None or len(rows) < MANY_ROWS else self.tiles(rows)
         return product.view(*x.shape[:-1], self.out_features)
 
     def round_many(self) -> None:
-        """From now on multiply ``MANY_ROWS`` and more with bf16 numbers: several times as fast on the hardware that
-        ``can_tile``, and what a row yields then depends on how many there are.
+        """From now on multiply ``MANY_ROWS`` and more with bf16 numbers, where the hardware has units for that: several
+        times as fast, and what a row yields then depends on how many there are.
         """
-        if fits(self.in_features):
-            self._tiles = Tiles(self.panels.weight(), self.panels.bias)
+        if fits(self.in_features) and can_tile():
+            self.tiles = Tiles(self.panels.weight(), self.panels.bias)
 
     def extra_repr(self) -> str:
         """Shape and form."""
@@ -170,11 +170,15 @@ def frozen_products(module: nn.Module) -> list[nn.Module]:
 
 
 def bytes_by_form(module: nn.Module) -> dict[str, int]:
-    """Bytes of the frozen products' weights, by form ("float32", "int4" and so on), the largest first."""
+    """Bytes of the frozen products' weights, by form ("float32", "int4" and so on), the largest first; "tiles" are
+    second copies for many rows.
+    """
     found: dict[str, int] = {}
     for each in frozen_products(module):
         if isinstance(each, PanelLinear):
             form, size = each.panels.form.value, each.panels.nbytes
+            if each.tiles is not None:
+                found["tiles"] = found.get("tiles", 0) + each.tiles.nbytes
         else:
             weight = each.packed if isinstance(each, PackedLinear) else each.weight
             assert isinstance(weight, Tensor)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dspark.nn.machine import Call, lanes
-from dspark.nn.product_kernel import DIRECT, Form, product_kernel
+from dspark.nn.product_kernel import DIRECT, GROUP, Form, product_kernel
 
 
 class Panels:
@@ -59,12 +59,15 @@ class Panels:
         return out_TO if self.padded == self.outputs else out_TO[:, : self.outputs]
 
     def weight(self) -> Tensor:
-        """The weight ``[out, in]``, every number as it was."""
-        bias, self._bias = self._bias, self._zeros
-        try:
-            return self(torch.eye(self.width)).T
-        finally:
-            self._bias = bias
+        """The weight ``[out, in]``, fp32, every number as it was."""
+        numbers = self.weights
+        if self.form is Form.NIBBLE:
+            numbers = torch.stack((numbers & 15, numbers >> 4), dim=2).flatten(1, 2)
+        wide = numbers.float()  # panel, input, output of the panel
+        if self.scales is not None:
+            scale, *offset = self.scales.float().repeat_interleave(GROUP, dim=1).unbind(dim=2)
+            wide = wide * scale + (offset[0] if offset else 0.0)
+        return wide.transpose(1, 2).flatten(0, 1)[: self.outputs]
 
     def scratch(self, rows: int) -> Tensor | None:
         """Room for a panel of every thread, where that many rows need it."""

@@ -60,19 +60,27 @@ class Tiles:
         parts = padded.view(-1, 2, _ROWS, self.width // _STEP, _STEP // 2, 2)
         self._weights = parts.permute(0, 3, 1, 4, 2, 5).contiguous()
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weight."""
+        return self._weights.nbytes
+
     def __call__(self, x_TI: Tensor, more_TO: Tensor | None = None) -> Tensor:
         """``[T, I]`` of any floating dtype, rounded to bf16, to fp32 ``[T, O]``.
 
-        ``more_TO``: another such product of as many rows and outputs, to which this one is added in place.
+        ``more_TO``: another such product of as many rows and outputs, to which this one is added in place (what
+        stands behind its rows is overwritten).
         """
         rows, panels = len(x_TI), len(self._weights)
         padded = -(-rows // _PANEL) * _PANEL  # what stands behind the last row yields sums that nobody reads
         narrow = x_TI.new_empty(padded, self.width, dtype=torch.bfloat16)
         narrow[:rows] = x_TI
         if more_TO is None:
-            out_TO = torch.empty(padded, panels * _PANEL)[:rows, : self.outputs]
+            out_TO = torch.empty(padded, panels * _PANEL, dtype=torch.float32)[:rows, : self.outputs]
         else:
             assert more_TO.shape == (rows, self.outputs) and more_TO.stride() == (panels * _PANEL, 1)
+            behind = more_TO.untyped_storage().nbytes() // 4 - more_TO.storage_offset()
+            assert more_TO.dtype == torch.float32 and behind >= padded * panels * _PANEL, "not a product of ours"
             out_TO = more_TO
         addresses = narrow.data_ptr(), padded, self.width // _STEP, self._weights.data_ptr(), panels
         _kernel()(*addresses, out_TO.data_ptr(), panels * _PANEL, int(more_TO is not None))
@@ -94,8 +102,8 @@ class _Product:
         build = code.build
         table = [code.load(code.function.args[0], code.number(i), I64) for i in range(len(_TABLE))]
         self._at = at = dict(zip(_TABLE, table, strict=True))
-        self._configure()
         first, last = code.share(at["panels"])
+        self._configure()
         self._panel_bytes = build.mul(at["steps"], code.number(2 * _TILE_BYTES))
         self._row_bytes = build.mul(at["steps"], code.number(2 * _STEP))
         self._out_bytes = build.mul(at["out_row"], code.number(4))
@@ -131,14 +139,14 @@ class _Product:
             adds = build.icmp_signed("!=", at["adds"], code.number(0))
             with build.if_else(adds) as (then, otherwise):
                 with then:
-                    for number, end in enumerate(ends):
-                        self._tile("tileloadd64", [number, end, self._out_bytes])
+                    for number, place in enumerate(ends):
+                        self._tile("tileloadd64", [number, place, self._out_bytes])
                 with otherwise:
                     for number in range(4):
                         self._tile("tilezero", [number])
             code.loop(code.number(0), at["steps"], 1, [], lambda step, _: self._step(step, x, weights))
-            for number, end in enumerate(ends):
-                self._tile("tilestored64", [number, end, self._out_bytes])
+            for number, place in enumerate(ends):
+                self._tile("tilestored64", [number, place, self._out_bytes])
             return []
 
         return code.loop(row, end, _PANEL, [], pair)

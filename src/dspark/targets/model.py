@@ -65,7 +65,7 @@ class Target:
         """Put ``model`` behind the seam and probe it; raises UserError where it can't be served exactly.
 
         ``rounding``: round its weights to float16, bfloat16, or int8 in groups of 32, first; sums stay in the model's
-        dtype. Rows are rounded as well where many are multiplied with bfloat16 weights.
+        dtype. Where there are matrix units, many rows are rounded as well before bfloat16 weights multiply them.
         """
         self.name = source.name
         _refuse_unservable(model, self.name)
@@ -90,7 +90,8 @@ class Target:
         self._scales = scales_of(config)
         self._kv_layers = kv_layers(config)
         self._compiled: Stack | None = None
-        self._rough = rounding == torch.bfloat16
+        packs = (self.device.type, self.dtype) == ("cpu", torch.float32)
+        self._rough = rounding == torch.bfloat16 and packs and can_tile()
         self.weights_hash  # noqa: B018  # hashed before rounding, and before packing replaces the head
         if rounding is not None:
             _round(model, rounding, self.name)
@@ -103,6 +104,11 @@ class Target:
                 self.pack()
             probe(self, eager_logits_TV)
             self._compile()
+
+    @property
+    def precision(self) -> torch.dtype:
+        """What its logits are as exact as: bfloat16 where many rows are multiplied so, else its dtype."""
+        return torch.bfloat16 if self._rough else self.dtype
 
     def pack(self) -> None:
         """Drop the readable weights for faster frozen forms of the same numbers."""

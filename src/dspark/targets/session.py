@@ -13,7 +13,8 @@ from dspark.speculation.loop import Step
 from dspark.targets.model import Target
 from dspark.targets.ragged import RaggedBatch
 
-# Prompts are run in pieces of at most this many tokens: memory stays bounded, results do not change.
+# Prompts are run in pieces of at most this many tokens: memory stays bounded, results do not change (but for
+# a target that multiplies many rows otherwise than few).
 PREFILL_CHUNK = 512
 
 

@@ -118,7 +118,7 @@ class _Fused(torch.autograd.Function):
         target_Nd, log_mass_N, labels_N, places_N = given
         grads = torch.zeros_like(hidden_Nd), torch.zeros_like(summed_Nr), torch.zeros_like(markov_Dr)
         rows_4N = hidden_Nd.new_zeros(4, len(hidden_Nd))
-        markov = Outputs(markov_Dr, head.bf16)
+        markov = Outputs(markov_Dr, head.tiled)
         for c in _chunks(places_N):
             logits_CD = head.logits(hidden_Nd[c])
             ids_Ck = logits_CD.topk(top_k, sorted=False).indices if 0 < top_k < logits_CD.shape[1] else None

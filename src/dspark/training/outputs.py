@@ -18,7 +18,7 @@ class Outputs:
     """
 
     def __init__(self, weight_Dw: Tensor, bf16: bool = False) -> None:
-        self.weight, self.bf16 = weight_Dw, bf16
+        self.weight = weight_Dw
         self._there: Tiles | None = None
         if (
             bf16
@@ -28,12 +28,17 @@ class Outputs:
         ):
             self._there, self._back = Tiles(weight_Dw), Tiles(weight_Dw.T)
 
+    @property
+    def tiled(self) -> bool:
+        """Whether factors are rounded."""
+        return self._there is not None
+
     def logits(self, x_Cw: Tensor) -> Tensor:
         """``[C, w]`` to ``[C, D]``, a tensor of its own."""
         return x_Cw @ self.weight.T if self._there is None else self._there(x_Cw)
 
     def add_logits(self, x_Cw: Tensor, logits_CD: Tensor) -> None:
-        """The same added to ``logits_CD``, which is another's ``logits``."""
+        """The same added to ``logits_CD``, which are another's ``logits``, tiled if these are."""
         if self._there is None:
             logits_CD.addmm_(x_Cw, self.weight.T)
         else:
