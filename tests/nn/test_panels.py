@@ -50,7 +50,8 @@ def floats(weight: Tensor) -> Panels:
 @pytest.mark.parametrize("outputs", [16, 50])
 @pytest.mark.parametrize("form", Form)
 def test_every_form_gives_its_weight_back(form: Form, outputs: int) -> None:
-    weight = weight_of(form, outputs, 96)
+    # Half precision is tried first; it does not reach so low.
+    weight = weight_of(form, outputs, 96) * (2.0**-30 if form is Form.BRAIN else 1.0)
     panels = smallest(weight)
     assert panels.form is form and torch.equal(panels.weight(), weight)
 
