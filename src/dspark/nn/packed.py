@@ -16,7 +16,7 @@ from dspark.nn.tile_kernel import Tiles, can_tile, fits
 
 # The layout is chosen by oneDNN for this many rows; 64 was the best or equal best from 1 to 64 rows.
 ROWS_HINT = 64
-# From so many rows on products are rounded where that is asked for; no block of drafts has as many.
+# From so many rows on products are rounded where that is asked for; usual blocks of drafts have far fewer.
 MANY_ROWS = 32
 
 

@@ -133,7 +133,8 @@ def early_stop(survival: Sequence[float], seconds: Sequence[float]) -> int:
     return min(len(survival), len(seconds) - 1)
 
 
-# In plain steps, about what one sampled request took on a CPU (docs/lab_log.md): a draft, and each that is verified.
+# In plain steps, about what one request took on a CPU at the recommended sampling (docs/lab_log.md; at temperature 1 a
+# draft took twice that): a draft, and each that is verified.
 _DRAFT, _VERIFIED = 0.7, 0.25
 
 
