@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dspark.nn.packed import MANY_ROWS, PanelLinear
+from dspark.nn.machine import Program
+from dspark.nn.packed import PanelLinear
 from dspark.nn.tile_kernel import Tiles, can_tile, fits
 
 needs_units = pytest.mark.skipif(not can_tile(), reason="this CPU has no matrix units (AMX)")
@@ -69,26 +70,54 @@ def test_rows_may_be_of_any_floating_dtype() -> None:
 
 @needs_units
 @pytest.mark.parametrize("bias", [None, random(72, seed=3)], ids=["no", "bias"])
-def test_a_frozen_product_rounds_many_rows_only_and_only_when_told(bias: Tensor | None) -> None:
+def test_a_frozen_product_rounds_only_when_told(bias: Tensor | None) -> None:
     weight, x = random(72, 64), random(40, 64, seed=1)
     told, other = PanelLinear(weight, bias), PanelLinear(weight, bias)
-    told.round_many()
-    few = x[: MANY_ROWS - 1]
-    assert torch.equal(told(few), other(few)), "few rows stay exact to the bit"
+    told.round()
     expected = of_rounded(x, weight) + (0.0 if bias is None else bias)
     torch.testing.assert_close(told(x).double(), expected, rtol=1e-5, atol=1e-5)
     assert not torch.equal(told(x), other(x))
     assert told(x.view(2, 20, 64)).shape == (2, 20, 72)
 
 
+@needs_units
+@given(rows=st.integers(1, 70), outputs=st.sampled_from([32, 64, 96, 130]), first=st.integers(0, 69))
+def test_a_row_is_the_same_to_the_bit_in_any_company(rows: int, outputs: int, first: int) -> None:
+    x, product = random(70, 96), Tiles(random(outputs, 96, seed=1))
+    first = min(first, 70 - rows)
+    assert torch.equal(product(x)[first : first + rows], product(x[first : first + rows]))
+
+
+@needs_units
+def test_broken_neighbours_change_no_bit() -> None:
+    x, product = random(16, 64), Tiles(random(64, 64, seed=1))
+    broken = x.clone()
+    broken[1:, ::3] = float("nan")
+    broken[5:, ::2] = float("inf")
+    broken[9:] = 1e-40
+    assert torch.equal(product(broken)[0], product(x)[0])
+    assert product(broken)[1].isnan().all()
+
+
+@needs_units
+@pytest.mark.parametrize("rows", [1, 8, 16, 17, 40])
+def test_a_call_of_a_program_adds_what_the_module_adds_afterwards(rows: int) -> None:
+    x, bias, more = random(rows, 64), random(64, seed=2), random(rows, 64, seed=3)
+    product = Tiles(random(64, 64, seed=1), bias)
+    expected = product(x) + more
+    Program([product.call(x, more, more, scratch := product.scratch(rows))]).run()
+    assert torch.equal(more, expected) and len(scratch) % 16 == 0
+
+
 def test_a_width_of_no_whole_tiles_stays_exact() -> None:
     weight, x = random(48, 40), random(40, 40, seed=1)
     told = PanelLinear(weight, None)
-    told.round_many()
+    told.round()
     assert torch.equal(told(x), PanelLinear(weight, None)(x))
 
 
 @needs_units
-def test_a_product_is_not_added_to_a_tensor_without_room_behind_its_rows() -> None:
+@pytest.mark.parametrize("other", [torch.zeros(40, 48), torch.zeros(64, 40).T, torch.zeros(41, 64)[:, :48]])
+def test_a_product_is_added_to_another_product_only(other: Tensor) -> None:
     with pytest.raises(AssertionError, match="not a product of ours"):
-        Tiles(random(64, 32))(random(40, 32), torch.zeros(40, 64))
+        Tiles(random(48, 32))(random(40, 32), other)

@@ -16,6 +16,7 @@ from test_families import FAMILIES, model_of
 from torch import Tensor
 
 from dspark.nn.blocks import BlockTable
+from dspark.nn.tile_kernel import can_tile
 from dspark.targets.model import Target
 from dspark.targets.ragged import RaggedBatch
 from tiny import VOCAB, tiny_llama, tiny_target
@@ -61,6 +62,12 @@ def differs(target: Target) -> bool:
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - NOT_ALL_COMPILED))
 def test_company_changes_no_bit(family: str) -> None:
     assert not differs(tiny_target(model_of(family)))
+
+
+@pytest.mark.skipif(not can_tile(), reason="this CPU has no matrix units (AMX)")
+def test_company_changes_no_bit_of_rounded_products() -> None:
+    model = tiny_llama(hidden_size=64, intermediate_size=96)
+    assert not differs(tiny_target(model, rounding=torch.bfloat16))
 
 
 def test_control_pytorchs_own_kernels_take_turns(no_kernels: None) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dspark.data.responses import Response
-from dspark.nn.packed import MANY_ROWS
+from dspark.targets.compiled import MOST_ROWS
 from dspark.targets.model import Target
 from dspark.targets.ragged import RaggedBatch
 
@@ -110,6 +110,8 @@ class OnlineFeatures:
         self._taps = tuple(taps)
         self._memory_left = memory_bytes
         self._keep_dtype = keep_dtype
+        self._exact = target.precision == target.dtype
+        """Else whole texts may be read in the fastest way there is."""
         self._kept: dict[int, _Features] = {}
 
     def __len__(self) -> int:
@@ -130,20 +132,20 @@ class OnlineFeatures:
         return self._pad(indices, [computed.get(index) or self._kept[index] for index in indices])
 
     def _together(self, indices: list[int]) -> list[list[int]]:
-        """Who may be computed with whom: where many rows are multiplied otherwise than few, short texts are alone, so
-        that a step does not depend on what the memory holds.
+        """Who may be computed with whom: where long texts are read otherwise than short ones, these are alone, so that
+        a step does not depend on what the memory holds.
         """
-        if self._target.precision == self._target.dtype:
+        if self._exact:
             return [indices] if indices else []
-        long = [index for index in indices if self.length(index) >= MANY_ROWS]
-        return ([long] if long else []) + [[index] for index in indices if self.length(index) < MANY_ROWS]
+        long = [index for index in indices if self.length(index) > MOST_ROWS]
+        return ([long] if long else []) + [[index] for index in indices if self.length(index) <= MOST_ROWS]
 
     def _compute(self, indices: list[int]) -> list[_Features]:
         examples = [self._examples[index] for index in indices]
         counts = [len(example.ids) for example in examples]
         # no_grad, not inference_mode: tensors made there can't be saved for a backward pass
         with torch.no_grad():
-            cache = self._target.new_cache(len(examples), max(counts))
+            cache = self._target.new_cache(len(examples), max(counts), exact=self._exact)
             ids = torch.tensor([i for example in examples for i in example.ids], device=self._target.device)
             step = self._target.forward(ids, RaggedBatch(cache, cache.tables(), counts), self._taps)
             assert step.features_TF is not None

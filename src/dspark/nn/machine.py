@@ -29,6 +29,7 @@ I8, I16, I32, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64
 POINTER = ir.PointerType()
 Value = Any  # llvmlite's values are not typed
 _TEAM = ("omp_get_thread_num", "omp_get_num_threads")
+_LINE = 64  # bytes that come from memory together
 _BARRIER = "GOMP_barrier"
 # Fused products and half precision as instructions; without them LLVM would call functions that need not be there.
 _NEEDED = {"x86_64": ("avx2", "fma", "f16c"), "AMD64": ("avx2", "fma", "f16c"), "aarch64": (), "arm64": ()}
@@ -70,6 +71,15 @@ class Code:
     def store(self, value: Value, pointer: Value, index: Value, kind: Any) -> None:
         """Write ``value`` from element ``index`` on."""
         self.build.store(value, self.at(pointer, index, kind)).align = 1
+
+    def prefetch(self, pointer: Value, size: int) -> None:
+        """Ask for ``size`` bytes that will be read later, to the second cache."""
+        name = "llvm.prefetch.p0"
+        kind = ir.FunctionType(ir.VoidType(), [POINTER, I32, I32, I32])
+        known = self.module.globals.get(name) or ir.Function(self.module, kind, name)
+        hints = [ir.Constant(I32, each) for each in (0, 2, 1)]  # a reading, of data, wanted there
+        for line in range(0, size, _LINE):
+            self.build.call(known, [self.at(pointer, self.number(line), I8), *hints])
 
     def splat(self, value: Value, count: int) -> Value:
         """A vector of ``count`` times ``value``."""
@@ -144,6 +154,11 @@ class Code:
         ]
         number, count = (self.build.sext(self.build.call(each, []), I64) for each in functions)
         return number, count
+
+    def barrier(self) -> None:
+        """No thread of the team goes on before all have come here."""
+        known = self.module.globals.get(_BARRIER)
+        self.build.call(known or ir.Function(self.module, ir.FunctionType(ir.VoidType(), []), _BARRIER), [])
 
     def share(self, total: Value) -> tuple[Value, Value]:
         """The first of this thread's share of ``total`` things, and the one behind its last."""
@@ -249,7 +264,6 @@ def _runner() -> Kernel:
     module = ir.Module()
     code = Code(module, "program", (POINTER,))
     build = code.build
-    barrier = ir.Function(module, ir.FunctionType(ir.VoidType(), []), _BARRIER)
     kernel = ir.FunctionType(ir.VoidType(), [POINTER]).as_pointer()
     pairs, count = (code.load(code.function.args[0], code.number(i), I64) for i in range(2))
 
@@ -257,7 +271,7 @@ def _runner() -> Kernel:
         place = build.mul(index, code.number(2))
         function, table = (code.load(code.pointer(pairs), build.add(place, code.number(i)), I64) for i in range(2))
         build.call(build.inttoptr(function, kernel), [code.pointer(table)])
-        build.call(barrier, [])
+        code.barrier()
         return []
 
     code.loop(code.number(0), count, 1, [], call)

@@ -9,7 +9,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from dspark.nn.machine import F32, I32, Code, Value
+from dspark.nn.machine import F32, I16, I32, Code, Value
 
 # e^x = 2^n e^r with n whole and |r| <= ln 2 / 2; ln 2 in two parts, the first short enough for an exact product.
 _LOG2_E, _LN2_HIGH, _LN2_LOW = 1.44269504088896341, 0.693359375, -2.12194440e-4
@@ -48,6 +48,19 @@ def hyperbolic_tangent(code: Code, x: Value) -> Value:
     """``tanh(x) = 1 - 2 / (e^2x + 1)``, to an absolute error of a few 1e-7."""
     raised = code.build.fadd(exponential(code, code.build.fadd(x, x)), constant(1.0, x))
     return code.build.fsub(constant(1.0, x), code.build.fdiv(constant(2.0, x), raised))
+
+
+def brain(code: Code, x: Value) -> Value:
+    """The nearest bf16 numbers as 16-bit integers, ties to even; NaN for NaN."""
+    build, half, whole = code.build, ir.VectorType(I16, x.type.count), ir.VectorType(I32, x.type.count)
+
+    def every(value: int) -> Value:
+        return ir.Constant(whole, [value] * x.type.count)
+
+    bits = build.bitcast(x, whole)
+    odd = build.and_(build.lshr(bits, every(16)), every(1))
+    nearest = build.lshr(build.add(bits, build.add(odd, every(0x7FFF))), every(16))
+    return build.trunc(build.select(build.fcmp_unordered("uno", x, x), every(0x7FC0), nearest), half)
 
 
 def largest(code: Code, x: Value, other: Value | None = None) -> Value:

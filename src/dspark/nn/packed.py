@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from dspark.nn.forms import smallest
 from dspark.nn.machine import can_compile
+from dspark.nn.panels import Panels
 from dspark.nn.tile_kernel import Tiles, can_tile, fits
 
 # The layout is chosen by oneDNN for this many rows; 64 was the best or equal best from 1 to 64 rows.
 ROWS_HINT = 64
-# From so many rows on products are rounded where that is asked for; usual blocks of drafts have far fewer.
-MANY_ROWS = 32
 
 
 class PackedLinear(nn.Module):
@@ -40,30 +39,28 @@ class PackedLinear(nn.Module):
 
 
 class PanelLinear(nn.Module):
-    """A frozen ``y = x W^T + b`` in fp32, its weight in the smallest form that holds it exactly (``panels``)."""
+    """A frozen ``y = x W^T + b`` in fp32, its weight in panels of the smallest form that holds it exactly, or tiles."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self.panels = smallest(weight, None if bias is None else bias.detach())
-        self.tiles: Tiles | None = None
+        self.panels: Panels | Tiles = smallest(weight, None if bias is None else bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x [..., in]`` fp32 to ``[..., out]``; TypeError for few rows of another dtype."""
-        rows = x.reshape(-1, self.in_features)
-        product = self.panels(rows) if self.tiles is None or len(rows) < MANY_ROWS else self.tiles(rows)
+        """``x [..., in]`` fp32 to ``[..., out]``; TypeError for another dtype."""
+        product = self.panels(x.reshape(-1, self.in_features))
         return product.view(*x.shape[:-1], self.out_features)
 
-    def round_many(self) -> None:
-        """From now on multiply ``MANY_ROWS`` and more with bf16 numbers, where the hardware has units for that: several
-        times as fast, and what a row yields then depends on how many there are.
+    def round(self) -> None:
+        """From now on round weight and rows to bf16 and multiply on matrix units, where the hardware has them: 16 rows
+        take little longer than one.
         """
-        if fits(self.in_features) and can_tile():
-            self.tiles = Tiles(self.panels.weight(), self.panels.bias)
+        if isinstance(self.panels, Panels) and fits(self.in_features) and can_tile():
+            self.panels = Tiles(self.panels.weight(), self.panels.bias)
 
     def extra_repr(self) -> str:
         """Shape and form."""
-        return f"in_features={self.in_features}, out_features={self.out_features}, {self.panels.form.value}"
+        return f"in_features={self.in_features}, out_features={self.out_features}, {self.panels.name}"
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -154,11 +151,11 @@ def pack_linears(module: nn.Module) -> int:
     return replaced
 
 
-def round_many(module: nn.Module) -> None:
-    """Let every frozen product below ``module`` multiply many rows in bf16 (``PanelLinear.round_many``)."""
+def round_products(module: nn.Module) -> None:
+    """Let every frozen product below ``module`` multiply in bf16 (``PanelLinear.round``)."""
     for each in frozen_products(module):
         if isinstance(each, PanelLinear):
-            each.round_many()
+            each.round()
 
 
 def frozen_products(module: nn.Module) -> list[nn.Module]:
@@ -170,15 +167,11 @@ def frozen_products(module: nn.Module) -> list[nn.Module]:
 
 
 def bytes_by_form(module: nn.Module) -> dict[str, int]:
-    """Bytes of the frozen products' weights, by form ("float32", "int4" and so on), the largest first; "tiles" are
-    second copies for many rows.
-    """
+    """Bytes of the frozen products' weights, by form ("float32", "int4" and so on), the largest first."""
     found: dict[str, int] = {}
     for each in frozen_products(module):
         if isinstance(each, PanelLinear):
-            form, size = each.panels.form.value, each.panels.nbytes
-            if each.tiles is not None:
-                found["tiles"] = found.get("tiles", 0) + each.tiles.nbytes
+            form, size = each.panels.name, each.panels.nbytes
         else:
             weight = each.packed if isinstance(each, PackedLinear) else each.weight
             assert isinstance(weight, Tensor)

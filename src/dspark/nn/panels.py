@@ -43,6 +43,11 @@ class Panels:
         )
 
     @property
+    def name(self) -> str:
+        """Of the form."""
+        return self.form.value
+
+    @property
     def nbytes(self) -> int:
         """Bytes of weights and scales."""
         return self.weights.nbytes + (0 if self.scales is None else self.scales.nbytes)

@@ -22,7 +22,7 @@ from dspark.foundation.identity import ModelIdentity
 from dspark.nn.cache import KVCache
 from dspark.nn.ends import Ends
 from dspark.nn.forms import rounded_to_bytes
-from dspark.nn.packed import MANY_ROWS, bytes_by_form, join_linears, pack_linears, round_many
+from dspark.nn.packed import bytes_by_form, join_linears, pack_linears, round_products
 from dspark.nn.rope import RotationTable
 from dspark.nn.stack import Stack
 from dspark.nn.tile_kernel import can_tile
@@ -65,7 +65,7 @@ class Target:
         """Put ``model`` behind the seam and probe it; raises UserError where it can't be served exactly.
 
         ``rounding``: round its weights to float16, bfloat16, or int8 in groups of 32, first; sums stay in the model's
-        dtype. Where there are matrix units, many rows are rounded as well before bfloat16 weights multiply them.
+        dtype. Where there are matrix units, rows are rounded as well before bfloat16 weights multiply them.
         """
         self.name = source.name
         _refuse_unservable(model, self.name)
@@ -91,7 +91,7 @@ class Target:
         self._kv_layers = kv_layers(config)
         self._compiled: Stack | None = None
         packs = (self.device.type, self.dtype) == ("cpu", torch.float32)
-        self._rough = rounding == torch.bfloat16 and packs and can_tile()
+        self._tiled = rounding == torch.bfloat16 and packs and can_tile()
         self.weights_hash  # noqa: B018  # hashed before rounding, and before packing replaces the head
         if rounding is not None:
             _round(model, rounding, self.name)
@@ -101,22 +101,31 @@ class Target:
             eager_logits_TV = model(input_ids=ids[None], use_cache=False).logits[0]
             model.set_attn_implementation(SEAM)
             if pack:
-                self.pack()
+                self._freeze()
             probe(self, eager_logits_TV)
+            if pack:
+                self._round_products()
             self._compile()
 
     @property
     def precision(self) -> torch.dtype:
-        """What its logits are as exact as: bfloat16 where many rows are multiplied so, else its dtype."""
-        return torch.bfloat16 if self._rough else self.dtype
+        """What its logits are as exact as: bfloat16 where rows are rounded to it, else its dtype."""
+        return torch.bfloat16 if self._tiled else self.dtype
 
     def pack(self) -> None:
         """Drop the readable weights for faster frozen forms of the same numbers."""
+        self._freeze()
+        self._round_products()
+
+    def _freeze(self) -> None:
         self._lean()
         join_linears(self._model)
         pack_linears(self._model)
-        if self._rough:
-            round_many(self._model)
+
+    def _round_products(self) -> None:
+        """Behind the probe, whose comparison rounded rows would blur."""
+        if self._tiled:
+            round_products(self._model)
 
     @torch.inference_mode()
     def _lean(self) -> None:
@@ -195,9 +204,9 @@ class Target:
             return matrices
         return Ends(matrices.embedding * scale, matrices.head * self._scales.logits)
 
-    def new_cache(self, blocks: int, size: int) -> KVCache:
-        """An empty K/V cache of ``blocks`` blocks of ``size`` positions each."""
-        return KVCache(self._kv_layers, blocks, size, self.dtype, self.device, exact=not self._rough)
+    def new_cache(self, blocks: int, size: int, exact: bool = True) -> KVCache:
+        """An empty K/V cache of ``blocks`` blocks of ``size`` positions each; ``exact``: see there."""
+        return KVCache(self._kv_layers, blocks, size, self.dtype, self.device, exact)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings ``[..., d]`` as the first layer receives them."""
@@ -213,7 +222,7 @@ class Target:
         ``taps``: 0-based layer ids whose OUTPUT is returned, concatenated in that order; -1 is the embedding output,
         and the last layer's is behind the final norm (as in transformers' hidden states).
         """
-        if self._compiled is not None and len(ids_T) < (MANY_ROWS if self._rough else MOST_ROWS + 1):
+        if self._compiled is not None and len(ids_T) <= MOST_ROWS:
             found = self._run_compiled(self._compiled, ids_T, batch, taps)
         else:
             with tapped(self._base.layers, taps) as rows:
@@ -287,8 +296,8 @@ def load_target(target: str, dtype: str = "auto", device: str = "auto", pack: bo
 
 
 def _rounds(precision: torch.dtype) -> bool:
-    """Whether a CPU rounds weights to ``precision`` and keeps its sums in fp32. With bfloat16 that needs matrix units
-    for the products of many rows; other CPUs run the model in bf16 as PyTorch does.
+    """Whether a CPU rounds weights to ``precision`` and keeps its sums in fp32. With bfloat16 that needs matrix units;
+    other CPUs run the model in bf16 as PyTorch does.
     """
     return precision in (torch.float16, torch.int8) or (precision == torch.bfloat16 and can_tile())
 
