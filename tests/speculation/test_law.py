@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 from dspark.drafters.ngram import PromptLookup
+from dspark.nn.law_kernel import can_make_law
+from dspark.nn.machine import can_compile
 from dspark.speculation import planner
 from dspark.speculation.acceptance import acceptance_probability
 from dspark.speculation.draws import Draws, Purpose
@@ -59,6 +62,11 @@ def target_table(vocabulary: int, dtype: torch.dtype = torch.float64) -> Logits:
     return after(1, random_logits(vocabulary, "target", dtype=dtype))
 
 
+def padded(logits: Logits, width: int) -> Logits:
+    """The same law over more ids, of which none of the new ones is possible."""
+    return lambda prefix: torch.nn.functional.pad(row := logits(prefix), (0, width - len(row)), value=-math.inf)
+
+
 def drafter_of(
     kind: str, block: int, target: Logits, vocabulary: int, dtype: torch.dtype
 ) -> Callable[[], DrafterState]:
@@ -88,9 +96,11 @@ def test_one_round_completed_by_the_target_has_the_targets_law(kind: str, block:
 
 @pytest.mark.parametrize("sampling", [Sampling(0.7), Sampling(1.0, top_k=2, top_p=0.9)], ids=str)
 @pytest.mark.parametrize("kind", ["sequential", "pruned"])
-def test_one_round_in_single_precision(kind: str, sampling: Sampling) -> None:
-    target = target_table(3, torch.float32)
-    drafter = drafter_of(kind, 2, target, 3, torch.float32)
+@pytest.mark.parametrize("width", [3, 32], ids=["PyTorch", "compiled"])
+def test_one_round_in_single_precision(width: int, kind: str, sampling: Sampling) -> None:
+    target = padded(target_table(3, torch.float32), width)
+    drafter = drafter_of(kind, 2, target, width, torch.float32)
+    assert can_make_law(target((0,))[None]) == (width == 32 and can_compile())
     assert_law(measure(target, drafter, sampling, tokens=4, rounds=1), TOLERANCE[torch.float32])
 
 

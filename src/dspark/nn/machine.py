@@ -24,7 +24,7 @@ from llvmlite import ir
 from dspark.foundation.artifacts import write_atomic
 from dspark.foundation.cache import cache_dir
 
-F32, F16 = ir.FloatType(), ir.HalfType()
+F64, F32, F16 = ir.DoubleType(), ir.FloatType(), ir.HalfType()
 I8, I16, I32, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 POINTER = ir.PointerType()
 Value = Any  # llvmlite's values are not typed

@@ -35,7 +35,7 @@ def can_row(x: Tensor, width: int) -> bool:
 def norm_rows(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """``x / sqrt(mean(x^2) + eps) * weight`` over the last axis; contiguous."""
     out = torch.empty_like(x)
-    _run(norm_call(x, out, weight, eps), x.numel())
+    run_call(norm_call(x, out, weight, eps), x.numel())
     return out
 
 
@@ -48,7 +48,7 @@ def norm_call(x: Tensor, out: Tensor, weight: Tensor, eps: float) -> Call:
 def gate_rows(both: Tensor, act: str) -> Tensor:
     """``act(gate) * up`` of ``[..., 2 I]``, the gate before the other."""
     out = both.new_empty(*both.shape[:-1], both.shape[-1] // 2)
-    _run(gate_call(both, out, act), out.numel())
+    run_call(gate_call(both, out, act), out.numel())
     return out
 
 
@@ -82,7 +82,7 @@ def turn_and_store(
     lie together, tokens may lie apart.
     """
     where = (rotation_T1C.data_ptr(), rows_T.data_ptr())
-    _run(turn_call(heads_TND, rotated, queries, both_HSD, norms, *where), heads_TND.numel())
+    run_call(turn_call(heads_TND, rotated, queries, both_HSD, norms, *where), heads_TND.numel())
 
 
 def turn_call(
@@ -113,7 +113,7 @@ def can_search(logits: Tensor) -> bool:
 def first_largest(logits: Tensor) -> Tensor:
     """Index of the largest number of each row ``[..., V]``, the lowest at ties; -1 where one is NaN."""
     out = torch.empty(logits.shape[:-1], dtype=torch.int64)
-    _run(search_call(logits, out), 0 if out.numel() == 1 else logits.numel())  # a row is never shared
+    run_call(search_call(logits, out), 0 if out.numel() == 1 else logits.numel())  # a row is never shared
     return out
 
 
@@ -145,7 +145,8 @@ def _gelu_tanh(x: Tensor) -> Tensor:
     return torch.nn.functional.gelu(x, approximate="tanh")
 
 
-def _run(call: Call, numbers: int) -> None:
+def run_call(call: Call, numbers: int) -> None:
+    """Run it; the calling thread alone where all of its rows hold few numbers."""
     kernel, table = call
     if numbers <= _ALONE:
         kernel.alone(*table)

@@ -16,6 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dspark.nn.law_kernel import can_make_law, invert_law
+
 # fp32 softmax over a large vocabulary sums to one within about 1e-5; far beyond that it is no distribution.
 _MASS_TOLERANCE = 1e-3
 
@@ -89,10 +91,13 @@ def invert(p_V: Tensor, u: float) -> int:
 
 def invert_rows(p_RV: Tensor, u_R: Tensor) -> Tensor:
     """`invert` for many rows: p[R, V], u[R] -> ids int64[R] on p's device, row for row the same ids."""
+    if can_make_law(p_RV):
+        ids_R, mass_R = invert_law(p_RV, u_R.double())
+        _check_mass(mass_R)
+        return ids_R
     cdf_RV = p_RV.double().cumsum(dim=-1)
     mass_R1 = cdf_RV[:, -1:].contiguous()
-    if not bool(((mass_R1 - 1).abs() <= _MASS_TOLERANCE).all()):  # written so that NaN fails
-        raise ArithmeticError(f"probabilities sum to {mass_R1.flatten().tolist()[:8]}, expected 1")
+    _check_mass(mass_R1)
     # u is scaled by the mass, so the rounding of p's sum is shared out and not given to the last token.
     aim_R1 = u_R.to(p_RV.device, torch.float64)[:, None] * mass_R1
     ids_R1 = torch.searchsorted(cdf_RV, aim_R1, right=True).clamp_(max=p_RV.shape[-1] - 1)
@@ -101,3 +106,8 @@ def invert_rows(p_RV: Tensor, u_R: Tensor) -> Tensor:
         # u * mass rounded up to the mass itself, or a parallel scan that is not monotone: a 2^-53 event.
         ids_R1 = torch.where(picked_R1 > 0, ids_R1, p_RV.argmax(dim=-1, keepdim=True))
     return ids_R1.squeeze(-1)
+
+
+def _check_mass(mass: Tensor) -> None:
+    if not bool(((mass - 1).abs() <= _MASS_TOLERANCE).all()):  # written so that NaN fails
+        raise ArithmeticError(f"probabilities sum to {mass.flatten().tolist()[:8]}, expected 1")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dspark.foundation.errors import UserError
+from dspark.nn.law_kernel import can_make_law, law
 
 # Below this a temperature is greedy in all but name, and logits / temperature leaves the range of fp32.
 _LOWEST_TEMPERATURE = 1e-5
@@ -85,19 +86,25 @@ def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
     if sampling.greedy:
         one_hot = torch.zeros(logits.shape, dtype=dtype, device=logits.device)
         return one_hot.scatter_(-1, greedy_ids(logits).unsqueeze(-1), 1.0)
-    scaled_RV = logits.reshape(-1, logits.shape[-1]).to(dtype)
-    # The maximum goes first, so that a low temperature sends losers to -inf and never the winner to +inf.
-    scaled_RV = (scaled_RV - scaled_RV.amax(dim=-1, keepdim=True)) / sampling.temperature
-    if 0 < sampling.top_k < scaled_RV.shape[-1]:
-        scaled_RV = scaled_RV.masked_fill(~_top_k(scaled_RV, sampling.top_k), -math.inf)
-    p_RV = torch.softmax(scaled_RV, dim=-1)
-    if sampling.top_p < 1:
-        p_RV = p_RV.masked_fill(~_nucleus(p_RV, sampling.top_p), 0.0)
+    logits_RV = logits.reshape(-1, logits.shape[-1]).to(dtype).contiguous()
+    if 0 < sampling.top_k < logits_RV.shape[-1]:
+        logits_RV = logits_RV.masked_fill(~_top_k(logits_RV, sampling.top_k), -math.inf)
+    if can_make_law(logits_RV):
+        p_RV = law(logits_RV, sampling.temperature, sampling.top_p)
+    else:
+        # The maximum goes first, so that a low temperature sends losers to -inf and never the winner to +inf.
+        scaled_RV = (logits_RV - logits_RV.amax(dim=-1, keepdim=True)) / sampling.temperature
+        p_RV = torch.softmax(scaled_RV, dim=-1)
+        if sampling.top_p < 1:
+            p_RV = _only(p_RV, _nucleus(p_RV, sampling.top_p))
     if sampling.min_p > 0:
-        p_RV = p_RV.masked_fill(p_RV < sampling.min_p * p_RV.amax(dim=-1, keepdim=True), 0.0)
-    if sampling.top_p < 1 or sampling.min_p > 0:
-        p_RV = p_RV / p_RV.sum(dim=-1, keepdim=True)
+        p_RV = _only(p_RV, p_RV >= sampling.min_p * p_RV.amax(dim=-1, keepdim=True))
     return p_RV.reshape(logits.shape)
+
+
+def _only(p_RV: Tensor, keep_RV: Tensor) -> Tensor:
+    kept_RV = p_RV.masked_fill(~keep_RV, 0.0)
+    return kept_RV / kept_RV.sum(dim=-1, keepdim=True)
 
 
 def _top_k(values_RV: Tensor, k: int) -> Tensor:
