@@ -77,14 +77,14 @@ def print_share(drafter: str, repeats: int) -> None:
     pair = load_pair(drafter=drafter)
     engine = ready(pair, "dspark", 1, 256, repeats)
     model = pair.decoder.drafter
-    assert model is not None and model.greedy_draft is not None, "drafts are not compiled here"
+    assert model is not None and model.program is not None, "drafts are not compiled here"
     assert engine._drafter is not None
     started = time.perf_counter()
     for _ in range(repeats):
         engine.step(engine.admission.shares())
     whole = (time.perf_counter() - started) / repeats
     slots = model.config.block_size
-    program = model.greedy_draft.prepare(1, slots, engine._drafter.cache).stack.program
+    program = model.program.prepare(1, slots, engine._drafter.cache).stack.program
     first = (
         len(program.starts) - 1 - (3 * slots + 1)
     )  # a lookup, a product and a search a slot, and the last token's id

@@ -53,7 +53,7 @@ def drafter_of(target: Target, packed: bool, **changes: Any) -> DSparkDrafter:
     drafter = tiny_drafter(target, **changes)
     if packed:
         drafter.pack()
-        assert drafter.compiled is not None and drafter.greedy_draft is not None
+        assert drafter.compiled is not None and drafter.program is not None
     return drafter
 
 
@@ -104,7 +104,7 @@ def test_planned_greedy_rounds_are_the_reference_loops(packed: bool, head: dict[
     drafter = tiny_drafter(target, **head)
     if packed:
         drafter.pack()
-        assert drafter.compiled is not None and (drafter.greedy_draft is None) == bool(head)
+        assert drafter.compiled is not None and (drafter.program is None) == bool(head)
     requests = requests_of([Sampling()])
     more: dict[str, Any] = {"greedy": Planning(EarlyStop((1.0, 1.2, 1.4, 1.6, 1.8))), "lookup": False}
     expected = alone(target, drafter, "dspark", requests, **more)

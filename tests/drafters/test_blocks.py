@@ -12,6 +12,7 @@ from dspark.decoding.proposer import _as_program, _slot_by_slot
 from dspark.decoding.request import Request, Running
 from dspark.drafters.blocks import _WAITING, DrafterBlocks
 from dspark.drafters.dspark import DSparkDrafter
+from dspark.drafters.program import Chance
 from dspark.nn.blocks import BlockTable
 from dspark.nn.packed import bytes_by_form
 from dspark.speculation.draws import SeededDraws
@@ -31,7 +32,7 @@ def made(packed: bool, rounded: bool = False, **changes: object) -> DSparkDrafte
         drafter.round_to_bytes()
     if packed:
         drafter.pack()
-        assert drafter.compiled is not None and drafter.greedy_draft is not None
+        assert drafter.compiled is not None and drafter.program is not None
     return drafter
 
 
@@ -133,11 +134,14 @@ def test_a_confidence_is_the_same_to_the_bit_in_any_company() -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, PRUNED, {"enable_confidence_head": False}], ids=["whole", "pruned", "silent"])
+@pytest.mark.parametrize("sampled", [False, True], ids=["greedy", "sampled"])
 @torch.inference_mode()
-def test_greedy_drafts_are_those_drawn_slot_by_slot(changes: dict[str, object]) -> None:
-    """Tokens and confidence to the bit, of one request or many, of whole blocks or shorter ones."""
+def test_drafts_of_a_program_are_those_drawn_slot_by_slot(sampled: bool, changes: dict[str, object]) -> None:
+    """Tokens, laws and confidence to the bit, of one request or many, of whole blocks or shorter ones."""
     blocks = filled(made(True, **changes), TABLES)
-    rows = [Running(Request("r", [a], Sampling(), 0, 8), SeededDraws(0), 8) for a in ANCHORS]
+    settings = [Sampling(1.0), Sampling(0.7, top_p=0.8), Sampling(3.0), Sampling(0.2, top_p=0.9)]
+    chosen = settings if sampled else [Sampling()] * 4
+    rows = [Running(Request("r", [a], s, a, 8), SeededDraws(a), 8) for a, s in zip(ANCHORS, chosen, strict=True)]
     for row, table in zip(rows, TABLES, strict=True):
         row.table = table
     seen = set()
@@ -148,6 +152,9 @@ def test_greedy_drafts_are_those_drawn_slot_by_slot(changes: dict[str, object]) 
             found = _as_program(blocks, chosen, slots, print)
             assert [draft.tokens for draft in found] == [draft.tokens for draft in expected]
             for ours, theirs in zip(found, expected, strict=True):
+                assert (ours.probs is None) == (theirs.probs is None) == (not sampled)
+                if sampled:
+                    assert torch.equal(ours.probs, theirs.probs) and ours.support is theirs.support
                 if blocks.drafter.confidence_head is None:
                     assert ours.confidence is theirs.confidence is None
                 else:
@@ -160,11 +167,14 @@ def test_greedy_drafts_are_those_drawn_slot_by_slot(changes: dict[str, object]) 
 @torch.inference_mode()
 def test_a_draft_of_broken_numbers_is_refused() -> None:
     blocks = filled(DRAFTERS["compiled"], TABLES)
-    expected = blocks.greedy(ANCHORS[:2], TABLES[:2])[0]
+    expected = blocks.draft(ANCHORS[:2], TABLES[:2]).ids_KR
     blocks.cache.both(1)[:, TABLES[2].blocks[0] * 32 + 4] = torch.nan
     with pytest.raises(ArithmeticError, match="NaN"):
-        blocks.greedy(ANCHORS, TABLES)
-    assert torch.equal(blocks.greedy(ANCHORS[:2], TABLES[:2])[0], expected), "the others are as they were"
+        blocks.draft(ANCHORS, TABLES)
+    chance = Chance([Sampling(1.0)] * 4, torch.full((blocks.drafter.config.block_size, 4), 0.5, dtype=torch.float64))
+    with pytest.raises(ArithmeticError, match="probabilities sum to"):
+        blocks.draft(ANCHORS, TABLES, chance=chance)
+    assert torch.equal(blocks.draft(ANCHORS[:2], TABLES[:2]).ids_KR, expected), "the others are as they were"
 
 
 @pytest.mark.parametrize("kind", DRAFTERS)
@@ -181,7 +191,7 @@ def test_a_bigger_room_holds_the_same_rows(kind: str) -> None:
 def test_without_kernels_a_packed_drafter_keeps_its_modules(no_kernels: None) -> None:
     drafter = tiny_drafter(TARGET)
     drafter.pack()
-    assert drafter.compiled is None and drafter.greedy_draft is None and len(drafter.layers) == 2
+    assert drafter.compiled is None and drafter.program is None and len(drafter.layers) == 2
 
 
 def test_a_packed_drafter_may_read_its_weights_as_bytes() -> None:

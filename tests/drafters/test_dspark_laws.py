@@ -50,7 +50,7 @@ def test_training_path_equals_decoding_path(make_drafter, forced, way, kind):
         drafter.pack()
         drafter.pack()  # once more changes nothing
         assert (drafter.compiled is not None) == (way == "compiled")
-        assert (drafter.greedy_draft is not None) == (way == "compiled" and kind in ("vanilla", "window", "blind"))
+        assert (drafter.program is not None) == (way == "compiled" and kind in ("vanilla", "window", "blind"))
     for row in range(2):
         for block, anchor in enumerate(ANCHORS[row]):
             seen: list[Tensor] = []

@@ -13,6 +13,7 @@ from torch import Tensor
 from dspark.decoding.request import Running
 from dspark.decoding.sampler import sample
 from dspark.drafters.blocks import DrafterBlocks
+from dspark.drafters.program import Chance, draws
 from dspark.speculation.acceptance import Source
 from dspark.speculation.draws import Purpose
 from dspark.speculation.loop import Draft
@@ -37,15 +38,24 @@ def propose(
     drafts = [_copied(row) if row.lookup is not None and wanted(row, "lookup") else NO_DRAFT for row in rows]
     asking = [i for i, row in enumerate(rows) if blocks and not drafts[i].tokens and wanted(row, "drafter")]
     lap("lookup")
-    for greedy, length in zip((True, False), slots, strict=True):
-        mine = [i for i in asking if rows[i].request.sampling.greedy == greedy]
-        if blocks is None or not mine:
-            continue
-        chosen = [rows[i] for i in mine]
-        made = _as_program if greedy and blocks.drafter.greedy_draft else _slot_by_slot
-        for i, draft in zip(mine, made(blocks, chosen, length, lap), strict=True):
+    for (greedy, program), mine in _together(rows, asking, blocks).items():
+        assert blocks is not None
+        made, length = (_as_program if program else _slot_by_slot), slots[0 if greedy else 1]
+        for i, draft in zip(mine, made(blocks, [rows[i] for i in mine], length, lap), strict=True):
             drafts[i] = draft
     return drafts
+
+
+def _together(
+    rows: Sequence[Running], asking: Sequence[int], blocks: DrafterBlocks | None
+) -> dict[tuple[bool, bool], list[int]]:
+    """Who drafts with whom: greedy requests or sampled ones, by a program or slot by slot."""
+    groups: dict[tuple[bool, bool], list[int]] = {}
+    compiled = blocks is not None and blocks.drafter.program is not None
+    for i in asking:
+        sampling = rows[i].request.sampling
+        groups.setdefault((sampling.greedy, compiled and (sampling.greedy or draws(sampling))), []).append(i)
+    return groups
 
 
 def _copied(row: Running) -> Draft:
@@ -54,10 +64,24 @@ def _copied(row: Running) -> Draft:
 
 
 def _as_program(blocks: DrafterBlocks, rows: Sequence[Running], length: int | None, lap: Timer) -> list[Draft]:
-    """Greedy requests' drafts, both stages at once."""
-    ids_RK, confidence_RK = blocks.greedy([row.anchor for row in rows], [row.table for row in rows], length)
-    confidence = [None] * len(rows) if confidence_RK is None else confidence_RK
-    drafts = [Draft(tokens, confidence=c) for tokens, c in zip(ids_RK.tolist(), confidence, strict=True)]
+    """Both stages at once."""
+    chance = None
+    if not rows[0].request.sampling.greedy:
+        block = range(length or blocks.drafter.config.block_size)
+        u = [
+            [row.draws.uniform(round=len(row.rounds), slot=slot, purpose=Purpose.DRAFT) for row in rows]
+            for slot in block
+        ]
+        chance = Chance([row.request.sampling for row in rows], torch.tensor(u, dtype=torch.float64))
+    drafted = blocks.draft([row.anchor for row in rows], [row.table for row in rows], length, chance)
+    nothing = [None] * len(rows)
+    probs = nothing if drafted.p_KRV is None else drafted.p_KRV.transpose(0, 1)
+    confidence = nothing if drafted.confidence_KR is None else drafted.confidence_KR.T
+    support = None if chance is None else blocks.drafter.support
+    drafts = [
+        Draft(tokens, p_KV, support, c)
+        for tokens, p_KV, c in zip(drafted.ids_KR.T.tolist(), probs, confidence, strict=True)
+    ]
     lap("draft")
     return drafts
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dspark.drafters.dspark import DSparkDrafter
+from dspark.drafters.program import Chance, Drafted
 from dspark.nn.blocks import BlockTable, Plan
 from dspark.nn.cache import KVCache, KVLayer
 from dspark.nn.context import BlockContext
@@ -78,23 +79,26 @@ class DrafterBlocks:
         starts_R1 = positions_T.view(len(anchors), -1)[:, :1]
         return drafter.block_hidden(anchors_R1, starts_R1, context, whole_context=True, slots=slots)[:, 0]
 
-    def greedy(
-        self, anchors: Sequence[int], tables: Sequence[BlockTable], slots: int | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Both stages for greedy requests: ids and confidence logits ``[R, K]`` as ``GreedyDraft.run`` has them.
+    def draft(
+        self,
+        anchors: Sequence[int],
+        tables: Sequence[BlockTable],
+        slots: int | None = None,
+        chance: Chance | None = None,
+    ) -> Drafted:
+        """Both stages for greedy requests (``chance`` None) or sampled ones.
 
-        Arguments as for ``hidden``; only for a drafter with a ``greedy_draft``.
+        Arguments as for ``hidden``; only for a drafter with a ``program``.
         """
         self._take()
-        program, slots = self.drafter.greedy_draft, slots or self.drafter.config.block_size
+        program, slots = self.drafter.program, slots or self.drafter.config.block_size
         assert program is not None, "drafts of this drafter are no program"
         positions_T, rows_T, plan = self._places(tables, slots)
         seen = plan.seen
         if len(tables) > 1:
             positions_T, rows_T = (each.view(-1, slots).T.flatten() for each in (positions_T, rows_T))
             seen = seen.slot_by_slot(slots)
-        ids_KR, confidence_KR = program.run(anchors, slots, positions_T, rows_T, seen, self.cache)
-        return ids_KR.T, None if confidence_KR is None else confidence_KR.T
+        return program.run(anchors, slots, (positions_T, rows_T, seen), self.cache, chance)
 
     def _places(self, tables: Sequence[BlockTable], slots: int) -> tuple[Tensor, Tensor, Plan]:
         """Positions and rows of the blocks' slots, request by request, and what they see."""

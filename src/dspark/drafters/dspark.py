@@ -10,8 +10,8 @@ from torch import Tensor
 
 from dspark.drafters.config import DSparkConfig
 from dspark.drafters.dflash import DFlashBackbone
-from dspark.drafters.greedy import GreedyDraft, greedy_draft
 from dspark.drafters.heads import MARKOV_HEADS, ConfidenceHead, NoMarkovHead, ReadConfidence, with_bias
+from dspark.drafters.program import DraftProgram, draft_program
 from dspark.nn.ends import Ends
 
 
@@ -27,8 +27,8 @@ class DSparkDrafter(DFlashBackbone):
         super().__init__(config, ends)
         head = MARKOV_HEADS[config.markov_head_type] if config.markov_rank else NoMarkovHead
         self.markov_head = head(config.vocab_size, config.draft_vocab_size, config.markov_rank, config.hidden_size)
-        self.greedy_draft: GreedyDraft | None = None
-        """How greedy requests draft once the drafter is packed, where that can be a program."""
+        self.program: DraftProgram | None = None
+        """How it drafts once it is packed, where that can be a program."""
         self.confidence_head: ConfidenceHead | None = None
         if config.enable_confidence_head:
             self.confidence_head = ConfidenceHead(config.hidden_size + self._confidence_rank)
@@ -41,7 +41,7 @@ class DSparkDrafter(DFlashBackbone):
             embeddings = self.markov_head.markov_w1.weight if self._confidence_rank else None
             self.read_confidence = ReadConfidence(self.confidence_head, embeddings)
         super().pack()
-        self.greedy_draft = greedy_draft(self)
+        self.program = draft_program(self)
 
     def next_logits(
         self, base: Tensor, hidden: Tensor, prev_ids: Tensor, state: Tensor | None

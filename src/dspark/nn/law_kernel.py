@@ -9,7 +9,6 @@ Legend: R rows, V vocabulary.
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Callable
 from functools import cache, reduce
 
@@ -17,8 +16,8 @@ import torch
 from llvmlite import ir
 from torch import Tensor
 
-from dspark.nn.machine import F32, F64, I32, I64, Code, Kernel, Value
-from dspark.nn.numbers import bits, constant, exponential, from_bits, largest, total
+from dspark.nn.machine import F32, F64, I32, I64, Call, Code, Kernel, Value
+from dspark.nn.numbers import constant, exponential, largest, total
 from dspark.nn.row_kernels import can_row, row_kernel, run_call
 
 _LANES = 8
@@ -39,13 +38,30 @@ def law(logits_RV: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:
     """
     rows, width = logits_RV.shape
     p_RV = torch.empty_like(logits_RV)
-    chunks = torch.empty(rows, width // _CHUNK, dtype=torch.int64)
+    shapes = torch.tensor([law_shape(temperature, top_p, width)], dtype=torch.float64).expand(rows, -1)
+    chunks = law_scratch(rows, width)
+    _run(law_call(logits_RV, p_RV, shapes, chunks), rows, width)
+    return p_RV
+
+
+def law_shape(temperature: float, top_p: float, width: int) -> tuple[float, float, float]:
+    """What a row's law is made with, as ``law_call`` reads it."""
     # Smaller ones have together less than half of what the prefix may lack, so it holds none of them; where that is
     # little, rounding counts as well, and all are looked at.
     cutoff = (1.0 - top_p) / (2 * width) if top_p < 0.999 else 0.0
-    table = (logits_RV.data_ptr(), p_RV.data_ptr(), rows, width, bits(1.0 / temperature))
-    _run((_law(), (*table, _bits64(top_p), bits(cutoff), chunks.data_ptr())), rows, width)
-    return p_RV
+    return 1.0 / temperature, top_p, cutoff
+
+
+def law_scratch(rows: int, width: int) -> Tensor:
+    """Room for what ``law_call`` notes."""
+    return torch.empty(rows * (width // _CHUNK), dtype=torch.int64)
+
+
+def law_call(logits_RV: Tensor, p_RV: Tensor, shape_R3: Tensor, chunks: Tensor) -> Call:
+    """``law`` written to ``p_RV``, each row with its own ``law_shape``, float64, whose rows may lie anywhere."""
+    rows, width = logits_RV.shape
+    shapes = shape_R3.data_ptr(), shape_R3.stride(0)
+    return _law(), (logits_RV.data_ptr(), p_RV.data_ptr(), rows, width, *shapes, chunks.data_ptr())
 
 
 def invert_law(p_RV: Tensor, u_R: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,22 +72,23 @@ def invert_law(p_RV: Tensor, u_R: Tensor) -> tuple[Tensor, Tensor]:
     rows, width = p_RV.shape
     ids_R, mass_R = torch.empty(rows, dtype=torch.int64), torch.empty(rows, dtype=torch.float64)
     u_R = u_R.contiguous()
-    table = (p_RV.data_ptr(), u_R.data_ptr(), rows, width, ids_R.data_ptr(), mass_R.data_ptr())
-    _run((_invert(), table), rows, width)
+    _run(invert_call(p_RV, u_R, ids_R, mass_R), rows, width)
     return ids_R, mass_R
 
 
-def _run(call: tuple[Kernel, tuple[int, ...]], rows: int, width: int) -> None:
+def invert_call(p_RV: Tensor, u_R: Tensor, ids_R: Tensor, mass_R: Tensor) -> Call:
+    """``invert_law`` written to ``ids_R`` and ``mass_R``."""
+    rows, width = p_RV.shape
+    return _invert(), (p_RV.data_ptr(), u_R.data_ptr(), rows, width, ids_R.data_ptr(), mass_R.data_ptr())
+
+
+def _run(call: Call, rows: int, width: int) -> None:
     run_call(call, 0 if rows == 1 else rows * width)  # a row is never shared
-
-
-def _bits64(value: float) -> int:
-    return int(struct.unpack("q", struct.pack("d", value))[0])
 
 
 @cache
 def _law() -> Kernel:
-    return row_kernel(8, _law_row, rows_at=2)
+    return row_kernel(7, _law_row, rows_at=2)
 
 
 @cache
@@ -81,14 +98,15 @@ def _invert() -> Kernel:
 
 def _law_row(code: Code, table: list[Value], row: Value) -> None:
     build = code.build
-    logits, out, _, width, inverse, top_p, cutoff, chunks = table
+    logits, out, _, width, shapes, stride, chunks = table
     place = build.mul(row, width)
     x, p = (code.at(code.pointer(each), place, F32) for each in (logits, out))
-    _softmax(code, x, p, width, from_bits(code, inverse))
-    top_p = build.bitcast(top_p, F64)
+    shape = code.at(code.pointer(shapes), build.mul(row, stride), F64)
+    inverse, top_p, cutoff = (code.load(shape, code.number(index), F64) for index in range(3))
+    _softmax(code, x, p, width, build.fptrunc(inverse, F32))
     with build.if_then(build.fcmp_ordered("<", top_p, ir.Constant(F64, 1.0))):
         mine = code.at(code.pointer(chunks), build.mul(row, build.udiv(width, code.number(_CHUNK))), I64)
-        _Nucleus(code, p, width, mine).cut(top_p, from_bits(code, cutoff))
+        _Nucleus(code, p, width, mine).cut(top_p, build.fptrunc(cutoff, F32))
 
 
 def _softmax(code: Code, x: Value, p: Value, width: Value, inverse: Value) -> None:

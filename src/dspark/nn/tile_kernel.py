@@ -243,7 +243,7 @@ class _Product:
             self._tile("tilestored64", [number, place, code.number(4 * _ROWS * columns)])
 
     def _write(self, first: Value, rows: Value, column: Value, sums: tuple[int, int]) -> list[Value]:
-        """The rows that are there of a panel's sums, with what is added; ``sums``: their first place, and row to row."""
+        """The rows that are there of a panel's sums, with what is added; ``sums``: where they begin, row by row."""
         code, build, at = self._code, self._code.build, self._at
         bias = code.load(code.pointer(at["bias"]), column, F32, _PANEL)
 

@@ -93,11 +93,11 @@ def invert_rows(p_RV: Tensor, u_R: Tensor) -> Tensor:
     """`invert` for many rows: p[R, V], u[R] -> ids int64[R] on p's device, row for row the same ids."""
     if can_make_law(p_RV):
         ids_R, mass_R = invert_law(p_RV, u_R.double())
-        _check_mass(mass_R)
+        check_mass(mass_R)
         return ids_R
     cdf_RV = p_RV.double().cumsum(dim=-1)
     mass_R1 = cdf_RV[:, -1:].contiguous()
-    _check_mass(mass_R1)
+    check_mass(mass_R1)
     # u is scaled by the mass, so the rounding of p's sum is shared out and not given to the last token.
     aim_R1 = u_R.to(p_RV.device, torch.float64)[:, None] * mass_R1
     ids_R1 = torch.searchsorted(cdf_RV, aim_R1, right=True).clamp_(max=p_RV.shape[-1] - 1)
@@ -108,6 +108,7 @@ def invert_rows(p_RV: Tensor, u_R: Tensor) -> Tensor:
     return ids_R1.squeeze(-1)
 
 
-def _check_mass(mass: Tensor) -> None:
+def check_mass(mass: Tensor) -> None:
+    """ArithmeticError where probabilities that sum to ``mass`` are no distribution."""
     if not bool(((mass - 1).abs() <= _MASS_TOLERANCE).all()):  # written so that NaN fails
         raise ArithmeticError(f"probabilities sum to {mass.flatten().tolist()[:8]}, expected 1")
