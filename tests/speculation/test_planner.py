@@ -227,6 +227,8 @@ def test_without_a_clock_blocks_are_as_long_as_a_checkpoint_says() -> None:
     assert without_a_clock(7, []).draft_slots is None, "nobody knows"
     assert without_a_clock(1, [0.2]).draft_slots is None
     assert without_a_clock(7, [0.58, 0.33]) == without_a_clock(7, [0.58, 0.33]), "the same everywhere"
+    sparing, generous = (without_a_clock(7, [0.6**k for k in range(1, 8)], shared) for shared in (False, True))
+    assert (sparing.draft_slots or 7) < (generous.draft_slots or 7), "where rows cost little more are worth verifying"
 
 
 def test_the_core_is_measured_in_every_kind_of_round() -> None:

@@ -41,8 +41,8 @@ DtypeOption = Annotated[
     typer.Option(
         "--dtype",
         help="auto (float32 on a CPU, bfloat16 on a GPU that multiplies it), bfloat16, float32; on a CPU also float16"
-        " or int8: weights rounded to it, sums in float32 (bfloat16 too on one with matrix units, where many rows are"
-        " multiplied faster so).",
+        " or int8: weights rounded to it, sums in float32 (bfloat16 too on one with matrix units, which rounds what is"
+        " multiplied as well and makes verification nearly free).",
     ),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]

@@ -78,7 +78,8 @@ def load_pair(target: str = BUNDLED, drafter: str | None = BUNDLED, dtype: str =
     greedy = Planning(EarlyStop(prices.rounds), WhileItPays(prices.rounds, prices.plain), slots)
     sampled = WHOLE
     if loaded.device.type == "cpu":  # those prices are a CPU's
-        sampled = without_a_clock(model.config.block_size, read_survival(folder, greedy=False))
+        survival = read_survival(folder, greedy=False)
+        sampled = without_a_clock(model.config.block_size, survival, loaded.precision != loaded.dtype)
     decoder = Decoder(loaded, model, greedy, sampled)
     return Pair(decoder, drafter, whole.rounds, prices.rounds, prices.plain)
 

@@ -48,8 +48,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
     "auto" is bfloat16 on a GPU from Ampere on, else float32: on a CPU, units for bf16 or not, small steps are several
     times as fast in fp32 with weights in their smallest exact form (docs/lab_log.md). On a CPU float16 and int8 are of
-    weights alone, and bfloat16 where it has matrix units, but for products of many rows. Raises UserError for
-    another name.
+    weights alone, and bfloat16 of all that is multiplied where it has matrix units. Raises UserError for another name.
     """
     import torch
 

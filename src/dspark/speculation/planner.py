@@ -133,18 +133,19 @@ def early_stop(survival: Sequence[float], seconds: Sequence[float]) -> int:
     return min(len(survival), len(seconds) - 1)
 
 
-# In plain steps, about what one request took on a CPU at the recommended sampling (docs/lab_log.md; at temperature 1 a
-# draft took twice that): a draft, and each that is verified.
-_DRAFT, _VERIFIED = 0.7, 0.25
+# In plain steps, about what one sampled request took on a CPU (docs/lab_log.md): a draft, and each that is verified,
+# where rows are multiplied one by one and where they share a reading of the weights.
+_ONE_BY_ONE, _SHARED = (0.4, 0.2), (0.3, 0.05)
 
 
-def without_a_clock(block: int, survival: Sequence[float]) -> Planning:
+def without_a_clock(block: int, survival: Sequence[float], shared: bool = False) -> Planning:
     """Plans from prices that are the same everywhere, for requests whose texts depend on how rounds are planned.
 
     How many drafts are verified decides which draws a sampled request uses, so measured prices would make a seed mean
     other texts on another machine, or on this one tomorrow. ``block``: K; ``survival`` as for ``best_slots``, empty
-    where nobody knows: then blocks are whole.
+    where nobody knows: then blocks are whole. ``shared``: whether the target's rows share a reading of its weights.
     """
-    seconds = tuple(1 + _DRAFT + _VERIFIED * drafts for drafts in range(block + 1))
+    draft, verified = _SHARED if shared else _ONE_BY_ONE
+    seconds = tuple(1 + draft + verified * drafts for drafts in range(block + 1))
     slots = best_slots(survival, seconds, seconds[0]) if survival else block
     return Planning(EarlyStop(seconds), WhileItPays(seconds, 1.0), slots if slots < block else None)
