@@ -1,12 +1,13 @@
 """What a drafter's training is worth, one change at a time, all under equal processor time.
 
     python benchmarks/experiments.py --responses corpus/smollm2-135m.xz --json FILE
-        [--seconds 300] [--examples 1000] [--arms NAME ...] [--initial FOLDER] [--dtype bfloat16]
+        [--steps 300] [--examples 1000] [--arms NAME ...] [--initial FOLDER] [--dtype bfloat16]
 
-Arms from the first weights ("new") and from a trained checkpoint ("on") share their features, computed once. Each is
-given the same seconds of processor time: how many steps that is, its first steps tell, and its learning rate falls to
-zero over just so many. Figures are teacher-forced on held-out answers (never evaluation prompts); an arm that is
-already in FILE is not run again.
+Arms from the first weights ("new") and from a trained checkpoint ("on") share their features, computed once. The base
+of each kind takes ``--steps`` steps, every other arm as many as the same time allows: a few of its steps are timed in
+turn with the base's, so that a machine which is slower in some minutes than in others gives nobody less. The learning
+rate falls to zero over just so many. Figures are teacher-forced on held-out answers (never evaluation prompts); an arm
+that is already in FILE is not run again.
 """
 
 from __future__ import annotations
@@ -153,38 +154,54 @@ class Room:
         return replace(found, taps=found.taps.unflatten(-1, (len(TAPS), -1))[..., chosen, :].flatten(-2))
 
 
-def run(room: Room, arm: Arm, seconds: float) -> dict[str, Any]:
-    """Train one arm for so many seconds of the processor and say how good it became."""
-    recipe = room.recipe(arm)
-    kept = [i for i, warm in enumerate(room.warm) if arm.warm is None or warm == arm.warm]
-    kept = kept[: round(len(kept) * arm.share)]
-    lengths = [room.features.length(i) for i in kept]
-    batches = Batches(lengths, recipe.trainer.sequences, recipe.trainer.seed)
+class Run:
+    """One arm's training over ``steps`` steps."""
 
-    def learner(steps: int) -> Learner:
+    def __init__(self, room: Room, arm: Arm, steps: int) -> None:
+        recipe = room.recipe(arm)
+        kept = [i for i, warm in enumerate(room.warm) if arm.warm is None or warm == arm.warm]
+        self._room, self._kept = room, kept[: round(len(kept) * arm.share)]
+        lengths = [room.features.length(i) for i in self._kept]
+        self._batches = Batches(lengths, recipe.trainer.sequences, recipe.trainer.seed)
         trainer = recipe.trainer.model_copy(update={"steps": steps})
-        return Learner(recipe.model_copy(update={"trainer": trainer}), new_drafter(recipe, room.target, room.all))
+        drafter = new_drafter(recipe, room.target, room.all)
+        self.learner = Learner(recipe.model_copy(update={"trainer": trainer}), drafter)
 
-    def learn(some: Learner) -> dict[str, float]:
-        return some.learn(room.batch(some.drafter, room.features, [kept[i] for i in batches.at(some.step)]))
+    def learn(self) -> dict[str, float]:
+        """One step."""
+        indices = [self._kept[i] for i in self._batches.at(self.learner.step)]
+        return self.learner.learn(self._room.batch(self.learner.drafter, self._room.features, indices))
 
-    trial, times = learner(10**6), [time.process_time()]
-    for _ in range(8):
-        learn(trial)
-        times.append(time.process_time())
-    each = statistics.median(b - a for a, b in zip(times[2:], times[3:], strict=False))
-    steps = max(8, round(seconds / each)) if arm.learns else 0
-    arm_learner = learner(steps)
-    started, figures = time.process_time(), {"loss": 0.0}
-    while arm_learner.step < steps:
-        figures = learn(arm_learner)
+
+def relative(room: Room, arm: Arm, base: Arm) -> float:
+    """What a step of the arm takes, in steps of the base."""
+    pair = [Run(room, each, 10**6) for each in (arm, base)]
+    times: list[list[float]] = [[], []]
+    for _ in range(9):
+        for run, taken in zip(pair, times, strict=True):
+            started = time.process_time()
+            run.learn()
+            taken.append(time.process_time() - started)
+    return statistics.median(mine / its for mine, its in zip(*(taken[2:] for taken in times), strict=True))
+
+
+def run(room: Room, arm: Arm, base_steps: int) -> dict[str, Any]:
+    """Train one arm for as long as ``base_steps`` of its base take and say how good it became."""
+    base = ARMS["on: base" if arm.on else "new: base"]
+    price = 1.0 if arm is base or not arm.learns else relative(room, arm, base)
+    steps = round(base_steps / price) if arm.learns else 0
+    arm_run, figures = Run(room, arm, steps), {"loss": 0.0}
+    started = time.process_time()
+    while arm_run.learner.step < steps:
+        figures = arm_run.learn()
     spent = time.process_time() - started
-    drafter = arm_learner.drafter.eval()
+    drafter = arm_run.learner.drafter.eval()
     found = validate(drafter, _Tapped(room, drafter), room.target.ends.head, sequences=8, anchors=24)
     survival = list(accumulate(found.conditional_acceptance[:3], mul))
     greedy = list(accumulate(found.greedy_acceptance[:3], mul))
     return {
         "steps": steps,
+        "step_price": price,
         "seconds": spent,
         "loss": figures["loss"],
         **asdict(found),
@@ -212,7 +229,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--responses", type=Path, required=True)
     parser.add_argument("--initial", type=Path, default=Path("src/dspark/assets/drafters/smollm2-135m"))
-    parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--steps", type=int, default=300, help="of the base")
     parser.add_argument("--examples", type=int, default=1000)
     parser.add_argument("--dtype", default="auto", help="of the target while its features are computed")
     parser.add_argument("--arms", nargs="*", default=list(ARMS))
@@ -220,7 +237,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = [json.loads(line) for line in options.json.read_text().splitlines()] if options.json.exists() else []
     given = {
-        "budget": options.seconds,
+        "base_steps": options.steps,
         "examples": options.examples,
         "initial": options.initial.name,
         "dtype": options.dtype,
@@ -232,7 +249,7 @@ def main() -> None:
     for name in options.arms:
         if name in done:
             continue
-        row = {"arm": name, "given": given, **run(room, ARMS[name], options.seconds)}
+        row = {"arm": name, "given": given, **run(room, ARMS[name], options.steps)}
         with options.json.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(
