@@ -37,7 +37,7 @@ def test_panels_hold_every_weight_where_the_units_look_for_it() -> None:
 
 @needs_units
 @given(
-    rows=st.sampled_from([1, 15, 16, 31, 33, 64, 515]),
+    rows=st.sampled_from([0, 1, 15, 16, 31, 33, 64, 515]),
     outputs=st.sampled_from([1, 16, 33, 64, 130]),
     steps=st.integers(1, 7),
     bias=st.booleans(),
@@ -48,7 +48,8 @@ def test_sums_are_fp32_and_nothing_else_is_rounded(rows: int, outputs: int, step
     assert found.shape == (rows, outputs) and found.dtype == torch.float32
     expected = of_rounded(x, weight) + (added if bias else 0.0)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
-    assert (expected - x.double() @ weight.double().T - (added if bias else 0.0)).abs().max() > 1e-4, "as a control"
+    rounding = expected - x.double() @ weight.double().T - (added if bias else 0.0)
+    assert not rows or rounding.abs().max() > 1e-4, "as a control"
 
 
 @needs_units
@@ -105,8 +106,9 @@ def test_a_call_of_a_program_adds_what_the_module_adds_afterwards(rows: int) -> 
     x, bias, more = random(rows, 64), random(64, seed=2), random(rows, 64, seed=3)
     product = Tiles(random(64, 64, seed=1), bias)
     expected = product(x) + more
-    Program([product.call(x, more, more, scratch := product.scratch(rows))]).run()
-    assert torch.equal(more, expected) and len(scratch) % 16 == 0
+    scratch = product.scratch(rows)
+    Program([product.call(x, more, more, scratch)]).run()
+    assert torch.equal(more, expected)
 
 
 def test_a_width_of_no_whole_tiles_stays_exact() -> None:

@@ -117,6 +117,8 @@ def test_broken_logits_are_not_sampled_from() -> None:
         {"temperature": -1},
         {"temperature": math.nan},
         {"temperature": 1e-9},
+        {"temperature": 1e7},
+        {"temperature": math.inf},
         {"top_k": -1},
         {"top_k": 1.5},
         {"top_p": 0},

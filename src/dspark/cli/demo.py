@@ -165,7 +165,7 @@ class _Decoding:
         target = self.pair.target
         capacity = len(task.prompt_ids) + len(plain_ids) + 1
         logits_at = replay(lambda: TargetSession(target, capacity), task.prompt_ids, plain_ids)
-        return judge(plain_ids, spec_ids, logits_at, target.precision)
+        return judge(plain_ids, spec_ids, logits_at, target.agreement)
 
 
 def _record(pair: Pair, race: Race, showings: list[Showing], repeats: int, load: str, seconds: float) -> DemoRecord:

@@ -178,6 +178,6 @@ def _judge(target: Target) -> Callable[[Task, list[int], list[int]], Comparison]
         def fresh() -> TargetSession:
             return TargetSession(target, capacity)
 
-        return judge(plain_ids, other_ids, replay(fresh, task.prompt_ids, plain_ids), target.precision)
+        return judge(plain_ids, other_ids, replay(fresh, task.prompt_ids, plain_ids), target.agreement)
 
     return compare

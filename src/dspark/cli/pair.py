@@ -79,7 +79,7 @@ def load_pair(target: str = BUNDLED, drafter: str | None = BUNDLED, dtype: str =
     sampled = WHOLE
     if loaded.device.type == "cpu":  # those prices are a CPU's
         survival = read_survival(folder, greedy=False)
-        sampled = without_a_clock(model.config.block_size, survival, loaded.precision != loaded.dtype)
+        sampled = without_a_clock(model.config.block_size, survival, loaded.rounds_rows)
     decoder = Decoder(loaded, model, greedy, sampled)
     return Pair(decoder, drafter, whole.rounds, prices.rounds, prices.plain)
 

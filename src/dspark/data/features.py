@@ -110,7 +110,7 @@ class OnlineFeatures:
         self._taps = tuple(taps)
         self._memory_left = memory_bytes
         self._keep_dtype = keep_dtype
-        self._exact = target.precision == target.dtype
+        self._exact = not target.rounds_rows
         """Else whole texts may be read in the fastest way there is."""
         self._kept: dict[int, _Features] = {}
 

@@ -98,16 +98,16 @@ def _sampled(
     firsts = list(accumulate((len(drafted) + 1 for drafted in tokens), initial=0))
     chances = _chances(p_t_NV, firsts, tokens, drafts)
     accepted = [_stands(row, chance) for row, chance in zip(rows, chances, strict=True)]
-    laws_RV = p_t_NV[[first + n for first, n in zip(firsts, accepted, strict=False)]]
-    rejected = [i for i, n in enumerate(accepted) if n < len(tokens[i])]
-    if rejected:
-        p_d_nV = _dense([drafts[i] for i in rejected], [accepted[i] for i in rejected], p_t_NV)
-        laws_RV = laws_RV.double()
-        laws_RV[rejected] = residual(p_d_nV, laws_RV[rejected])
     draws = zip(rows, accepted, strict=True)
     u = [row.draws.uniform(round=len(row.rounds), slot=n, purpose=Purpose.RESIDUAL) for row, n in draws]
-    own = invert_rows(laws_RV, torch.tensor(u, dtype=torch.float64)).tolist()
-    return [Verdict(n, token) for n, token in zip(accepted, own, strict=True)]
+    u_R, own_R = torch.tensor(u, dtype=torch.float64), torch.empty(len(rows), dtype=torch.int64)
+    standing, rejected = ([i for i, n in enumerate(accepted) if (n < len(tokens[i])) == fell] for fell in (False, True))
+    for mine in filter(None, (standing, rejected)):  # apart, since residuals are float64
+        law_nV = p_t_NV[[firsts[i] + accepted[i] for i in mine]]
+        if mine is rejected:
+            law_nV = residual(_dense([drafts[i] for i in mine], [accepted[i] for i in mine], p_t_NV), law_nV)
+        own_R[mine] = invert_rows(law_nV, u_R[mine]).cpu()
+    return [Verdict(n, token) for n, token in zip(accepted, own_R.tolist(), strict=True)]
 
 
 def _chances(

@@ -34,7 +34,7 @@ def can_make_law(logits_RV: Tensor) -> bool:
 def law(logits_RV: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:
     """``softmax(logits / temperature)``, cut to the smallest prefix in the order (-p, id) whose mass reaches ``top_p``.
 
-    fp32; a probability below e^-87 of the likeliest is 0. NaN all over a row that holds NaN or nothing but -inf.
+    fp32; a probability below e^-87 of the likeliest is 0. NaN all over a row that holds NaN, +inf or nothing but -inf.
     """
     rows, width = logits_RV.shape
     p_RV = torch.empty_like(logits_RV)
@@ -155,14 +155,13 @@ class _Nucleus:
         code, build = self._code, self._code.build
         count, most = self._collect(cutoff)
         with build.if_then(build.fcmp_ordered(">=", self._mass(count, cutoff), top_p)):
-            low = self._last(count, cutoff, most, top_p)
-            with build.if_then(build.icmp_signed(">", low, ir.Constant(I32, 0))):
-                threshold = build.bitcast(low, F32)
-                above = self._mass(count, build.bitcast(build.add(low, ir.Constant(I32, 1)), F32))
-                missing = build.fdiv(build.fsub(top_p, above), build.fpext(threshold, F64))
-                self._drop_ties(count, threshold, missing)
-                kept = build.fptrunc(self._mass(count, threshold), F32)
-                _scale(code, self._p, self._width, kept, threshold)
+            low = self._last(count, cutoff, most, top_p)  # positive: zeros add nothing
+            threshold = build.bitcast(low, F32)
+            above = self._mass(count, build.bitcast(build.add(low, ir.Constant(I32, 1)), F32))
+            missing = build.fdiv(build.fsub(top_p, above), build.fpext(threshold, F64))
+            self._drop_ties(count, threshold, missing)
+            kept = build.fptrunc(self._mass(count, threshold), F32)
+            _scale(code, self._p, self._width, kept, threshold)
 
     def _collect(self, least: Value) -> tuple[Value, Value]:
         """Note the chunks that hold a positive number of at least ``least``; how many, and the largest number."""

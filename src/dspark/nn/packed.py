@@ -2,7 +2,8 @@
 
 ``torch.nn.functional.linear`` hands fp32 products of few rows to a general matrix product that re-reads and re-orders
 the weight at every call; a weight re-ordered once costs far less, and one that fits into half precision less again
-(docs/lab_log.md). The same sums in another order: results agree with ``linear`` to fp32 rounding.
+(docs/lab_log.md). The same sums in another order: results agree with ``linear`` to fp32 rounding,
+or, where that is asked for, to that of bf16.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class PackedLinear(nn.Module):
 
 
 class PanelLinear(nn.Module):
-    """A frozen ``y = x W^T + b`` in fp32, its weight in panels of the smallest form that holds it exactly, or tiles."""
+    """A frozen ``y = x W^T + b``: fp32, its weight in panels of the smallest form that holds it exactly, or tiles."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -47,7 +48,7 @@ class PanelLinear(nn.Module):
         self.panels: Panels | Tiles = smallest(weight, None if bias is None else bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x [..., in]`` fp32 to ``[..., out]``; TypeError for another dtype."""
+        """``x [..., in]`` fp32 to ``[..., out]``; TypeError for another dtype, which only tiles would take."""
         product = self.panels(x.reshape(-1, self.in_features))
         return product.view(*x.shape[:-1], self.out_features)
 
@@ -156,6 +157,11 @@ def round_products(module: nn.Module) -> None:
     for each in frozen_products(module):
         if isinstance(each, PanelLinear):
             each.round()
+
+
+def rounds_rows(module: nn.Module) -> bool:
+    """Whether any product below ``module`` does."""
+    return any(isinstance(each, PanelLinear) and isinstance(each.panels, Tiles) for each in frozen_products(module))
 
 
 def frozen_products(module: nn.Module) -> list[nn.Module]:

@@ -119,6 +119,7 @@ class Tiles:
 @cache
 def _kernel() -> Kernel:
     """Rows times panels, plus a bias, plus rows of their own; the table is ``_TABLE``."""
+    assert can_tile(), "this process may not use the units"
     return Kernel(_Product().module, "tiles")
 
 
@@ -175,10 +176,14 @@ class _Product:
         """One tile of rows: two panels at a time, then one that is left. Weights are read once, so the two behind are
         asked for meanwhile: tiles are loaded too few at a time to hide what memory takes.
         """
-        code, zero = self._code, self._code.number(0)
+        code, end = self._code, self._at["rows"]
         whole = code.build.sub(last, code.build.srem(code.build.sub(last, first), code.number(2)))
-        code.loop(first, whole, 2, [], lambda panel, _: self._multiply(zero, self._at["rows"], panel, (1, 2)))
-        code.loop(whole, last, 1, [], lambda panel, _: self._multiply(zero, self._at["rows"], panel, (1, 1)))
+
+        def tile(row: Value, _: list[Value]) -> list[Value]:
+            code.loop(first, whole, 2, [], lambda panel, _: self._multiply(row, end, panel, (1, 2)))
+            return code.loop(whole, last, 1, [], lambda panel, _: self._multiply(row, end, panel, (1, 1)))
+
+        code.loop(code.number(0), end, _ROWS, [], tile)
 
     def _many(self, first: Value, last: Value) -> None:
         """Blocks of rows, panel by panel: two tiles of rows at a time, then one that is left."""

@@ -139,7 +139,7 @@ _ONE_BY_ONE, _SHARED = (0.4, 0.2), (0.3, 0.05)
 
 
 def without_a_clock(block: int, survival: Sequence[float], shared: bool = False) -> Planning:
-    """Plans from prices that are the same everywhere, for requests whose texts depend on how rounds are planned.
+    """Plans from prices that no clock has measured, for requests whose texts depend on how rounds are planned.
 
     How many drafts are verified decides which draws a sampled request uses, so measured prices would make a seed mean
     other texts on another machine, or on this one tomorrow. ``block``: K; ``survival`` as for ``best_slots``, empty

@@ -19,8 +19,9 @@ from torch import Tensor
 from dspark.foundation.errors import UserError
 from dspark.nn.law_kernel import can_make_law, law
 
-# Below this a temperature is greedy in all but name, and logits / temperature leaves the range of fp32.
-_LOWEST_TEMPERATURE = 1e-5
+# Below this a temperature is greedy in all but name, and logits / temperature leaves the range of fp32; above the other
+# all tokens are equally likely, and 1 / temperature leaves it.
+_LOWEST_TEMPERATURE, _HIGHEST_TEMPERATURE = 1e-5, 1e6
 # Width of the first search for the nucleus; most rows of a language model end well inside it.
 _FIRST_TOP_P_WIDTH = 128
 # Logits that are searched at once for the largest.
@@ -41,8 +42,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         t = self.temperature
-        if not math.isfinite(t) or t < 0 or 0 < t < _LOWEST_TEMPERATURE:
-            raise UserError(f"temperature is {t}; expected 0 (greedy) or a number of at least {_LOWEST_TEMPERATURE:g}")
+        if t != 0 and not _LOWEST_TEMPERATURE <= t <= _HIGHEST_TEMPERATURE:
+            ends = f"{_LOWEST_TEMPERATURE:g} to {_HIGHEST_TEMPERATURE:g}"
+            raise UserError(f"temperature is {t}; expected 0 (greedy) or a number from {ends}")
         if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 0:
             raise UserError(f"top_k is {self.top_k}; expected 0 (off) or a positive whole number")
         if not 0 < self.top_p <= 1:

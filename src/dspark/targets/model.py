@@ -22,7 +22,7 @@ from dspark.foundation.identity import ModelIdentity
 from dspark.nn.cache import KVCache
 from dspark.nn.ends import Ends
 from dspark.nn.forms import rounded_to_bytes
-from dspark.nn.packed import bytes_by_form, join_linears, pack_linears, round_products
+from dspark.nn.packed import bytes_by_form, join_linears, pack_linears, round_products, rounds_rows
 from dspark.nn.rope import RotationTable
 from dspark.nn.stack import Stack
 from dspark.nn.tile_kernel import can_tile
@@ -105,17 +105,30 @@ class Target:
             probe(self, eager_logits_TV)
             if pack:
                 self._round_products()
-            self._compile()
+                self._compile()
+
+    @property
+    def rounds_rows(self) -> bool:
+        """Whether rows are rounded to bf16 and multiplied on matrix units, where 16 share a reading of weights."""
+        return self._tiled and rounds_rows(self._model)
 
     @property
     def precision(self) -> torch.dtype:
-        """What its logits are as exact as: bfloat16 where rows are rounded to it, else its dtype."""
-        return torch.bfloat16 if self._tiled else self.dtype
+        """What it multiplies in: bfloat16 where rows are rounded to it, else its dtype."""
+        return torch.bfloat16 if self.rounds_rows else self.dtype
+
+    @property
+    def agreement(self) -> torch.dtype:
+        """Whose rounding the logits of a token may differ by in other company: that of its dtype, but bfloat16's where
+        rows are rounded behind steps of PyTorch's kernels.
+        """
+        return self.dtype if self._compiled is not None else self.precision
 
     def pack(self) -> None:
         """Drop the readable weights for faster frozen forms of the same numbers."""
         self._freeze()
         self._round_products()
+        self._compile()
 
     def _freeze(self) -> None:
         self._lean()
@@ -141,6 +154,7 @@ class Target:
         self._model.set_attn_implementation(SEAM)
         lean_attention(self._model, calls)
 
+    @torch.inference_mode()
     def _compile(self) -> None:
         """Run small steps as one program where that gives the numbers of the modules to the bit."""
         compiled = compiled_layers(self._base)
