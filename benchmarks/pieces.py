@@ -29,8 +29,9 @@ from dspark.decoding.engine import Engine, Limits
 from dspark.decoding.laps import Laps
 from dspark.decoding.modes import Mode
 from dspark.decoding.request import Request
-from dspark.nn import block_attention, machine
-from dspark.nn.machine import Program
+from dspark.kernels import machine
+from dspark.kernels.machine import Program
+from dspark.nn import block_attention
 from dspark.nn.packed import PackedLinear, PanelLinear
 from dspark.nn.stack import _CALLS, Stack
 from dspark.speculation.sampling import Sampling

@@ -44,7 +44,7 @@ def no_network() -> Iterator[None]:
 @pytest.fixture
 def no_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As on a machine that our own kernels can't be compiled for."""
-    from dspark.nn import machine
+    from dspark.kernels import machine
 
     monkeypatch.setattr(machine, "_NEEDED", {})
     machine.can_compile.cache_clear()

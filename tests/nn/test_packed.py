@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dspark.nn.machine import lanes
+from dspark.kernels.machine import lanes
 from dspark.nn.packed import (
     JoinedLinear,
     PackedLinear,

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dspark.nn import machine
+from dspark.kernels import machine
+from dspark.kernels.product import Form, product_kernel
 from dspark.nn.forms import _panels, rounded_to_bytes, smallest
 from dspark.nn.panels import Panels
-from dspark.nn.product_kernel import Form, product_kernel
 
 QUANTISED = {
     "Q4_0": (gguf.GGMLQuantizationType.Q4_0, Form.NIBBLE),
@@ -134,8 +134,8 @@ def test_rounding_to_bytes_is_a_fixed_point_half_a_step_away_at_most() -> None:
 def test_sixteen_and_thirty_two_outputs_a_panel_are_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     x, found = random(9, 64, seed=1), []
     for lanes in (16, 32):  # 32 is for wider registers than this machine may have
-        for module in ("panels", "product_kernel", "forms"):
-            monkeypatch.setattr(f"dspark.nn.{module}.lanes", lambda lanes=lanes: lanes)
+        for module in ("nn.panels", "kernels.product", "nn.forms"):
+            monkeypatch.setattr(f"dspark.{module}.lanes", lambda lanes=lanes: lanes)
         product_kernel.cache_clear()
         found.append([smallest(weight_of(form, 70, 64))(x) for form in Form])
     product_kernel.cache_clear()

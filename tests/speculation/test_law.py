@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dspark.drafters.ngram import PromptLookup
-from dspark.nn.law_kernel import can_make_law
-from dspark.nn.machine import can_compile
+from dspark.kernels.law import can_make_law
+from dspark.kernels.machine import can_compile
 from dspark.speculation import planner
 from dspark.speculation.acceptance import acceptance_probability
 from dspark.speculation.draws import Draws, Purpose

@@ -13,6 +13,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "dspark"
 # From the ground up. A room imports only from rooms below it; those of one level never meet.
 LEVELS = (
     {"foundation"},
+    {"kernels"},
     {"nn", "speculation"},
     {"targets", "drafters"},
     {"decoding"},

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from test_families import FAMILIES, model_of
 from torch import Tensor
 
+from dspark.kernels.tiles import can_tile
 from dspark.nn.blocks import BlockTable
-from dspark.nn.tile_kernel import can_tile
 from dspark.targets.model import Target
 from dspark.targets.ragged import RaggedBatch
 from tiny import VOCAB, tiny_llama, tiny_target

@@ -11,8 +11,8 @@ from test_families import FAMILIES, TEXTS, model_of, reference
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from dspark.kernels.machine import Program
 from dspark.nn.forms import smallest
-from dspark.nn.machine import Program
 from dspark.nn.shelf import KEPT
 from dspark.targets.compiled import MOST_ROWS
 from dspark.targets.model import Forward, Target

@@ -12,8 +12,8 @@ from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
 
 from dspark.foundation.errors import UserError
+from dspark.kernels.tiles import can_tile
 from dspark.nn.lean import LeanMLP, LeanNorm, paired, turn
-from dspark.nn.tile_kernel import can_tile
 from dspark.targets.lean import LeanAttention
 from dspark.targets.model import Target
 from dspark.targets.session import TargetSession

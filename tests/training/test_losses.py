@@ -16,9 +16,9 @@ from dspark.drafters.checkpoint import load_drafter
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.foundation.artifacts import read_json
 from dspark.foundation.identity import ModelIdentity
-from dspark.nn.distance_kernel import can_measure, distances
+from dspark.kernels.distance import can_measure, distances
+from dspark.kernels.tiles import can_tile
 from dspark.nn.ends import Ends
-from dspark.nn.tile_kernel import can_tile
 from dspark.training import losses
 from dspark.training.anchors import blocks_at
 from dspark.training.losses import Mix, Slots, distribution_loss, paced

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dspark.decoding.request import Running
-from dspark.nn.row_kernels import can_search, first_largest
+from dspark.kernels.rows import can_search, first_largest
 from dspark.speculation.draws import Purpose, invert_rows
 from dspark.speculation.loop import Draft
 from dspark.speculation.rejection import Verdict, acceptance, residual

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, silu
 
+from dspark.kernels.machine import Program, Rooms, can_compile, lanes
+from dspark.kernels.rows import HeadNorms, norm_call, turn_call
 from dspark.nn.blocks import Plan
 from dspark.nn.cache import KVCache
 from dspark.nn.layer import BlockAttention, DraftLayer
 from dspark.nn.lean import LeanMLP, LeanNorm, head_norms, paired
-from dspark.nn.machine import Program, Rooms, can_compile, lanes
 from dspark.nn.norm import RMSNorm
 from dspark.nn.packed import can_pack, frozen_linear
 from dspark.nn.rope import RotationTable, rotary
-from dspark.nn.row_kernels import HeadNorms, norm_call, turn_call
 from dspark.nn.shelf import Shelf
 from dspark.nn.stack import Stack, StackLayer, product_call
 

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from dspark.drafters.heads import MarkovHead
-from dspark.nn.attention_kernel import Seen
+from dspark.kernels.attention import Seen
+from dspark.kernels.law import invert_call, law_call, law_scratch, law_shape
+from dspark.kernels.machine import Call, Rooms
+from dspark.kernels.rows import can_row, follow_call, norm_call, search_call
 from dspark.nn.cache import KVCache
-from dspark.nn.law_kernel import invert_call, law_call, law_scratch, law_shape
-from dspark.nn.machine import Call, Rooms
 from dspark.nn.packed import PanelLinear
-from dspark.nn.row_kernels import can_row, follow_call, norm_call, search_call
 from dspark.nn.shelf import Shelf
 from dspark.nn.stack import StackProgram, product_call
 from dspark.speculation.draws import check_mass

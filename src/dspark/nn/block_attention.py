@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dspark.nn.attention_kernel import attend_compiled, can_attend
+from dspark.kernels.attention import attend_compiled, can_attend
 from dspark.nn.blocks import Group, Plan
 
 
@@ -37,7 +37,7 @@ def attend(
     heads = keys_HSD.shape[0]
     scale = query_TQD.shape[-1] ** -0.5 if scale is None else scale
     if query_TQD.dtype == keys_HSD.dtype and can_attend(query_TQD, scale) and not plan.hurried:
-        return attend_compiled(query_TQD, keys_HSD, values_HSD, plan, scale, window, softcap, sinks_Q)
+        return attend_compiled(query_TQD, keys_HSD, values_HSD, plan.seen, plan.size, scale, window, softcap, sinks_Q)
     queries = query_TQD.shape[1] // heads
     parts = []
     for number, group in enumerate(plan.groups):

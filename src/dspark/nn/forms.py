@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dspark.nn.machine import lanes
+from dspark.kernels.machine import lanes
+from dspark.kernels.product import GROUP, Form
 from dspark.nn.panels import Panels
-from dspark.nn.product_kernel import GROUP, Form
 
 _SAMPLE = 8  # outputs looked at before all are
 _CHUNK = 4096  # outputs looked at together, so that a large weight is not held several times

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from dspark.nn.machine import can_compile
+from dspark.kernels.machine import can_compile
+from dspark.kernels.rows import HeadNorms, can_row, gate_name, gate_rows, norm_rows
 from dspark.nn.mlp import SwiGLU
 from dspark.nn.norm import RMSNorm
 from dspark.nn.packed import frozen_linear
-from dspark.nn.row_kernels import HeadNorms, can_row, gate_name, gate_rows, norm_rows
 
 
 def stacked(linears: list[nn.Linear]) -> nn.Module:

@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dspark.kernels.machine import can_compile
+from dspark.kernels.tiles import Tiles, can_tile, fits
 from dspark.nn.forms import smallest
-from dspark.nn.machine import can_compile
 from dspark.nn.panels import Panels
-from dspark.nn.tile_kernel import Tiles, can_tile, fits
 
 # The layout is chosen by oneDNN for this many rows; 64 was the best or equal best from 1 to 64 rows.
 ROWS_HINT = 64

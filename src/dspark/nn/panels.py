@@ -1,4 +1,4 @@
-"""A frozen weight in panels, and its product with rows (``product_kernel``)."""
+"""A frozen weight in panels, and its product with rows (``kernels.product``)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import sys
 import torch
 from torch import Tensor
 
-from dspark.nn.machine import Call, lanes
-from dspark.nn.product_kernel import DIRECT, GROUP, Form, product_kernel
+from dspark.kernels.machine import Call, lanes
+from dspark.kernels.product import DIRECT, GROUP, Form, product_kernel
 
 
 class Panels:

@@ -9,8 +9,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from dspark.kernels.machine import Rooms
 from dspark.nn.cache import KVCache
-from dspark.nn.machine import Rooms
 
 KEPT = 32  # programs of a cache, the latest used
 _Made = TypeVar("_Made")

@@ -14,12 +14,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from dspark.nn.attention_kernel import Seen, attention_call
+from dspark.kernels.attention import Seen, attention_call
+from dspark.kernels.machine import Call, Program, Rooms, can_compile
+from dspark.kernels.rows import HeadNorms, can_row, gate_call, norm_call, turn_call
 from dspark.nn.cache import KVCache
 from dspark.nn.lean import LeanMLP, LeanNorm
-from dspark.nn.machine import Call, Program, Rooms, can_compile
 from dspark.nn.packed import PanelLinear
-from dspark.nn.row_kernels import HeadNorms, can_row, gate_call, norm_call, turn_call
 from dspark.nn.shelf import Shelf
 
 _CALLS = 9  # of a layer

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dspark.nn.law_kernel import can_make_law, invert_law
+from dspark.kernels.law import can_make_law, invert_law
 
 # fp32 softmax over a large vocabulary sums to one within about 1e-5; far beyond that it is no distribution.
 _MASS_TOLERANCE = 1e-3

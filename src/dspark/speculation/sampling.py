@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dspark.foundation.errors import UserError
-from dspark.nn.law_kernel import can_make_law, law
+from dspark.kernels.law import can_make_law, law
 
 # Below this a temperature is greedy in all but name, and logits / temperature leaves the range of fp32; above the other
 # all tokens are equally likely, and 1 / temperature leaves it.

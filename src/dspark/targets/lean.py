@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from dspark.kernels.rows import can_row, turn_and_store
 from dspark.nn.block_attention import attend
 from dspark.nn.lean import LeanMLP, LeanNorm, head_norms, paired, turn
 from dspark.nn.packed import frozen_linear
-from dspark.nn.row_kernels import can_row, turn_and_store
 from dspark.targets.attention import ragged_attention
 from dspark.targets.ragged import RaggedBatch
 

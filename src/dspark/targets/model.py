@@ -19,13 +19,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from dspark.foundation.devices import resolve_device, resolve_dtype
 from dspark.foundation.errors import UserError, first_line
 from dspark.foundation.identity import ModelIdentity
+from dspark.kernels.tiles import can_tile
 from dspark.nn.cache import KVCache
 from dspark.nn.ends import Ends
 from dspark.nn.forms import rounded_to_bytes
 from dspark.nn.packed import bytes_by_form, join_linears, pack_linears, round_products, rounds_rows
 from dspark.nn.rope import RotationTable
 from dspark.nn.stack import Stack
-from dspark.nn.tile_kernel import can_tile
 from dspark.targets.attention import SEAM
 from dspark.targets.card import recommended_of, stop_ids_of
 from dspark.targets.chat import Chat

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dspark.nn.distance_kernel import can_measure, distances
+from dspark.kernels.distance import can_measure, distances
 from dspark.training.outputs import Outputs
 
 CHUNK = 256

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dspark.nn.tile_kernel import Tiles, can_tile, fits
+from dspark.kernels.tiles import Tiles, can_tile, fits
 
 
 class Outputs:

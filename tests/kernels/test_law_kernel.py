@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dspark.nn.law_kernel import can_make_law, invert_law, law
-from dspark.nn.machine import can_compile
+from dspark.kernels.law import can_make_law, invert_law, law
+from dspark.kernels.machine import can_compile
 
 pytestmark = pytest.mark.skipif(not can_compile(), reason="no kernels on this machine")
 WIDTHS = st.sampled_from([32, 64, 96, 320])

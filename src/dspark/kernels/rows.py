@@ -17,8 +17,17 @@ import torch
 from llvmlite import ir
 from torch import Tensor
 
-from dspark.nn.machine import F32, I32, I64, POINTER, Call, Code, Kernel, Value, can_compile
-from dspark.nn.numbers import bits, constant, exponential, from_bits, hyperbolic_tangent, places, square_root, total
+from dspark.kernels.machine import F32, I32, I64, POINTER, Call, Code, Kernel, Value, can_compile
+from dspark.kernels.numbers import (
+    bits,
+    constant,
+    exponential,
+    from_bits,
+    hyperbolic_tangent,
+    places,
+    square_root,
+    total,
+)
 
 _LANES = 8
 _VECTOR = ir.VectorType(F32, _LANES)

@@ -21,8 +21,8 @@ import torch
 from llvmlite import ir
 from torch import Tensor
 
-from dspark.nn.machine import F32, I8, I16, I64, POINTER, Call, Code, Kernel, Value, can_compile
-from dspark.nn.numbers import brain
+from dspark.kernels.machine import F32, I8, I16, I64, POINTER, Call, Code, Kernel, Value, can_compile
+from dspark.kernels.numbers import brain
 
 _ROWS = 16  # of a tile; as many fp32 sums stand in each
 _STEP = 32  # inputs of a tile

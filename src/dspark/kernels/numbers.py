@@ -9,7 +9,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from dspark.nn.machine import F32, I16, I32, Code, Value
+from dspark.kernels.machine import F32, I16, I32, Code, Value
 
 # e^x = 2^n e^r with n whole and |r| <= ln 2 / 2; ln 2 in two parts, the first short enough for an exact product.
 _LOG2_E, _LN2_HIGH, _LN2_LOW = 1.44269504088896341, 0.693359375, -2.12194440e-4

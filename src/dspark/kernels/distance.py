@@ -16,9 +16,9 @@ import torch
 from llvmlite import ir
 from torch import Tensor
 
-from dspark.nn.machine import F32, I64, Code, Kernel, Value
-from dspark.nn.numbers import bits, constant, exponential, from_bits, largest, total
-from dspark.nn.row_kernels import can_row, row_kernel
+from dspark.kernels.machine import F32, I64, Code, Kernel, Value
+from dspark.kernels.numbers import bits, constant, exponential, from_bits, largest, total
+from dspark.kernels.rows import can_row, row_kernel
 
 _LANES = 8
 _WAYS = 4  # sums side by side: none waits for its own last addition, and a wide vocabulary adds up more exactly

@@ -12,17 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import copy
 from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
 from llvmlite import ir
 from torch import Tensor
 
-from dspark.nn.machine import F32, I64, POINTER, Call, Code, Kernel, Value, can_compile
-from dspark.nn.numbers import bits, constant, exponential, from_bits, hyperbolic_tangent, largest, total
-
-if TYPE_CHECKING:
-    from dspark.nn.blocks import Plan
+from dspark.kernels.machine import F32, I64, POINTER, Call, Code, Kernel, Value, can_compile
+from dspark.kernels.numbers import bits, constant, exponential, from_bits, hyperbolic_tangent, largest, total
 
 _LANES = 8
 _STRETCH = 64
@@ -75,17 +71,20 @@ def attend_compiled(
     query_TQD: Tensor,
     keys_HSD: Tensor,
     values_HSD: Tensor,
-    plan: Plan,
+    seen: Seen,
+    size: int,
     scale: float,
     window: int | None,
     softcap: float | None,
     sinks_Q: Tensor | None,
 ) -> Tensor:
-    """Attention ``[T, Q, D]`` in fp32; arguments as those of ``block_attention.attend``. D is a multiple of 8."""
+    """Attention ``[T, Q, D]`` in fp32 over blocks of ``size`` rows; the rest as ``nn.block_attention.attend`` has it.
+
+    D is a multiple of 8.
+    """
     out_TQD = query_TQD.new_empty(query_TQD.shape)
     sinks = None if sinks_Q is None else sinks_Q.float().contiguous()
-    seen = plan.seen
-    kernel, table = attention_call(query_TQD, keys_HSD, values_HSD, plan.size, scale, window, softcap, sinks, out_TQD)
+    kernel, table = attention_call(query_TQD, keys_HSD, values_HSD, size, scale, window, softcap, sinks, out_TQD)
     kernel(seen.blocks.data_ptr(), seen.tokens_T3.data_ptr(), *table)
     return out_TQD
 

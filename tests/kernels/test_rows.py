@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, rms_norm, silu
 
-from dspark.nn.lean import turn
-from dspark.nn.row_kernels import (
+from dspark.kernels.rows import (
     _ALONE,
     HeadNorms,
     can_row,
@@ -20,6 +19,7 @@ from dspark.nn.row_kernels import (
     norm_rows,
     turn_and_store,
 )
+from dspark.nn.lean import turn
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

@@ -16,9 +16,9 @@ import torch
 from llvmlite import ir
 from torch import Tensor
 
-from dspark.nn.machine import F32, F64, I32, I64, Call, Code, Kernel, Value
-from dspark.nn.numbers import constant, exponential, largest, total
-from dspark.nn.row_kernels import can_row, row_kernel, run_call
+from dspark.kernels.machine import F32, F64, I32, I64, Call, Code, Kernel, Value
+from dspark.kernels.numbers import constant, exponential, largest, total
+from dspark.kernels.rows import can_row, row_kernel, run_call
 
 _LANES = 8
 _WAYS = 4  # of them side by side, so that none waits for its own last result

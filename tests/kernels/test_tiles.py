@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dspark.nn.machine import Program
+from dspark.kernels.machine import Program
+from dspark.kernels.tiles import Tiles, can_tile, fits
 from dspark.nn.packed import PanelLinear
-from dspark.nn.tile_kernel import Tiles, can_tile, fits
 
 needs_units = pytest.mark.skipif(not can_tile(), reason="this CPU has no matrix units (AMX)")
 

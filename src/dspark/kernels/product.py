@@ -13,7 +13,7 @@ from functools import cache
 
 from llvmlite import ir
 
-from dspark.nn.machine import F16, F32, I8, I16, I32, I64, POINTER, Code, Kernel, Value, lanes
+from dspark.kernels.machine import F16, F32, I8, I16, I32, I64, POINTER, Code, Kernel, Value, lanes
 
 GROUP = 32  # inputs that share a scale, as in GGUF's blocks
 _ROWS = 6  # of a tile: 6 x 2 sums, 2 weights and a broadcast fill the 16 vector registers of AVX2

@@ -1,0 +1,1 @@
+"""Loops that PyTorch has no kernel for, compiled for this very CPU; each a function of numbers in memory."""
