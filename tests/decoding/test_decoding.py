@@ -13,7 +13,7 @@ from dspark.decoding.request import Request
 from dspark.decoding.single import Decoder
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round, RoundTally
-from dspark.speculation.planner import EarlyStop, Planning, WhileItPays
+from dspark.speculation.planner.single import EarlyStop, Planning, WhileItPays
 from dspark.speculation.sampling import Sampling
 from dspark.targets.session import TargetSession
 from tiny import STOP, tiny_drafter, tiny_llama, tiny_target

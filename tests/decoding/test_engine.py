@@ -17,7 +17,7 @@ from dspark.drafters.blocks import DrafterBlocks
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round, RoundTally
-from dspark.speculation.planner import EarlyStop, Planning, WhileItPays, without_a_clock
+from dspark.speculation.planner.single import EarlyStop, Planning, WhileItPays, without_a_clock
 from dspark.speculation.sampling import Sampling
 from dspark.targets.model import Target
 from tiny import tiny_drafter, tiny_llama, tiny_target

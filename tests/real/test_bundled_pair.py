@@ -10,7 +10,7 @@ from dspark.cli.pair import Pair, load_pair
 from dspark.decoding.request import Request
 from dspark.evaluation.identity import Comparison, IdentityTally, judge, replay
 from dspark.speculation.acceptance import Round, RoundTally
-from dspark.speculation.planner import WHOLE
+from dspark.speculation.planner.single import WHOLE
 from dspark.speculation.sampling import Sampling
 from dspark.targets.session import TargetSession
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from dspark.speculation import loop, rejection
 from dspark.speculation.acceptance import acceptance_probability
 from dspark.speculation.loop import Draft, Sample, VerifyLength
-from dspark.speculation.planner import EarlyStop
+from dspark.speculation.planner.single import EarlyStop
 from dspark.speculation.sampling import Sampling, distribution
 from enumeration import (
     TableDrafter,

@@ -13,11 +13,11 @@ from torch import Tensor
 from dspark.drafters.ngram import PromptLookup
 from dspark.kernels.law import can_make_law
 from dspark.kernels.machine import can_compile
-from dspark.speculation import planner
 from dspark.speculation.acceptance import acceptance_probability
 from dspark.speculation.draws import Draws, Purpose
 from dspark.speculation.loop import Draft, DrafterState, Sample, VerifyLength
-from dspark.speculation.planner import EarlyStop, WhileItPays, without_a_clock
+from dspark.speculation.planner import single as planner
+from dspark.speculation.planner.single import EarlyStop, WhileItPays, without_a_clock
 from dspark.speculation.rejection import residual, verify
 from dspark.speculation.sampling import Sampling, distribution
 from enumeration import (

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from dspark.decoding.profile import REPEATS, WARM_UP, measure, measure_blocks, rising, time_rounds
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round, Source
-from dspark.speculation.planner import (
+from dspark.speculation.planner.single import (
     _CREDIT,
     _FADING,
     EarlyStop,

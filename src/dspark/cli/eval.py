@@ -78,7 +78,7 @@ def evaluate(
     from dspark.cli.pair import load_pair
     from dspark.evaluation.summary import summarise
     from dspark.foundation.artifacts import write_json
-    from dspark.speculation.planner import WHOLE
+    from dspark.speculation.planner.single import WHOLE
     from dspark.speculation.sampling import Sampling
 
     load = load_now()

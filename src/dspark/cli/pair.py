@@ -66,7 +66,7 @@ def load_pair(target: str = BUNDLED, drafter: str | None = BUNDLED, dtype: str =
     from dspark.decoding.profile import measure, measure_blocks
     from dspark.decoding.single import Decoder
     from dspark.drafters.checkpoint import load_drafter, read_survival
-    from dspark.speculation.planner import WHOLE, EarlyStop, Planning, WhileItPays, without_a_clock
+    from dspark.speculation.planner.single import WHOLE, EarlyStop, Planning, WhileItPays, without_a_clock
 
     if folder is None:
         return Pair(Decoder(loaded), None)

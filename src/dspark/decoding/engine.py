@@ -30,7 +30,7 @@ from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round, Source
 from dspark.speculation.draws import SeededDraws
 from dspark.speculation.loop import Draft, cut
-from dspark.speculation.planner import WHOLE, Planning
+from dspark.speculation.planner.single import WHOLE, Planning
 from dspark.speculation.rejection import Verdict
 from dspark.targets.model import Target
 from dspark.targets.ragged import RaggedBatch

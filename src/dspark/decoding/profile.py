@@ -20,7 +20,7 @@ from dspark.decoding.request import Request
 from dspark.decoding.single import Decoder
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.speculation.acceptance import Round, Source
-from dspark.speculation.planner import Planning, best_slots
+from dspark.speculation.planner.single import Planning, best_slots
 from dspark.speculation.sampling import Sampling
 from dspark.targets.model import Target
 

@@ -14,7 +14,7 @@ from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round
 from dspark.speculation.draws import SeededDraws
 from dspark.speculation.loop import DrafterState, generate
-from dspark.speculation.planner import WHOLE, Planning
+from dspark.speculation.planner.single import WHOLE, Planning
 from dspark.targets.model import Target
 from dspark.targets.session import TargetSession
 

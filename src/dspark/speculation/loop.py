@@ -26,6 +26,7 @@ from dspark.speculation.sampling import Sampling, distribution
 __all__ = [
     "Draft",
     "DrafterState",
+    "OneRequest",
     "Round",
     "Sample",
     "Step",
@@ -132,6 +133,87 @@ def always(rounds: Sequence[Round], source: Source) -> bool:
     return True
 
 
+class OneRequest:
+    """One request of the reference loop, stage by stage: ``start``, then rounds of ``propose`` and ``settle``.
+
+    ``generate`` says what the arguments mean. Raises UserError for an empty prompt, max_tokens < 1, or a prompt that
+    leaves no room.
+    """
+
+    def __init__(
+        self,
+        target: TargetState,
+        drafter: DrafterState | None,
+        prompt_ids: list[int],
+        *,
+        sampling: Sampling,
+        draws: Draws,
+        max_tokens: int,
+        lookup: DrafterState | None = None,
+        stop_ids: Collection[int] = (),
+        when: WhenToDraft = always,
+        context_limit: int | None = None,
+    ) -> None:
+        self._limit = _output_limit(len(prompt_ids), max_tokens, context_limit)
+        self._target, self._drafter, self._lookup, self._when = target, drafter, lookup, when
+        self._sampling, self._draws = sampling, CertainDraws() if sampling.greedy else draws
+        self._stops, self._prompt = frozenset(stop_ids), len(prompt_ids)
+        self.ids = list(prompt_ids)
+        """Prompt and output."""
+        self.rounds: list[Round] = []
+        self._unseen: list[Tensor] = []  # features that the drafter has not been given yet
+
+    @property
+    def finished(self) -> bool:
+        """Whether the answer has ended."""
+        return bool(self.rounds) and self.rounds[-1].finish is not None
+
+    def start(self) -> Round:
+        """Read the prompt and draw the first token."""
+        step = self._target.extend(self.ids, logits=1)
+        p_V = distribution(step.logits_NV[-1], self._sampling)
+        token = self._draws.categorical(p_V, round=0, slot=0, purpose=Purpose.RESIDUAL)
+        return self._commit(Draft([]), 0, Verdict(0, token), step.features_TF)
+
+    def propose(self) -> Draft:
+        """The next round's drafts; none where the last token of the room is due, which is always the target's own."""
+        draft, sample = Draft([]), _sampler(self._sampling, self._draws, len(self.rounds))
+        if self._lookup is not None and self._room > 1 and self._when(self.rounds, "lookup"):
+            draft = self._lookup.draft(self.ids, None, sample)
+        if self._drafter is not None and not draft.tokens and self._room > 1 and self._when(self.rounds, "drafter"):
+            features_TF = torch.cat(self._unseen) if self._unseen else None
+            draft, self._unseen = self._drafter.draft(self.ids, features_TF, sample), []
+        return draft
+
+    def settle(self, draft: Draft, length: int) -> Round:
+        """Verify the first ``length`` drafts, or as many as there are and the room can hold, and commit what stands."""
+        length = max(0, min(length, len(draft.tokens), self._room - 1))
+        start, kept = self._target.length, draft.tokens[:length]
+        step = self._target.extend([self.ids[-1], *kept], logits=length + 1)
+        p_t_NV = distribution(step.logits_NV, self._sampling)
+        p_d_KV = draft.dense(p_t_NV.shape[-1])[:length].to(p_t_NV.device)
+        verdict = verify(kept, p_d_KV, p_t_NV, self._draws, len(self.rounds))
+        committed = verdict.accepted + 1  # anchor and accepted drafts; the token after them has not run yet
+        self._target.truncate(start + committed)
+        return self._commit(draft, length, verdict, None if step.features_TF is None else step.features_TF[:committed])
+
+    @property
+    def _room(self) -> int:
+        """Output tokens that may still come."""
+        return self._limit - (len(self.ids) - self._prompt)
+
+    def _commit(self, draft: Draft, length: int, verdict: Verdict, features_TF: Tensor | None) -> Round:
+        """Take over a round's tokens, and the features of what has run."""
+        tokens, finish = cut([*draft.tokens[: verdict.accepted], verdict.next_token], self._room, self._stops)
+        accepted = min(verdict.accepted, len(tokens))
+        self.ids += tokens
+        self._unseen += [] if features_TF is None else [features_TF]
+        self.rounds.append(
+            Round(len(self.rounds), tuple(tokens), len(draft.tokens), length, accepted, finish, draft.source)
+        )
+        return self.rounds[-1]
+
+
 def generate(
     target: TargetState,
     drafter: DrafterState | None,
@@ -155,60 +237,25 @@ def generate(
     The joined tokens of the rounds have exactly the law of plain decoding. Output ends behind the first stop
     id (which is kept), after max_tokens, or where prompt and output together fill context_limit positions.
     Never more is verified than the remaining room can hold: the room depends on the past only, so this is
-    lossless. Raises UserError for an empty prompt, max_tokens < 1, or a prompt that leaves no room.
+    lossless. Raises UserError as ``OneRequest`` does.
     """
-    limit = _output_limit(len(prompt_ids), max_tokens, context_limit)
-    if sampling.greedy:
-        draws = CertainDraws()
-    ids = list(prompt_ids)
-    stops = frozenset(stop_ids)
-    step = target.extend(ids, logits=1)
-    p_V = distribution(step.logits_NV[-1], sampling)
-    token = draws.categorical(p_V, round=0, slot=0, purpose=Purpose.RESIDUAL)
-    tokens, finish = cut([token], limit, stops)
-    unseen = [] if step.features_TF is None else [step.features_TF]
-    rounds = [Round(0, tuple(tokens), drafted=0, verified=0, accepted=0, finish=finish)]
-    yield rounds[0]
-    while finish is None:
-        index = len(rounds)
-        ids += tokens
-        room = limit - (len(ids) - len(prompt_ids))
-        draft, sample = Draft([]), _sampler(sampling, draws, index)
-        # The last token of the room is always the target's own.
-        if lookup is not None and room > 1 and when(rounds, "lookup"):
-            draft = lookup.draft(ids, None, sample)
-        if drafter is not None and not draft.tokens and room > 1 and when(rounds, "drafter"):
-            features_TF = torch.cat(unseen) if unseen else None
-            draft, unseen = drafter.draft(ids, features_TF, sample), []
+    request = OneRequest(
+        target,
+        drafter,
+        prompt_ids,
+        sampling=sampling,
+        draws=draws,
+        max_tokens=max_tokens,
+        lookup=lookup,
+        stop_ids=stop_ids,
+        when=when,
+        context_limit=context_limit,
+    )
+    yield request.start()
+    while not request.finished:
+        draft = request.propose()
         asked = verify_length(len(draft.tokens), draft.survival()) if draft.tokens else 0
-        length = max(0, min(asked, len(draft.tokens), room - 1))
-        verdict, features_TF = _settle(target, ids[-1], draft, length, sampling, draws, index)
-        unseen += [] if features_TF is None else [features_TF]
-        tokens, finish = cut([*draft.tokens[: verdict.accepted], verdict.next_token], room, stops)
-        accepted = min(verdict.accepted, len(tokens))
-        rounds.append(Round(index, tuple(tokens), len(draft.tokens), length, accepted, finish, draft.source))
-        yield rounds[-1]
-
-
-def _settle(
-    target: TargetState,
-    anchor: int,
-    draft: Draft,
-    length: int,
-    sampling: Sampling,
-    draws: Draws,
-    round: int,
-) -> tuple[Verdict, Tensor | None]:
-    """Verify the first `length` drafts and roll the target back; the features are those of x_0..x_n."""
-    start = target.length
-    kept = draft.tokens[:length]
-    step = target.extend([anchor, *kept], logits=length + 1)
-    p_t_NV = distribution(step.logits_NV, sampling)
-    p_d_KV = draft.dense(p_t_NV.shape[-1])[:length].to(p_t_NV.device)
-    verdict = verify(kept, p_d_KV, p_t_NV, draws, round)
-    committed = verdict.accepted + 1  # anchor and accepted drafts; the token after them has not run yet
-    target.truncate(start + committed)
-    return verdict, None if step.features_TF is None else step.features_TF[:committed]
+        yield request.settle(draft, asked)
 
 
 def _output_limit(prompt: int, max_tokens: int, context_limit: int | None) -> int:

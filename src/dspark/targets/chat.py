@@ -37,13 +37,17 @@ class Chat:
         )
         return list(rendered["input_ids"])
 
-    def opening_ids(self) -> list[int]:
-        """Ids of the template up to where a user's first turn begins; UserError where it hides what users say."""
-        rendered: str = self._tokenizer.apply_chat_template([{"role": "user", "content": _MARK}], tokenize=False)
-        before, found, _ = rendered.partition(_MARK)
+    def opening_ids(self, before: Sequence[Message] = ()) -> list[int]:
+        """Ids of ``before`` and the template up to where a user's turn begins; UserError where it hides what users say.
+
+        Not every template lets a user speak twice in a row.
+        """
+        messages = [*map(dict, before), {"role": "user", "content": _MARK}]
+        rendered: str = self._tokenizer.apply_chat_template(messages, tokenize=False)
+        begun, found, _ = rendered.rpartition(_MARK)
         if not found:
             raise UserError(f"the target's chat template renders a user's turn as {rendered!r}, without what was said")
-        return self.continuation_ids(before)
+        return self.continuation_ids(begun)
 
     def encode(self, text: str) -> list[int]:
         """Ids of raw text, with whatever the tokenizer itself puts in front."""

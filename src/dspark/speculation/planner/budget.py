@@ -1,0 +1,44 @@
+"""The asynchronous pair: how many drafts a step verifies comes from the past, which ones from the present.
+
+The next step's batch is laid out before this one ends, so its size must be known ahead. What chooses it sees rounds
+that are over alone, so it may search as widely as it likes; what ranks the present drafts can't change their number.
+
+Legend: R requests, K drafts of a block, N drafts of all requests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dspark.speculation.planner.algorithm import rates_of
+from dspark.speculation.planner.past import Past
+from dspark.speculation.planner.plan import Counts, Numbers, Plan, Present
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many drafts of all requests a step verifies, and the tokens a second that the past promises for it."""
+
+    drafts: int
+    rate: float
+
+
+def capacity(past: Past, slots: Counts, seconds: Numbers, *, literal: bool = False) -> Budget:
+    """The budget that would have served the past best, over all of them (a search without a stop).
+
+    ``slots [R]`` of the requests that will take part, ``seconds [R*K+1]`` of complete rounds as for ``early_stopped``.
+    ``literal``: from the confidences as they were in each request's last round of ``past`` (section 5.3: of two steps
+    ago, if that is where the past ends), in place of their averages.
+    """
+    expected_RK = past.as_last_seen(slots) if literal else past.averaged(slots)
+    rates = rates_of(len(slots), np.sort(expected_RK, axis=None)[::-1], seconds)
+    drafts = int(rates.argmax())
+    return Budget(drafts, float(rates[drafts]))
+
+
+def admit(current: Present, budget: Budget) -> Plan:
+    """The drafts most likely to stand, as many as the budget has."""
+    _, whose_N = current.ranked()
+    return Plan.first(whose_N, budget.drafts, current.requests)

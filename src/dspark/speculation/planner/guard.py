@@ -1,0 +1,44 @@
+"""Whether a step drafts at all: decided from the past, before anything is drafted.
+
+Deciding it after a look at the present block would be App. A's search again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Resting:
+    """How many steps went by without a draft, and how many may before one is made to see whether it pays again."""
+
+    steps: int = 0
+    patience: int = 0
+
+
+DRAFTING = Resting()
+
+
+@dataclass(frozen=True)
+class Guard:
+    """No draft where the gain that the past promises is below ``margin`` (0.02: two per cent more tokens a second).
+
+    A probe comes after ``soonest`` steps without a draft, then after twice as many each time, up to ``latest``: what
+    finding out costs is bounded, and drafting comes back when texts or load have changed.
+    """
+
+    margin: float = 0.02
+    soonest: int = 8
+    latest: int = 128
+
+    def next_step(self, gain: float, resting: Resting) -> tuple[bool, Resting]:
+        """Whether the next step drafts, and what to remember.
+
+        ``gain``: tokens a second of drafting steps over those of plain ones, less one, as the past promises it.
+        """
+        if gain >= self.margin:
+            return True, DRAFTING
+        patience = resting.patience or self.soonest
+        if resting.steps < patience:
+            return False, Resting(resting.steps + 1, patience)
+        return True, Resting(0, min(2 * patience, self.latest))

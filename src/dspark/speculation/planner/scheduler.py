@@ -1,0 +1,95 @@
+"""Plans of steps for many requests: the forms side by side, and what each may know.
+
+Everything that a scheduler remembers is a value, which a step takes and a step that is over gives anew:
+
+    drafts? -> (everybody drafts) -> plan -> (the target's pass, verdicts) -> after
+
+Legend: R requests, K drafts of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from dspark.speculation.planner.algorithm import early_stopped
+from dspark.speculation.planner.budget import Budget, admit, capacity
+from dspark.speculation.planner.guard import DRAFTING, Guard, Resting
+from dspark.speculation.planner.past import Past
+from dspark.speculation.planner.plan import Counts, Numbers, Plan, Present
+from dspark.speculation.planner.price import convex_slopes, worth_their_price
+
+Form = Literal["price", "averaged", "literal", "algorithm 1"]
+
+# (requests, drafts) -> seconds ``[drafts+1]`` of complete rounds of so many requests that verify 0, 1, ... drafts.
+RoundSeconds = Callable[[int, int], Numbers]
+# requests -> seconds of a step in which nobody drafts.
+PlainSeconds = Callable[[int], float]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """``pasts``: the past as each of the last steps left it, the newest last; ``resting``: how long nobody drafted."""
+
+    pasts: tuple[Past, ...]
+    resting: Resting = DRAFTING
+
+    @property
+    def oldest(self) -> Past:
+        """What the next step may be planned from."""
+        return self.pasts[0]
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """How many drafts of each request are verified.
+
+    ``form``: "price" and "algorithm 1" plan when the drafts are there; "averaged" and "literal" fix the number of
+    drafts ahead (``capacity``) and fill it (``admit``). ``delay``: how many steps ago the past ends, 1 where a step is
+    over before the next is planned, 2 where the next is laid out while one runs (section 5.3). ``guard`` None: every
+    step drafts.
+    """
+
+    seconds: RoundSeconds
+    plain: PlainSeconds
+    form: Form = "averaged"
+    delay: int = 1
+    guard: Guard | None = None
+
+    def begin(self, slots: int, block: int) -> Memory:
+        """Before the first step, for ``slots`` requests at once and blocks of up to ``block`` drafts."""
+        return Memory((Past.nothing(slots, block),) * self.delay)
+
+    def drafts(self, memory: Memory, slots: Counts) -> tuple[bool, Memory]:
+        """Whether the next step drafts; ``slots [R]`` of its requests."""
+        if self.guard is None or not len(slots):
+            return True, memory
+        gain = self._promised(memory, slots).rate * self.plain(len(slots)) / len(slots) - 1
+        drafting, resting = self.guard.next_step(gain, memory.resting)
+        return drafting, replace(memory, resting=resting)
+
+    def plan(self, memory: Memory, present: Present, slots: Counts) -> Plan:
+        """What the step verifies of its drafts."""
+        if not present.drafted.any():
+            return Plan.chains([0] * present.requests)
+        if self.form == "algorithm 1":
+            return early_stopped(present, self._curve(present.requests, present.survival.shape[1]))
+        budget = self._promised(memory, slots)
+        if self.form != "price":
+            return admit(present, budget)
+        seconds = self._curve(present.requests, present.survival.shape[1])
+        return worth_their_price(present, budget.rate, seconds, convex_slopes(seconds))
+
+    def after(self, memory: Memory, over: Present, slots: Counts, ended: Counts) -> Memory:
+        """When the step is over; ``ended``: the slots of requests that won't come again."""
+        past = memory.pasts[-1].after(over, slots).without(ended)
+        return replace(memory, pasts=(*memory.pasts[1:], past))
+
+    def _promised(self, memory: Memory, slots: Counts) -> Budget:
+        past = memory.oldest
+        seconds = self._curve(len(slots), past.latest.shape[1])
+        return capacity(past, slots, seconds, literal=self.form == "literal")
+
+    def _curve(self, requests: int, block: int) -> Numbers:
+        return self.seconds(requests, requests * block)

@@ -1,0 +1,339 @@
+"""Losslessness of rounds that are planned together, by enumeration of every branch of the product's own steps.
+
+One step of two requests after every past of an adversarial set is exact, so by induction every step is; several steps
+end to end, by dynamic programming over what is committed and what the scheduler remembers, say the same once more with
+the scheduler's own pasts. Each test asserts that drafts were made, accepted and trimmed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dspark.speculation.draws import Purpose
+from dspark.speculation.loop import OneRequest
+from dspark.speculation.planner.algorithm import rates_of
+from dspark.speculation.planner.guard import Guard
+from dspark.speculation.planner.past import Past
+from dspark.speculation.planner.plan import Counts, Plan, Present
+from dspark.speculation.planner.scheduler import Form, Memory, Scheduler
+from dspark.speculation.sampling import Sampling
+from dspark.speculation.together import generate_together, step
+from enumeration import (
+    PROMPT,
+    EnumerationDraws,
+    Law,
+    Logits,
+    TableDrafter,
+    TableTarget,
+    branches,
+    constant_logits,
+    mixed,
+    random_logits,
+    target_law,
+)
+
+PLAIN = Sampling(1.0)
+FORMS: list[Form] = ["price", "averaged", "literal", "algorithm 1"]
+Ids = tuple[int, ...]
+Confidence = Callable[[Ids, int], float]
+
+
+def logit(c: float) -> float:
+    return math.inf if c == 1 else -math.inf if c == 0 else math.log(c / (1 - c))
+
+
+class Voice:
+    """One request's part in draws that are enumerated together."""
+
+    def __init__(self, shared: EnumerationDraws, request: int) -> None:
+        self.shared, self.request = shared, request
+
+    def bernoulli(self, p: Any, *, round: int, slot: int, purpose: Purpose) -> bool:
+        return self.shared.bernoulli(p, round=1000 * self.request + round, slot=slot, purpose=purpose)
+
+    def categorical(self, p_V: Any, *, round: int, slot: int, purpose: Purpose) -> int:
+        return self.shared.categorical(p_V, round=1000 * self.request + round, slot=slot, purpose=purpose)
+
+
+class From:
+    """Draws of a request that goes on from an id that is committed already."""
+
+    def __init__(self, anchor: int, voice: Voice) -> None:
+        self.anchor, self.voice = anchor, voice
+
+    def bernoulli(self, p: Any, **key: Any) -> bool:
+        return self.voice.bernoulli(p, **key)
+
+    def categorical(self, p_V: Any, **key: Any) -> int:
+        return self.anchor if key["round"] == 0 else self.voice.categorical(p_V, **key)
+
+
+@dataclass
+class Case:
+    """Requests on tables of their own, and how they are drafted."""
+
+    targets: list[Logits]
+    drafters: list[Logits]
+    block: int
+    confidence: Confidence
+    sampling: Sampling = PLAIN
+    support: list[int] | None = None  # ids that are drafted; None: all
+    drafter: type[TableDrafter] = TableDrafter
+
+    def request(self, number: int, ids: Ids, draws: EnumerationDraws) -> OneRequest:
+        """Request ``number`` with ``ids`` committed, the last of them being its anchor."""
+        request = OneRequest(
+            TableTarget(self.targets[number]),
+            self.drafter(self.drafters[number], self.block, self.support, self.confidence),
+            list(ids[:-1]),
+            sampling=self.sampling,
+            draws=From(ids[-1], Voice(draws, number)),
+            max_tokens=10**6,
+        )
+        request.start()
+        return request
+
+
+@dataclass
+class Outcome:
+    """Law of what is committed, and the expected numbers of drafts on the way."""
+
+    law: dict[tuple[Ids, ...], float]
+    error: float = math.nan
+    drafted: float = 0.0
+    verified: float = 0.0
+    accepted: float = 0.0
+    memories: dict[Any, Memory] = field(default_factory=dict)
+
+
+def key_of(memory: Memory) -> Any:
+    """What a memory says, as something that can be looked up."""
+    arrays = [getattr(past, name) for past in memory.pasts for name in vars(past)]
+    return memory.resting, tuple(array.tobytes() for array in arrays)
+
+
+def run(case: Case, scheduler: Scheduler, start: list[Ids], memory: Memory, steps: int) -> Outcome:
+    """``steps`` steps from ``start``: after each, branches of the same text and the same memory are one again."""
+    states = {(tuple(start), key_of(memory)): (1.0, memory)}
+    outcome = Outcome({})
+    for _ in range(steps):
+        following: dict[Any, tuple[float, Memory]] = {}
+        for (ids, _), (p, before) in states.items():
+
+            def once(
+                draws: Any, ids: tuple[Ids, ...] = ids, before: Memory = before
+            ) -> tuple[tuple[Ids, ...], Memory, tuple[int, int, int]]:
+                requests = [case.request(i, own, draws) for i, own in enumerate(ids)]
+                rounds, after = step(requests, scheduler, before)
+                counts = (sum(r.drafted for r in rounds), sum(r.verified for r in rounds))
+                return tuple(tuple(r.ids) for r in requests), after, (*counts, sum(r.accepted for r in rounds))
+
+            for q, (text, after, counts) in branches(once):
+                known, _ = following.get((text, key_of(after)), (0.0, after))
+                following[text, key_of(after)] = known + p * q, after
+                outcome.drafted += p * q * counts[0]
+                outcome.verified += p * q * counts[1]
+                outcome.accepted += p * q * counts[2]
+        states = following
+    tokens = steps * (case.block + 1)
+    law: dict[tuple[Ids, ...], float] = defaultdict(float)
+    for (text, _), (p, _) in states.items():
+        own = [completed(case, i, ids, tokens + len(start[i])) for i, ids in enumerate(text)]
+        for parts in product(*(each.items() for each in own)):
+            law[tuple(output for output, _ in parts)] += p * math.prod(chance for _, chance in parts)
+    outcome.law = dict(law)
+    expected: dict[tuple[Ids, ...], float] = {}
+    laws = [completed(case, i, ids, tokens + len(ids)) for i, ids in enumerate(start)]
+    for parts in product(*(each.items() for each in laws)):
+        expected[tuple(output for output, _ in parts)] = math.prod(chance for _, chance in parts)
+    keys = law.keys() | expected.keys()
+    outcome.error = max(abs(law.get(k, 0.0) - expected.get(k, 0.0)) for k in keys)
+    return outcome
+
+
+def completed(case: Case, number: int, ids: Ids, length: int) -> Law:
+    """The target's own law of texts of ``length`` ids that begin with ``ids``; longer ones are cut."""
+    rest = target_law(case.targets[number], case.sampling, ids, max(0, length - len(ids)))
+    return {(*ids, *more)[:length]: p for more, p in rest.items()}
+
+
+def assert_lossless(outcome: Outcome) -> None:
+    assert outcome.drafted > outcome.verified > outcome.accepted > 0, "drafts are made, trimmed and accepted"
+    assert outcome.error < 1e-9, f"the law differs by {outcome.error}"
+
+
+def confidence_of(salt: str, *, saturated: bool = False) -> Confidence:
+    """A table of confidences, spread out, or certain ones and ties among them."""
+
+    def confidence(prefix: Ids, slot: int) -> float:
+        value = float(random_logits(1, f"{salt} confidence")(prefix))
+        if not saturated:
+            return 1.5 * value
+        return logit(1.0 if value > -0.3 else 0.5 if value > -0.9 else 0.0)
+
+    return confidence
+
+
+def two_requests(vocabulary: int, block: int, *, support: list[int] | None = None, saturated: bool = False) -> Case:
+    targets = [random_logits(vocabulary, f"scheduled {i}") for i in range(2)]
+    drafters = [mixed(target, random_logits(vocabulary, f"drafter {i}")) for i, target in enumerate(targets)]
+    return Case(targets, drafters, block, confidence_of("two", saturated=saturated), support=support)
+
+
+# Rounds of n drafts: a curve that trims, and a staircase that trims.
+CURVES = {
+    "curve": lambda requests, drafts: 1 + 0.28 * np.arange(drafts + 1) ** 1.2,
+    "stairs": lambda requests, drafts: 1 + 0.45 * np.ceil((np.arange(drafts + 1) - 1).clip(0) / 2),
+}
+
+
+def pasts_of(block: int) -> list[Past]:
+    """Nothing, good, bad, uneven, certain and hopeless pasts."""
+    nothing, slots = Past.nothing(2, block), np.arange(2)
+    rows = [[[0.9] * 2, [0.8] * 2], [[0.2] * 2, [0.1] * 2], [[0.95] * 2, [0.05] * 2], [[1.0] * 2] * 2, [[0.0] * 2] * 2]
+    pasts = [nothing]
+    for row in rows:
+        past = nothing
+        for _ in range(3):
+            past = past.after(Present.of([each[:block] for each in row]), slots)
+        pasts.append(past)
+    return pasts
+
+
+def one_step_after(pasts: list[Past], form: Form, curve: Any, case: Case) -> None:
+    trimmed = 0.0
+    for past in pasts:
+        outcome = run(case, Scheduler(curve, lambda r: 1.0, form), [(0, 1), (0, 2)], Memory((past,)), steps=1)
+        assert outcome.drafted > 0 and outcome.error < 1e-9
+        trimmed += outcome.drafted - outcome.verified if outcome.accepted > 0 else 0.0
+    assert trimmed > 0.1
+
+
+@pytest.mark.parametrize("saturated", [False, True], ids=["spread", "saturated"])
+@pytest.mark.parametrize("curve", CURVES.values(), ids=CURVES)
+@pytest.mark.parametrize("form", FORMS)
+def test_one_step_of_two_requests_after_every_past(form: Form, curve: Any, saturated: bool) -> None:
+    case = two_requests(3, 2, support=[0, 2], saturated=saturated)
+    one_step_after(pasts_of(2)[: 1 if form == "algorithm 1" else None], form, curve, case)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_one_step_of_two_requests_that_draft_every_id(form: Form) -> None:
+    one_step_after(pasts_of(2)[3:4], form, CURVES["curve"], two_requests(3, 2))
+
+
+@pytest.mark.parametrize("delay", [1, 2])
+@pytest.mark.parametrize("form", FORMS)
+def test_four_steps_of_one_request(form: Form, delay: int) -> None:
+    case = Case(
+        [target := random_logits(2, "one")], [mixed(target, random_logits(2, "one's"))], 2, confidence_of("one")
+    )
+    scheduler = Scheduler(CURVES["curve"], lambda r: 1.0, form, delay, Guard(soonest=1, latest=2))
+    assert_lossless(run(case, scheduler, [(0, 1)], scheduler.begin(1, 2), steps=3 if delay == 2 else 4))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_steps_of_two_requests_end_to_end(form: Form) -> None:
+    case = two_requests(2, 1)
+    scheduler = Scheduler(CURVES["stairs"], lambda r: 1.0, form, 2, Guard(soonest=1, latest=2))
+    assert_lossless(run(case, scheduler, [(0, 1), (0, 0)], scheduler.begin(2, 1), steps=3))
+
+
+# Controls: planners that know too much. App. A's case (5.2) for two requests at once: p_t = (.7, .3), p_d = (.5, .5),
+# c_1 = .8, and c_2 = .9 after x_1 = A and 0 after x_1 = B.
+
+A = 0
+
+
+def app_a() -> Case:
+    def confidence(prefix: Ids, slot: int) -> float:
+        return logit(0.8) if slot == 0 else logit(0.9 if prefix[-1] == A else 0.0)
+
+    return Case([constant_logits(0.7, 0.3)] * 2, [constant_logits(0.5, 0.5)] * 2, 2, confidence)
+
+
+def steep(requests: int, drafts: int) -> Any:
+    """Three drafts or four pay where one or both of the second ones are likely, two never do."""
+    return np.array([1.0, 1.5, 1.9, 2.1, 2.3])[: drafts + 1]
+
+
+class Searches(Scheduler):
+    """A search without a stop over the present drafts (App. A)."""
+
+    def plan(self, memory: Memory, present: Present, slots: Counts) -> Plan:
+        survival_N, whose_N = present.ranked()
+        rates = rates_of(present.requests, survival_N, self.seconds(present.requests, len(survival_N)))
+        return Plan.first(whose_N, int(rates.argmax()), present.requests)
+
+
+class CountsThePresent(Scheduler):
+    """A budget of the past, to which the present confidences are added first."""
+
+    def plan(self, memory: Memory, present: Present, slots: Counts) -> Plan:
+        return super().plan(Memory((memory.oldest.after(present, slots),)), present, slots)
+
+
+class RestsAfterALook(Scheduler):
+    """Decides whether drafting pays once the drafts are there."""
+
+    def plan(self, memory: Memory, present: Present, slots: Counts) -> Plan:
+        if float(present.survival[:, -1].sum()) < 0.5:
+            return Plan.chains([0] * present.requests)
+        return Plan.chains(present.drafted.tolist())
+
+
+class BreaksTiesByLuck(Scheduler):
+    """Of equal drafts takes those of the request whose block as a whole looks better."""
+
+    def plan(self, memory: Memory, present: Present, slots: Counts) -> Plan:
+        best = int(present.survival.sum(axis=1).argmax())
+        return Plan.chains([int(i == best) for i in range(present.requests)])
+
+
+@pytest.mark.parametrize("broken", [Searches, CountsThePresent, RestsAfterALook, BreaksTiesByLuck])
+def test_control_a_planner_that_knows_too_much_bends_the_law(broken: type[Scheduler]) -> None:
+    start, memory = [(0, 1), (0, 1)], Memory((Past.nothing(2, 2),))
+    form: Form = "literal"
+    sound = run(app_a(), Scheduler(steep, lambda r: 1.0, form), start, memory, steps=1)
+    assert sound.drafted > 0 and sound.error < 1e-12
+    bent = run(app_a(), broken(steep, lambda r: 1.0, form), start, memory, steps=1)
+    assert bent.drafted > bent.verified > bent.accepted > 0
+    assert bent.error > 0.01
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_paths_of_requests_end_where_plain_decoding_ends(form: Form) -> None:
+    case = two_requests(2, 1)
+    scheduler = Scheduler(CURVES["curve"], lambda r: 1.0, form, 2)
+
+    def outputs(draws: Any) -> tuple[Ids, Ids]:
+        requests = [
+            OneRequest(
+                TableTarget(case.targets[i]),
+                TableDrafter(case.drafters[i], 1, None, case.confidence),
+                list(PROMPT),
+                sampling=PLAIN,
+                draws=Voice(draws, i),
+                max_tokens=2,
+            )
+            for i in range(2)
+        ]
+        for rounds in generate_together(requests, scheduler, 1):
+            assert rounds
+        first, second = (tuple(request.ids[1:]) for request in requests)
+        return first, second
+
+    law: dict[Any, float] = defaultdict(float)
+    for p, texts in branches(outputs):
+        law[texts] += p
+    laws = [target_law(target, PLAIN, PROMPT, 2) for target in case.targets]
+    for a, b in product(*laws):
+        assert law[a, b] == pytest.approx(laws[0][a] * laws[1][b], abs=1e-12)

@@ -1,0 +1,288 @@
+"""Planning for many requests: the order, Algorithm 1, budgets from the past, prices, and the guard."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any, get_type_hints
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dspark.speculation.planner.algorithm import early_stopped, rates_of
+from dspark.speculation.planner.budget import Budget, admit, capacity
+from dspark.speculation.planner.guard import DRAFTING, Guard
+from dspark.speculation.planner.past import Past
+from dspark.speculation.planner.plan import Numbers, Plan, Present
+from dspark.speculation.planner.price import convex_slopes, worth_their_price
+from dspark.speculation.planner.scheduler import Scheduler
+
+Rows = list[list[float]]
+# Few values, so that ties, certain drafts and hopeless ones are frequent.
+conditional = st.sampled_from([0.0, 0.25, 0.5, 0.9, 1.0])
+blocks = st.lists(st.lists(conditional, max_size=4), min_size=1, max_size=4)
+rising = st.lists(st.sampled_from([0.0, 0.05, 0.2, 1.0]), min_size=16, max_size=16)
+
+
+def survival_of(rows: Rows) -> Rows:
+    return [list(itertools.accumulate(row, lambda a, b: a * b)) for row in rows]
+
+
+def present_of(rows: Rows) -> Present:
+    return Present.of(survival_of(rows))
+
+
+def seconds_of(steps: list[float], first: float = 1.0) -> Numbers:
+    return first + np.cumsum([0.0, *steps])
+
+
+def plans(rows: Rows, seconds: Numbers) -> list[Plan]:
+    """The same drafts planned in every form."""
+    present = present_of(rows)
+    return [
+        early_stopped(present, seconds),
+        worth_their_price(present, 0.8, seconds, convex_slopes(seconds)),
+        admit(present, Budget(3, 1.0)),
+    ]
+
+
+def by_hand(rows: Rows, seconds: Numbers) -> list[int]:
+    """Algorithm 1 as it is written: one draft after the other."""
+    order = sorted((-a, j, r) for r, row in enumerate(survival_of(rows)) for j, a in enumerate(row))
+    lengths, tau, tokens = [0] * len(rows), float(len(rows)), 0
+    best = tau / seconds[0]
+    for negative, _, r in order:
+        tau, tokens = tau - negative, tokens + 1
+        if tau / seconds[tokens] <= best:
+            break
+        best, lengths[r] = tau / seconds[tokens], lengths[r] + 1
+    return lengths
+
+
+@given(blocks, rising)
+def test_algorithm_1_is_the_one_that_is_written(rows: Rows, steps: list[float]) -> None:
+    seconds = seconds_of(steps)
+    assert list(early_stopped(present_of(rows), seconds).lengths) == by_hand(rows, seconds)
+
+
+@given(blocks, rising)
+def test_where_the_rate_has_one_peak_algorithm_1_finds_the_best_of_all_plans(rows: Rows, steps: list[float]) -> None:
+    seconds = seconds_of(steps)
+    survival = survival_of(rows)
+    rates = rates_of(len(rows), present_of(rows).ranked()[0], seconds)
+    peak = int(rates.argmax())
+    if not ((np.diff(rates[: peak + 1]) > 0).all() and (np.diff(rates[peak:]) < 0).all()):
+        return
+    best = max(
+        (len(rows) + sum(sum(row[:n]) for row, n in zip(survival, lengths, strict=True))) / seconds[sum(lengths)]
+        for lengths in itertools.product(*(range(len(row) + 1) for row in rows))
+    )
+    lengths = early_stopped(present_of(rows), seconds).lengths
+    found = len(rows) + sum(sum(row[:n]) for row, n in zip(survival, lengths, strict=True))
+    assert found / seconds[sum(lengths)] == pytest.approx(best, rel=1e-12)
+
+
+@given(blocks, rising)
+def test_a_budget_is_the_best_of_all_numbers(rows: Rows, steps: list[float]) -> None:
+    block = max(1, *map(len, rows))
+    seconds = seconds_of(steps * 2)
+    whole = [row + [0.5] * (block - len(row)) for row in rows]
+    past, slots = Past.nothing(len(rows), block), np.arange(len(rows))
+    past = past.after(present_of(whole), slots)
+    budget = capacity(past, slots, seconds, literal=True)
+    order = sorted((a for row in survival_of(whole) for a in row), reverse=True)
+    rates = [(len(rows) + sum(order[:n])) / seconds[n] for n in range(len(order) + 1)]
+    assert rates[budget.drafts] == pytest.approx(max(rates), rel=1e-12)
+    assert budget.rate == pytest.approx(max(rates), rel=1e-12)
+
+
+@given(blocks, st.integers(0, 20))
+def test_a_budget_is_filled_with_the_most_certain_drafts(rows: Rows, budget: int) -> None:
+    plan = admit(present_of(rows), Budget(budget, 1.0))
+    order = sorted((-a, j, r) for r, row in enumerate(survival_of(rows)) for j, a in enumerate(row))
+    assert plan.lengths == tuple(sum(r == owner for *_, owner in order[:budget]) for r in range(len(rows)))
+    assert plan.drafts == min(budget, sum(map(len, rows)))
+
+
+@given(blocks, rising, st.data())
+def test_what_comes_later_never_changes_what_is_verified_before(rows: Rows, steps: list[float], data: Any) -> None:
+    """Survival of a draft knows the token before it: changing x_k changes a_{k+1} and on, of its own request alone."""
+    seconds = seconds_of(steps)
+    r = data.draw(st.integers(0, len(rows) - 1))
+    k = data.draw(st.integers(0, len(rows[r])))  # x_1..x_k stay, what follows is drafted anew
+    rest = [data.draw(conditional) for _ in rows[r][k:]]
+    other = [row[:k] + rest if i == r else row for i, row in enumerate(rows)]
+    for before, after in zip(plans(rows, seconds), plans(other, seconds), strict=True):
+        assert min(before.lengths[r], k) == min(after.lengths[r], k)
+
+
+def test_control_a_search_over_the_present_block_fails_that_property() -> None:
+    def searched(rows: Rows) -> Plan:
+        present = present_of(rows)
+        survival_N, whose_N = present.ranked()
+        rates = rates_of(len(rows), survival_N, np.array([1.0, 2.0, 1 / 0.45]))
+        return Plan.first(whose_N, int(rates.argmax()), len(rows))
+
+    assert searched([[0.8, 0.9]]).lengths == (2,)
+    assert searched([[0.8, 0.0]]).lengths == (0,), "App. A: x_1 itself decides whether it is verified"
+
+
+@pytest.mark.parametrize("rows", [[], [[]], [[], []], [[0.0]], [[1.0]], [[], [1.0, 1.0], [0.0, 1.0]]], ids=str)
+def test_nothing_to_plan_certain_and_hopeless_drafts_are_defined(rows: Rows) -> None:
+    flat = np.ones(10)
+    lengths = [next((k for k, c in enumerate(row) if c == 0), len(row)) for row in rows]
+    assert list(early_stopped(present_of(rows), flat).lengths) == lengths, "free: whatever has a chance"
+    assert list(worth_their_price(present_of(rows), 1.0, flat, np.zeros(9)).lengths) == lengths
+    steep = 100.0 ** np.arange(10)
+    assert early_stopped(present_of(rows), steep).drafts == 0
+    assert worth_their_price(present_of(rows), 1.0, steep, np.diff(steep)).drafts == 0
+    assert list(admit(present_of(rows), Budget(9, 1.0)).lengths) == [len(row) for row in rows]
+
+
+def test_equal_survival_goes_by_position_and_then_by_request() -> None:
+    present = Present.of([[1.0, 1.0, 1.0], [1.0, 1.0], [1.0]])
+    expected = [(0, 0, 0), (1, 0, 0), (1, 1, 0), (1, 1, 1), (2, 1, 1), (2, 2, 1), (3, 2, 1)]
+    assert [admit(present, Budget(n, 1.0)).lengths for n in range(7)] == expected
+
+
+def test_a_plan_says_what_each_draft_follows() -> None:
+    assert Plan.chains([0, 1, 3]).parents == ((), (-1,), (-1, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("survival", "drafted", "message"),
+    [
+        ([[0.5, 0.6]], [2], "never rise"),
+        ([[1.5]], [1], "between 0 and 1"),
+        ([[float("nan")]], [1], "between 0 and 1"),
+        ([[0.5]], [2], "expected 0 to 1"),
+        ([[0.5]], [1, 1], "do not fit"),
+    ],
+)
+def test_what_is_no_survival_is_refused(survival: Rows, drafted: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Present(np.array(survival), np.array(drafted))
+
+
+def test_survival_behind_the_drafts_is_not_read() -> None:
+    present = Present(np.array([[0.5, float("nan")], [0.4, 0.2]]), np.array([1, 2]))
+    assert admit(present, Budget(9, 1.0)).lengths == (1, 2)
+    assert Past.nothing(2, 2).after(present, np.arange(2)).mean() == pytest.approx([0.45, 0.2])
+
+
+@pytest.mark.parametrize("seconds", [[1.0, 2.0], [1.0, 0.0, 1.0], [1.0, float("inf"), 2.0], [1.0, float("nan"), 1.0]])
+def test_seconds_that_are_none_are_refused(seconds: list[float]) -> None:
+    with pytest.raises(ValueError, match="seconds of rounds"):
+        early_stopped(Present.of([[0.5, 0.4]]), np.array(seconds))
+
+
+def test_the_types_forbid_a_budget_to_see_the_present() -> None:
+    chooses, ranks = get_type_hints(capacity), get_type_hints(admit)
+    assert Present not in chooses.values() and Past in chooses.values()
+    assert Past not in ranks.values() and ranks["budget"] is Budget
+
+
+def test_a_convex_curve_keeps_its_slopes_and_a_stair_is_smoothed() -> None:
+    convex = np.array([1.0, 1.1, 1.3, 1.6])
+    assert convex_slopes(convex) == pytest.approx(np.diff(convex))
+    stair = np.array([1.0, 1.0, 2.0, 2.0, 3.0, 3.0])
+    assert convex_slopes(stair) == pytest.approx([0.0, 0.5, 0.5, 0.5, 0.5])
+
+
+@given(rising)
+def test_slopes_are_those_of_the_greatest_convex_curve_below(steps: list[float]) -> None:
+    seconds = seconds_of(steps)
+    slopes = convex_slopes(seconds)
+    below = seconds[0] + np.cumsum(np.concatenate(([0.0], slopes)))
+    assert len(slopes) == len(steps) and (np.diff(slopes) >= -1e-12).all() and (below <= seconds + 1e-9).all()
+    for n in range(len(seconds)):  # no higher one: each point lies on a chord of points of the curve
+        chords = [
+            seconds[a] + (seconds[b] - seconds[a]) * (n - a) / max(1, b - a)
+            for a in range(n + 1)
+            for b in range(n, len(seconds))
+        ]
+        assert below[n] == pytest.approx(min(chords), abs=1e-9)
+
+
+def test_drafts_on_the_same_stair_are_free() -> None:
+    stair = np.array([1.0, 1.0, 1.0, 3.0, 3.0])
+    present = Present.of([[0.5, 0.01, 0.01], [0.0]])
+    assert worth_their_price(present, 1.0, stair, convex_slopes(stair)).lengths == (2, 0)
+
+
+class TestPast:
+    def test_nobody_drafted_yet(self) -> None:
+        past = Past.nothing(2, 3)
+        assert past.averaged(np.array([0, 1])).tolist() == [[1.0] * 3] * 2
+        assert past.after(Present.of([[], []]), np.array([0, 1])) is past
+
+    def test_a_new_request_is_expected_to_be_like_the_others(self) -> None:
+        past = Past.nothing(3, 2)
+        for _ in range(50):
+            past = past.after(Present.of([[0.9, 0.8], [0.3, 0.1]]), np.array([0, 1]))
+        averaged, seen = past.averaged(np.arange(3)), past.as_last_seen(np.arange(3))
+        assert averaged[2] == pytest.approx([0.6, 0.45]) and seen[2] == pytest.approx([0.6, 0.45])
+        assert seen[0].tolist() == [0.9, 0.8]
+        assert 0.6 < averaged[0, 0] < 0.9 and 0.3 < averaged[1, 0] < 0.6, "shrunk to the mean of all"
+
+    def test_a_slot_forgets_who_had_it(self) -> None:
+        past = Past.nothing(2, 1).after(Present.of([[0.9], [0.1]]), np.array([0, 1]))
+        gone = past.without(np.array([0]))
+        assert gone.averaged(np.array([0]))[0] == pytest.approx(past.mean())
+        assert gone.as_last_seen(np.array([0]))[0] == pytest.approx(past.mean())
+        assert gone.averaged(np.array([1])).tolist() == past.averaged(np.array([1])).tolist()
+
+    def test_positions_that_were_not_drafted_are_not_counted(self) -> None:
+        past = Past.nothing(1, 3)
+        for row in ([0.8, 0.6, 0.4], [0.8], [0.8]):
+            past = past.after(Present.of([row]), np.array([0]))
+        assert past.averaged(np.array([0]))[0] == pytest.approx([0.8, 0.6, 0.4])
+
+
+class TestGuard:
+    def test_drafts_while_it_pays(self) -> None:
+        assert Guard(margin=0.02).next_step(0.02, DRAFTING) == (True, DRAFTING)
+
+    def test_rests_probes_and_comes_back(self) -> None:
+        guard, resting, pattern = Guard(soonest=2, latest=4), DRAFTING, []
+        for step in range(20):
+            drafting, resting = guard.next_step(0.5 if step >= 17 else -0.1, resting)
+            pattern.append(drafting)
+        assert [i for i, drafting in enumerate(pattern) if drafting] == [2, 7, 12, 17, 18, 19]
+
+    def test_what_finding_out_costs_is_bounded(self) -> None:
+        guard, resting, probes = Guard(), DRAFTING, 0
+        for _ in range(10_000):
+            drafting, resting = guard.next_step(-1.0, resting)
+            probes += drafting
+        assert 70 < probes < 100
+
+
+class TestScheduler:
+    def scheduler(self, **changes: Any) -> Scheduler:
+        sound = Scheduler(lambda r, n: 1.0 + 0.1 * np.arange(n + 1.0), lambda r: 0.9)
+        return replace(sound, **changes)
+
+    def test_a_delayed_budget_knows_the_step_before_the_last(self) -> None:
+        slots = np.array([0])
+        for delay in (1, 2, 3):
+            scheduler = self.scheduler(form="literal", delay=delay)
+            memory, lengths = scheduler.begin(1, 2), []
+            for row in ([1.0, 1.0], [0.01, 0.01], [0.01, 0.01], [0.01, 0.01]):
+                present = Present.of([row])
+                lengths.append(scheduler.plan(memory, present, slots).drafts)
+                memory = scheduler.after(memory, present, slots, ended=slots[:0])
+            assert lengths == [2] * (delay + 1) + [0] * (3 - delay)
+
+    def test_a_guarded_scheduler_rests_where_drafts_do_not_pay(self) -> None:
+        slots = np.array([0, 1])
+        scheduler = self.scheduler(guard=Guard(soonest=3))
+        memory, drafted = scheduler.begin(2, 2), []
+        for _ in range(8):
+            drafting, memory = scheduler.drafts(memory, slots)
+            drafted.append(drafting)
+            present = Present.of([[0.05, 0.01] if drafting else []] * 2)
+            memory = scheduler.after(memory, present, slots, ended=slots[:0])
+        assert drafted == [True, False, False, False, True, False, False, False]
