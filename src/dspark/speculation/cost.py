@@ -1,0 +1,179 @@
+"""What a complete round takes on this machine: a monotone model of seconds, fitted to measured steps (SPS, section 5).
+
+A step's time is a sum of parts that only grow:
+
+    rising(tokens) + a * requests + b * positions read + (drafting: rising(requests) + c * positions read)
+
+The first is the staircase of the matrix products, as it was measured; with captured sizes a step counts as the next
+larger one. The model is linear in weights that are none below zero, so a fit never says that more work takes less time,
+and a step that took longer than foretold raises those parts that made up its time.
+
+Legend: F features of a load (the parts), M measured steps, N drafts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dspark.foundation.artifacts import write_json
+from dspark.foundation.errors import UserError
+
+Numbers = NDArray[np.float64]
+
+# How fast real steps move the model, and the largest surprise (a share of the foretold time) that counts.
+_LEARNING, _SURPRISE = 0.05, 0.5
+_KEYS = ("tokens", "requests", "weights", "padded")
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a step works on: ``tokens`` of the target's pass (anchors, drafts that are verified, pieces of prompts) of
+    ``requests``, and the positions that these tokens' attention ``reads``; ``drafting`` requests for which the drafter
+    drafts first, and what its attention ``reads_drafting``.
+    """
+
+    tokens: int
+    requests: int
+    reads: int = 0
+    drafting: int = 0
+    reads_drafting: int = 0
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Seconds of a step.
+
+    ``tokens`` and ``requests``: knots of the two rising curves, from 1 on; ``weights [F]``: what a step and a draft
+    take at the least knot, what each further knot adds, and the prices of a request and of positions read; ``padded``:
+    sizes that steps are rounded up to (captured graphs), none where they take what they take.
+
+    UserError for knots or weights that are none.
+    """
+
+    tokens: tuple[int, ...]
+    requests: tuple[int, ...]
+    weights: tuple[float, ...]
+    padded: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, knots in (("tokens", self.tokens), ("requests", self.requests)):
+            if not knots or knots[0] != 1 or list(knots) != sorted(set(knots)):
+                raise UserError(f"a cost model's {name} are {list(knots)}; expected rising whole numbers from 1 on")
+        count = len(self.tokens) + len(self.requests) + 3
+        if len(self.weights) != count or not all(0 <= weight < float("inf") for weight in self.weights):
+            raise UserError(f"a cost model has the weights {list(self.weights)}; expected {count}, none below zero")
+
+    @classmethod
+    def fit(
+        cls,
+        measured: Sequence[tuple[Load, float]],
+        tokens: Sequence[int],
+        requests: Sequence[int],
+        padded: Sequence[int] = (),
+    ) -> CostModel:
+        """Least squares of relative errors over ``measured`` loads and their seconds; UserError for seconds that are
+        none.
+        """
+        wrong = [seconds for _, seconds in measured if not 0 < seconds < float("inf")]
+        if wrong or not measured:
+            raise UserError(f"a cost model needs measured steps with positive seconds; found {wrong or 'no steps'}")
+        empty = cls(tuple(tokens), tuple(requests), (0.0,) * (len(tokens) + len(requests) + 3), tuple(padded))
+        features_MF = np.array([empty._features(load) / seconds for load, seconds in measured])
+        return replace(empty, weights=tuple(not_negative(features_MF, np.ones(len(measured))).tolist()))
+
+    def seconds(self, load: Load) -> float:
+        """Of one step."""
+        return float(self._features(load) @ np.array(self.weights))
+
+    def rounds(self, load: Load, drafts: int) -> Numbers:
+        """Seconds ``[N+1]`` of steps that verify 0, 1, ... ``drafts`` drafts on top of ``load``, each of which reads as
+        much as the load's tokens do on average.
+        """
+        weights, count = np.array(self.weights), len(self.tokens)
+        more = np.arange(drafts + 1)
+        rising_N = _rising(self._padded(load.tokens + more), self.tokens) @ weights[:count]
+        reads = load.reads / max(1, load.tokens)
+        rest = self.seconds(load) - float(self._features(load)[:count] @ weights[:count])
+        total: Numbers = rising_N + rest + weights[count + 1] * reads * more
+        return total
+
+    def refined(self, load: Load, seconds: float) -> CostModel:
+        """After a step of ``load`` that took ``seconds``: its parts move, the largest one most."""
+        parts = self._features(load) * np.array(self.weights)
+        foretold = parts.sum()
+        if not foretold > 0:
+            return self
+        surprise = np.clip(seconds / foretold - 1, -_SURPRISE, _SURPRISE)
+        moved = np.array(self.weights) * np.exp(_LEARNING * surprise * parts / parts.max())
+        return replace(self, weights=tuple(moved.tolist()))
+
+    def save(self, path: Path) -> None:
+        """As JSON."""
+        write_json(path, {name: getattr(self, name) for name in _KEYS})
+
+    @classmethod
+    def of(cls, stored: dict[str, Any], where: str) -> CostModel:
+        """What ``save`` wrote; UserError, naming ``where``, for anything else."""
+        if set(stored) != set(_KEYS) or not all(isinstance(stored[name], list) for name in _KEYS):
+            raise UserError(
+                f"{where} holds {sorted(stored)}; expected a cost model ({', '.join(_KEYS)}); profile again"
+            )
+        return cls(**{name: tuple(stored[name]) for name in _KEYS})
+
+    def _padded(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        if not self.padded:
+            return tokens
+        sizes = np.array(self.padded)
+        at = np.searchsorted(sizes, tokens)
+        return np.where(at < len(sizes), sizes[np.minimum(at, len(sizes) - 1)], tokens)
+
+    def _features(self, load: Load) -> Numbers:
+        """``[F]``: the parts of a load whose prices are the weights."""
+        step = _rising(self._padded(np.array([load.tokens])), self.tokens)[0]
+        draft = _rising(np.array([load.drafting]), self.requests)[0]
+        return np.concatenate((step, (load.requests, load.reads), draft, (load.reads_drafting,)))
+
+
+def _rising(values: NDArray[np.int64], knots: tuple[int, ...]) -> Numbers:
+    """``[N, knots]``: how much of the first knot's price and of each further step to the next one a value pays.
+
+    Behind the last knot the last step goes on; a value of 0 pays nothing.
+    """
+    ends = np.array(knots, dtype=np.float64)
+    there = (values[:, None] > 0).astype(np.float64)
+    if len(knots) == 1:
+        return there
+    paid = ((values[:, None] - ends[:-1]) / np.diff(ends)).clip(min=0)
+    paid[:, :-1] = paid[:, :-1].clip(max=1)
+    return np.concatenate((there, paid), axis=1)
+
+
+def not_negative(a_MF: Numbers, b_M: Numbers) -> Numbers:
+    """The x, none below zero, with the least ``|a x - b|`` (the active sets of Lawson and Hanson)."""
+    count = a_MF.shape[1]
+    scale = np.maximum(np.sqrt((a_MF**2).sum(axis=0)), 1e-300)
+    a_MF = a_MF / scale
+    x, free = np.zeros(count), np.zeros(count, dtype=bool)
+    for _ in range(10 * count):
+        downhill = np.where(free, -np.inf, a_MF.T @ (b_M - a_MF @ x))
+        if downhill.max() <= 1e-10 * np.abs(b_M).sum():
+            break
+        free[int(downhill.argmax())] = True
+        while True:
+            best = np.zeros(count)
+            best[free] = np.linalg.lstsq(a_MF[:, free], b_M, rcond=None)[0]
+            below = free & (best <= 0)
+            if not below.any():
+                break
+            share = (x[below] / np.maximum(x[below] - best[below], 1e-300)).min()
+            x = x + share * (best - x)
+            free &= x > 1e-15
+        x = best
+    result: Numbers = x / scale
+    return result
