@@ -14,7 +14,10 @@ from tiny_pair import Cli, make_tokenizer
 from torch import Tensor
 
 from dspark.cli.streaming import UNFINISHED, TextStream
+from dspark.decoding import profile
+from dspark.decoding.profile import Prices
 from dspark.foundation.settings import load_settings
+from dspark.speculation.cost import CostModel
 from dspark.speculation.rejection import Verdict
 from dspark.targets.model import load_target
 from dspark.training.recipe import Recipe
@@ -31,7 +34,10 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"), parse_constant=no_constant)
 
 
-def test_generate_is_the_same_text_with_and_without_drafting(cli: Cli, tiny: list[object], tmp_path: Path) -> None:
+def test_generate_is_the_same_text_with_and_without_drafting(
+    cli: Cli, tiny: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profile, "measure", lambda *_: Prices(1.0, (1.0, 1.1, 1.2, 1.3, 1.4)))  # whatever the load is
     line = ["generate", "abc, and then?", *tiny, "--max-tokens", 60, "--json"]
     spec, plain = cli(*line, tmp_path / "spec.json"), cli(*line, tmp_path / "plain.json", "--plain")
     assert (spec.code, plain.code) == (0, 0), spec.err + plain.err
@@ -170,6 +176,19 @@ def test_eval_of_single_tokens_has_no_tau(evaluated: Callable[..., Any]) -> None
     figures, _ = evaluated("--max-tokens", 1)
     assert figures["rounds"] == 0
     assert figures["tau"] is figures["macro_tau"] is figures["tau_without_repeats"] is None
+
+
+def test_profile_writes_a_cost_model_that_reads_again(cli: Cli, tiny: list[object], tmp_path: Path) -> None:
+    out, kept = tmp_path / "profile.json", tmp_path / "cost.json"
+    done = cli("profile", *tiny, "--requests", 4, "--context", 32, "--json", out, "--out", kept)
+    assert done.code == 0, done.err
+    figures = read(out)
+    assert figures["batch_tokens"] == [1, 2, 4, 8, 16] and figures["requests"] == [1, 2, 4]
+    for name, count in (("step_ms", 5), ("draft_ms", 3)):
+        assert len(figures[name]) == count and figures[name] == sorted(figures[name]) and figures[name][-1] > 0
+    assert CostModel.of(read(kept), "cost.json") == CostModel.of(figures["model"], "profile.json")
+    refused = cli("profile", *tiny, "--memory-gb", 1e-9)
+    assert refused.code == 2 and "no room for the cache of a single request" in refused.err
 
 
 def test_regeneration_goes_on_where_it_was_killed(

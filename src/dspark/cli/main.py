@@ -22,6 +22,7 @@ from dspark.cli.demo import demo
 from dspark.cli.eval import evaluate
 from dspark.cli.generate import generate
 from dspark.cli.pack import pack
+from dspark.cli.profile import profile
 from dspark.cli.regenerate import regenerate
 from dspark.cli.train import train
 from dspark.foundation.errors import UserError
@@ -56,6 +57,7 @@ app.command("demo")(demo)
 app.command("generate")(generate)
 app.command("eval")(evaluate)
 app.command("train")(train)
+app.command("profile")(profile)
 data.command("regenerate")(regenerate)
 data.command("pack")(pack)
 app.add_typer(data, name="data")

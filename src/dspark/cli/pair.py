@@ -14,6 +14,7 @@ from dspark.foundation.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from dspark.decoding.single import Decoder
+    from dspark.drafters.dspark import DSparkDrafter
     from dspark.targets.model import Target
 
 CONFIG = "config.json"
@@ -60,19 +61,15 @@ def load_pair(target: str = BUNDLED, drafter: str | None = BUNDLED, dtype: str =
 
     Raises UserError where either is missing or damaged, or where they don't fit each other.
     """
-    folder = None if drafter is None else resolve_drafter(drafter)
-    loaded = load_quietly(target, dtype, device)
-
     from dspark.decoding.profile import measure, measure_blocks
     from dspark.decoding.single import Decoder
-    from dspark.drafters.checkpoint import load_drafter, read_survival
+    from dspark.drafters.checkpoint import read_survival
     from dspark.speculation.planner.single import WHOLE, EarlyStop, Planning, WhileItPays, without_a_clock
 
-    if folder is None:
-        return Pair(Decoder(loaded), None)
-    model = load_drafter(folder, loaded.identity, loaded.ends, loaded.dtype, loaded.device)
-    model.round_to_bytes()
-    model.pack()
+    if drafter is None:
+        return Pair(Decoder(load_quietly(target, dtype, device)), None)
+    folder = resolve_drafter(drafter)
+    loaded, model = load_drafting(target, drafter, dtype, device)
     whole = measure(loaded, model)
     slots, prices = measure_blocks(loaded, model, whole, read_survival(folder))
     greedy = Planning(EarlyStop(prices.rounds), WhileItPays(prices.rounds, prices.plain), slots)
@@ -82,6 +79,19 @@ def load_pair(target: str = BUNDLED, drafter: str | None = BUNDLED, dtype: str =
         sampled = without_a_clock(model.config.block_size, survival, loaded.rounds_rows)
     decoder = Decoder(loaded, model, greedy, sampled)
     return Pair(decoder, drafter, whole.rounds, prices.rounds, prices.plain)
+
+
+def load_drafting(target: str, drafter: str, dtype: str = "auto", device: str = "auto") -> tuple[Target, DSparkDrafter]:
+    """Load both for inference, without measuring anything; raises UserError as ``load_pair`` does."""
+    folder = resolve_drafter(drafter)
+    loaded = load_quietly(target, dtype, device)
+
+    from dspark.drafters.checkpoint import load_drafter
+
+    model = load_drafter(folder, loaded.identity, loaded.ends, loaded.dtype, loaded.device)
+    model.round_to_bytes()
+    model.pack()
+    return loaded, model
 
 
 def load_quietly(target: str, dtype: str = "auto", device: str = "auto") -> Target:

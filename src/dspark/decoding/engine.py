@@ -28,6 +28,7 @@ from dspark.drafters.blocks import DrafterBlocks
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round, Source
+from dspark.speculation.cost import Load
 from dspark.speculation.draws import SeededDraws
 from dspark.speculation.loop import Draft, cut
 from dspark.speculation.planner.single import WHOLE, Planning
@@ -103,6 +104,8 @@ class Engine:
         self.pool = BlockPool(count, limits.block)
         self.cache = target.new_cache(count, limits.block)
         self.laps = Laps()
+        self.load = Load(0, 0)
+        """What the last step worked on."""
         self._mode, self._lookup = mode, lookup
         self._greedy, self._sampled = greedy, sampled
         self._drafter: DrafterBlocks | None = None
@@ -136,6 +139,7 @@ class Engine:
         """One pass over the target for everybody who has a part in it."""
         self.laps.start()
         works = self._works(shares)
+        self.load = self._load(works)
         batch = RaggedBatch(self.cache, [work.row.table for work in works], [len(work.ids) for work in works])
         ids = torch.tensor([token for work in works for token in work.ids], device=self.target.device)
         self.laps("bookkeeping")
@@ -190,6 +194,18 @@ class Engine:
             length = max(0, min(length, len(draft.tokens), share.row.room - 1))
             works.append(Work(share.row, share.count, draft, length))
         return works
+
+    def _load(self, works: Sequence[Work]) -> Load:
+        """What a step is charged for (``speculation.cost``)."""
+        drafting = [work.start for work in works if work.draft.tokens and work.draft.source == "drafter"]
+        slots = max((len(work.draft.tokens) for work in works if work.draft.source == "drafter"), default=0)
+        return Load(
+            tokens=sum(len(work.ids) for work in works),
+            requests=len(works),
+            reads=sum(len(work.ids) * work.start for work in works),
+            drafting=len(drafting),
+            reads_drafting=slots * sum(drafting),
+        )
 
     def _wanted(self, row: Running, source: Source) -> bool:
         """Whether ``source`` may propose in the request's next round."""

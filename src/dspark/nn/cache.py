@@ -58,6 +58,11 @@ class KVCache:
             self.keys.append(both[: layer.heads])
             self.values.append(both[layer.heads :])
 
+    @property
+    def bytes(self) -> int:
+        """Memory of all layers."""
+        return sum(both.nbytes for layer, both in enumerate(self._both) if self.owns(layer))
+
     def tables(self) -> list[BlockTable]:
         """A table for each block: as many requests as there are blocks, none longer than one."""
         return [BlockTable([block]) for block in range(self.blocks)]

@@ -113,9 +113,13 @@ class CostModel:
         moved = np.array(self.weights) * np.exp(_LEARNING * surprise * parts / parts.max())
         return replace(self, weights=tuple(moved.tolist()))
 
+    def asdict(self) -> dict[str, list[float]]:
+        """What ``of`` reads."""
+        return {name: list(getattr(self, name)) for name in _KEYS}
+
     def save(self, path: Path) -> None:
         """As JSON."""
-        write_json(path, {name: getattr(self, name) for name in _KEYS})
+        write_json(path, self.asdict())
 
     @classmethod
     def of(cls, stored: dict[str, Any], where: str) -> CostModel:

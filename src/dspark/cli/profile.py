@@ -1,0 +1,110 @@
+"""`dspark profile`: what steps cost on this machine."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dspark.cli.options import BUNDLED, DeviceOption, DrafterOption, DtypeOption, JsonOption, TargetOption, writable
+from dspark.foundation.errors import UserError
+
+if TYPE_CHECKING:
+    from dspark.speculation.cost import CostModel, Load
+
+_CHECKS = 12  # loads between those of the grid that judge the fit
+_SHOWN_CONTEXT = 256
+_SHOWN_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+def profile(
+    requests: Annotated[int, typer.Option("--requests", min=1, help="Most requests at once.")] = 64,
+    context: Annotated[int, typer.Option("--context", min=1, help="Longest context.")] = 1024,
+    memory: Annotated[float, typer.Option("--memory-gb", help="Memory for caches; larger loads are left out.")] = 4.0,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", callback=writable("--out"), help="Write the cost model to FILE."),
+    ] = None,
+    target: TargetOption = BUNDLED,
+    drafter: DrafterOption = BUNDLED,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    json: JsonOption = None,
+) -> None:
+    """Measure what steps and drafts cost on this machine, and fit the cost model that plans are made by.
+
+    Steps of the core itself are timed, from one request to many, on contexts of random ids. Nothing else should run.
+    """
+    from dspark.cli.machine import load_now, machine_facts
+    from dspark.cli.pair import load_drafting
+    from dspark.decoding.costs import check_settings, fit_costs, settings_of, time_steps
+    from dspark.foundation.artifacts import write_json
+
+    load = load_now()
+    loaded, model = load_drafting(target, drafter, dtype, device)
+    block, most = model.config.block_size, loaded.max_positions // 2
+    contexts = sorted({min(each, context, most) for each in (64, 256, context)})
+    position = loaded.new_cache(1, 1).bytes
+    settings = settings_of(block, requests, contexts, lambda positions: positions * position <= memory * 1e9)
+    if not settings:
+        raise UserError(f"--memory-gb {memory:g} has no room for the cache of a single request; give it more")
+    measured = time_steps(loaded, model, settings)
+    largest = max(each.requests for each in settings)
+    checks = check_settings(block, largest, min(contexts[-1], int(memory * 1e9 / position / largest / 2)), _CHECKS)
+    costs = fit_costs(measured)
+    error = _error(costs, time_steps(loaded, model, checks))
+    tokens = [each for each in _SHOWN_TOKENS if each <= max(load.tokens for load, _ in measured)]
+    figures = {
+        "batch_tokens": tokens,
+        "step_ms": [1000 * _step(costs, each) for each in tokens],
+        "requests": list(costs.requests),
+        "draft_ms": [1000 * _draft(costs, each, block) for each in costs.requests],
+        "median_error": error,
+        "steps": len(measured),
+        "model": costs.asdict(),
+        "target": loaded.name,
+        "drafter": drafter,
+        "machine": machine_facts(loaded.device, load),
+    }
+    _print(figures)
+    if out is not None:
+        costs.save(out)
+        print(f"cost model: {out}")
+    if json is not None:
+        write_json(json, figures)
+
+
+def _error(costs: CostModel, measured: Sequence[tuple[Load, float]]) -> float:
+    """Median relative error of what the model says of steps that it was not fitted to."""
+    return statistics.median(abs(costs.seconds(load) / seconds - 1) for load, seconds in measured)
+
+
+def _step(costs: CostModel, tokens: int) -> float:
+    """Seconds of a step of ``tokens`` tokens of one request each."""
+    from dspark.speculation.cost import Load
+
+    return costs.seconds(Load(tokens, tokens, tokens * _SHOWN_CONTEXT))
+
+
+def _draft(costs: CostModel, requests: int, block: int) -> float:
+    """What whole blocks of ``requests`` add."""
+    from dspark.speculation.cost import Load
+
+    reads = requests * block * _SHOWN_CONTEXT
+    return costs.seconds(Load(0, 0, 0, requests, reads))
+
+
+def _print(figures: dict[str, object]) -> None:
+    for name, label, key, unit in (
+        ("step_ms", "a step of tokens", "batch_tokens", "ms"),
+        ("draft_ms", "drafts for requests", "requests", "ms"),
+    ):
+        counts, values = figures[key], figures[name]
+        assert isinstance(counts, list) and isinstance(values, list)
+        print(f"{label:20}" + "".join(f"{count:8}" for count in counts))
+        print(f"{unit:20}" + "".join(f"{value:8.1f}" for value in values))
+    print(f"context {_SHOWN_CONTEXT}; {figures['steps']} steps measured, median error on other loads", end=" ")
+    print(f"{figures['median_error']:.1%}")
