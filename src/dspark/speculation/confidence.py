@@ -1,0 +1,143 @@
+"""From the confidence head's logits to probabilities that mean what they say (section 4).
+
+Every map turns a conditional logit into a conditional probability, slot by slot; survival is always their running
+product. What a map may read of slot k is known before x_k is drawn, so planning by it stays lossless.
+
+Legend: K slots of a block, P knots; other leading axes are free.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dspark.foundation.errors import UserError
+
+Numbers = NDArray[np.float64]
+CLAMP = 15.0  # beyond, a logit says nothing more
+
+
+class ConfidenceMap(Protocol):
+    """One way to calibrate."""
+
+    kind: ClassVar[str]
+
+    @property
+    def block(self) -> int:
+        """K, the slots it knows."""
+        ...
+
+    def conditional(self, logits: Numbers) -> Numbers:
+        """``c [..., k]`` of the logits of the first ``k <= K`` slots of blocks."""
+        ...
+
+
+@dataclass(frozen=True)
+class Temperatures:
+    """Sequential temperature scaling: ``sigmoid(logit / T_k)``."""
+
+    kind: ClassVar[str] = "temperatures"
+    temperatures: tuple[float, ...]
+
+    @property
+    def block(self) -> int:
+        """K."""
+        return len(self.temperatures)
+
+    def conditional(self, logits: Numbers) -> Numbers:
+        """See ``ConfidenceMap``."""
+        return sigmoid(clamped(logits) / _first(self.temperatures, logits))
+
+
+@dataclass(frozen=True)
+class Platt:
+    """``sigmoid(slope_k * logit + offset_k)``."""
+
+    kind: ClassVar[str] = "platt"
+    slopes: tuple[float, ...]
+    offsets: tuple[float, ...]
+
+    @property
+    def block(self) -> int:
+        """K."""
+        return len(self.slopes)
+
+    def conditional(self, logits: Numbers) -> Numbers:
+        """See ``ConfidenceMap``."""
+        return sigmoid(clamped(logits) * _first(self.slopes, logits) + _first(self.offsets, logits))
+
+
+@dataclass(frozen=True)
+class Isotonic:
+    """A rising line through ``probabilities[k]`` at the logits ``knots[k]``, flat beyond its ends."""
+
+    kind: ClassVar[str] = "isotonic"
+    knots: tuple[tuple[float, ...], ...]
+    probabilities: tuple[tuple[float, ...], ...]
+
+    @property
+    def block(self) -> int:
+        """K."""
+        return len(self.knots)
+
+    def conditional(self, logits: Numbers) -> Numbers:
+        """See ``ConfidenceMap``."""
+        found = clamped(logits)  # a copy
+        for k in range(_checked(self.block, logits)):
+            found[..., k] = np.interp(found[..., k], self.knots[k], self.probabilities[k])
+        return found
+
+
+MAPS: dict[str, Any] = {each.kind: each for each in (Temperatures, Platt, Isotonic)}
+
+
+def untouched(block: int) -> Temperatures:
+    """The head as it was trained."""
+    return Temperatures((1.0,) * block)
+
+
+def as_json(calibration: Temperatures | Platt | Isotonic) -> dict[str, Any]:
+    """What ``from_json`` reads."""
+    return {"kind": calibration.kind, **asdict(calibration)}
+
+
+def from_json(stored: dict[str, Any], where: str) -> Temperatures | Platt | Isotonic:
+    """A map as it was stored; UserError, naming ``where``, for what is none."""
+    values = {name: _tupled(value) for name, value in stored.items() if name != "kind"}
+    kind = MAPS.get(str(stored.get("kind")))
+    if kind is None or set(values) != {each.name for each in fields(kind)} or len({*map(len, values.values())}) != 1:
+        raise UserError(
+            f"{where} holds a confidence map of kind {stored.get('kind')!r} with {sorted(values)}; expected one of"
+            f" {sorted(MAPS)}: calibrate again"
+        )
+    found: Temperatures | Platt | Isotonic = kind(**values)
+    return found
+
+
+def sigmoid(x: Numbers) -> Numbers:
+    """``1 / (1 + exp(-x))``."""
+    result: Numbers = 1 / (1 + np.exp(-x))
+    return result
+
+
+def clamped(logits: Numbers) -> Numbers:
+    """Logits as maps read them."""
+    return np.clip(logits, -CLAMP, CLAMP)
+
+
+def _first(values: tuple[float, ...], logits: Numbers) -> Numbers:
+    return np.array(values[: _checked(len(values), logits)])
+
+
+def _checked(block: int, logits: Numbers) -> int:
+    slots: int = logits.shape[-1]
+    if slots > block:
+        raise ValueError(f"a map of {block} slots was given the logits of {slots}")
+    return slots
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(map(_tupled, value)) if isinstance(value, list) else value
