@@ -118,7 +118,7 @@ def _time(target: Target, drafter: DSparkDrafter, setting: Setting) -> list[tupl
     for request in requests:
         _pretend(engine.pool, request.prompt_ids)
     engine.step(engine.admission.shares())  # the last positions of the prompts, which are read
-    measured = []
+    measured: list[tuple[Load, float]] = []
     for repeat in range(_WARM_UP + _REPEATS):
         for command.kind in kinds:
             shares = engine.admission.shares()
