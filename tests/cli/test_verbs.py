@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -13,12 +14,16 @@ import torch
 from tiny_pair import Cli, make_tokenizer
 from torch import Tensor
 
+from dspark.cli.pair import load_pair
 from dspark.cli.streaming import UNFINISHED, TextStream
 from dspark.decoding import profile
 from dspark.decoding.profile import Prices
+from dspark.drafters.checkpoint import CALIBRATION, read_calibrations
 from dspark.foundation.settings import load_settings
+from dspark.speculation.confidence import Platt
 from dspark.speculation.cost import CostModel
 from dspark.speculation.rejection import Verdict
+from dspark.speculation.sampling import Sampling
 from dspark.targets.model import load_target
 from dspark.training.recipe import Recipe
 from servers import Server, serving
@@ -189,6 +194,33 @@ def test_profile_writes_a_cost_model_that_reads_again(cli: Cli, tiny: list[objec
     assert CostModel.of(read(kept), "cost.json") == CostModel.of(figures["model"], "profile.json")
     refused = cli("profile", *tiny, "--memory-gb", 1e-9)
     assert refused.code == 2 and "no room for the cache of a single request" in refused.err
+
+
+def test_calibration_is_kept_by_sampling_and_used(
+    cli: Cli, tiny: list[object], tiny_drafter: Path, prompts_file: PromptsFile, tmp_path: Path
+) -> None:
+    drafter = tmp_path / "drafter"
+    shutil.copytree(tiny_drafter, drafter)
+    pair = [drafter if word == tiny_drafter else word for word in tiny]
+    prompts = prompts_file("p.jsonl", *(f"{a}{b}" for a in "abcd" for b in "xyz"))
+    out = tmp_path / "calibrate.json"
+    for more in ([], ["--temperature", 1, "--map", "platt"]):
+        done = cli("calibrate", *pair, "--prompts", prompts, "--max-tokens", 60, "--slots", 4, *more, "--json", out)
+        assert done.code == 0, done.err
+        figures = read(out)
+        assert figures["rounds"] > figures["judged_rounds"] > 10
+        assert len(figures["temperatures"]) == 4 and figures["chosen"] in figures["maps"]
+        for name in ("before", "after", "constant", "oracle"):
+            assert len(figures[name]["ece"]) == len(figures[name]["brier"]) == len(figures[name]["auc"]) == 4
+            assert all(0 <= each <= 1 for each in figures[name]["brier"])
+        assert figures["oracle"]["brier"][0] <= figures["before"]["brier"][0]
+    found = read_calibrations(drafter, 4)
+    assert set(found.maps) == {Sampling(), Sampling(1.0)} and isinstance(found.of(Sampling(0.6)), Platt)
+    assert load_pair(str(pair[1]), str(drafter)).decoder.greedy.calibrations == found
+    (drafter / CALIBRATION).write_text('{"regimes": [{"map": {}}]}')
+    refused = cli("generate", "abc", *pair)
+    assert refused.code == 2 and f"{CALIBRATION} holds no confidence maps" in refused.err
+    assert cli("calibrate", *pair, "--prompts", prompts, "--map", "guess").code == 2
 
 
 def test_regeneration_goes_on_where_it_was_killed(

@@ -17,6 +17,7 @@ from dspark.drafters.blocks import DrafterBlocks
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round, RoundTally
+from dspark.speculation.confidence import Calibrations, Platt
 from dspark.speculation.planner.single import EarlyStop, Planning, WhileItPays, without_a_clock
 from dspark.speculation.sampling import Sampling
 from dspark.targets.model import Target
@@ -26,6 +27,7 @@ PROMPTS = [[1, 5, 9, 13], [1, 7], [1, 4, 4, 8, 16, 32, 3, 6, 12], [1, 9, 11], [1
 SAMPLINGS = [Sampling(), Sampling(1.0), Sampling(0.8, top_k=12), Sampling(1.0, top_p=0.7), Sampling(1.0, min_p=0.2)]
 MODES: tuple[Mode, ...] = ("plain", "dspark", "ngram")
 TOKENS = 40
+DOUBTS = Calibrations({s: Platt((1.0,) * 4, (-0.5 - i,) * 4) for i, s in enumerate((Sampling(), Sampling(1.0)))})
 
 
 def requests_of(samplings: Sequence[Sampling]) -> list[Request]:
@@ -92,6 +94,7 @@ def test_requests_with_settings_of_their_own_share_steps(draft_ids: tuple[int, .
         {"greedy": Planning(plan, when, 2)},
         {"greedy": Planning(plan), "sampled": Planning(plan, when, 3)},
         {"sampled": without_a_clock(4, [0.9, 0.8])},
+        {"greedy": Planning(plan, calibrations=DOUBTS), "sampled": Planning(plan, calibrations=DOUBTS)},
     ):
         completions = list(Engine(target, requests, Limits(6, 512), "dspark", drafter, **more).run())
         assert rounds_of(completions) == alone(target, drafter, "dspark", requests, **more)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dspark.speculation.acceptance import Round
+from dspark.speculation.confidence import ConfidenceMap
 from dspark.speculation.draws import Draws, Purpose
 from dspark.speculation.loop import (
     Draft,
@@ -222,6 +223,7 @@ def measure(
     lookup: Callable[[], DrafterState | None] = lambda: None,
     stop_ids: tuple[int, ...] = (),
     target: Callable[[Logits], TableTarget] = TableTarget,
+    calibration: ConfidenceMap | None = None,
 ) -> Measured:
     """Law of the first `tokens` output tokens; each branch starts afresh.
 
@@ -241,6 +243,7 @@ def measure(
             stop_ids=stop_ids,
             verify_length=verify_length(),
             when=when,
+            calibration=calibration,
         )
         return list(islice(started, None if rounds is None else rounds + 1))
 

@@ -14,6 +14,7 @@ from dspark.drafters.ngram import PromptLookup
 from dspark.kernels.law import can_make_law
 from dspark.kernels.machine import can_compile
 from dspark.speculation.acceptance import acceptance_probability
+from dspark.speculation.confidence import ConfidenceMap, Isotonic, Platt
 from dspark.speculation.draws import Draws, Purpose
 from dspark.speculation.loop import Draft, DrafterState, Sample, VerifyLength
 from dspark.speculation.planner import single as planner
@@ -136,6 +137,22 @@ def test_trimmed_rounds_are_lossless(hook: VerifyLength, sampling: Sampling) -> 
     measured = measure(target, drafter, sampling, tokens=5, rounds=1, verify_length=lambda: hook)
     assert_law(measured)
     assert 0 < measured.verified < measured.drafted
+
+
+@pytest.mark.parametrize(
+    "calibration", [Platt((0.5, 2.0, -1.0), (1.0, 0.0, -1.0)), Isotonic(((-1.0, 1.0),) * 3, ((0.2, 0.9),) * 3)], ids=str
+)
+def test_rounds_trimmed_by_calibrated_confidence_are_lossless(calibration: ConfidenceMap) -> None:
+    target = target_table(3)
+    drafter = drafter_of("sequential", 3, target, 3, torch.float64)
+    hook = early_stop([1, 0.75, 0.55, 0.48])
+    plain = measure(target, drafter, Sampling(0.7), tokens=5, rounds=1, verify_length=lambda: hook)
+    calibrated = measure(
+        target, drafter, Sampling(0.7), tokens=5, rounds=1, verify_length=lambda: hook, calibration=calibration
+    )
+    assert_law(calibrated)
+    assert 0 < calibrated.verified < calibrated.drafted
+    assert calibrated.verified != pytest.approx(plain.verified)
 
 
 def test_early_stopped_rounds_end_to_end() -> None:

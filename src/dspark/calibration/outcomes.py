@@ -62,4 +62,8 @@ class Outcomes:
         rows = self.verified == self.block
         if not rows.any():
             raise UserError(f"none of {len(self)} rounds verified all {self.block} drafts; calibrate on rounds that do")
+        return self.at(rows)
+
+    def at(self, rows: Flags) -> Outcomes:
+        """Some of the rounds."""
         return Outcomes(self.logits[rows], self.verified[rows], self.accepted[rows])

@@ -18,6 +18,7 @@ import typer
 
 import dspark
 from dspark.cli.arguments import spread
+from dspark.cli.calibrate import calibrate
 from dspark.cli.demo import demo
 from dspark.cli.eval import evaluate
 from dspark.cli.generate import generate
@@ -57,6 +58,7 @@ app.command("demo")(demo)
 app.command("generate")(generate)
 app.command("eval")(evaluate)
 app.command("train")(train)
+app.command("calibrate")(calibrate)
 app.command("profile")(profile)
 data.command("regenerate")(regenerate)
 data.command("pack")(pack)

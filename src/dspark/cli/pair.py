@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +63,7 @@ def load_pair(target: str = BUNDLED, drafter: str | None = BUNDLED, dtype: str =
     """
     from dspark.decoding.profile import measure, measure_blocks
     from dspark.decoding.single import Decoder
-    from dspark.drafters.checkpoint import read_survival
+    from dspark.drafters.checkpoint import read_calibrations, read_survival
     from dspark.speculation.planner.single import WHOLE, EarlyStop, Planning, WhileItPays, without_a_clock
 
     if drafter is None:
@@ -72,11 +72,13 @@ def load_pair(target: str = BUNDLED, drafter: str | None = BUNDLED, dtype: str =
     loaded, model = load_drafting(target, drafter, dtype, device)
     whole = measure(loaded, model)
     slots, prices = measure_blocks(loaded, model, whole, read_survival(folder))
-    greedy = Planning(EarlyStop(prices.rounds), WhileItPays(prices.rounds, prices.plain), slots)
-    sampled = WHOLE
+    calibrations = read_calibrations(folder, model.config.block_size)
+    pays = WhileItPays(prices.rounds, prices.plain)
+    greedy, sampled = Planning(EarlyStop(prices.rounds), pays, slots, calibrations), WHOLE
     if loaded.device.type == "cpu":  # those prices are a CPU's
         survival = read_survival(folder, greedy=False)
-        sampled = without_a_clock(model.config.block_size, survival, loaded.rounds_rows)
+        without = without_a_clock(model.config.block_size, survival, loaded.rounds_rows)
+        sampled = replace(without, calibrations=calibrations)
     decoder = Decoder(loaded, model, greedy, sampled)
     return Pair(decoder, drafter, whole.rounds, prices.rounds, prices.plain)
 

@@ -10,7 +10,7 @@ Legend: T tokens of a step, N rows whose logits are needed, R requests.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -77,12 +77,16 @@ class Work:
         self.ids = row.ids[self.start : self.start + (self.count or 1)] + self.draft.tokens[: self.length]
 
 
+# (what a request did in a step, what became of its drafts, its rows ``[length + 1, V]`` of logits), behind a verdict.
+Observe = Callable[[Work, Verdict, Tensor], None]
+
+
 class Engine:
     """A target, its drafter and the requests under way.
 
-    ``mode``, ``lookup`` and how ``greedy`` and ``sampled`` rounds are planned are ``Decoder``'s. An answer ends where
-    the context does. Raises UserError for mode "dspark" without a drafter, and, by id, for a request that the cache or
-    the context can't hold.
+    ``mode``, ``lookup`` and how ``greedy`` and ``sampled`` rounds are planned are ``Decoder``'s. ``observe`` is told of
+    every verdict. An answer ends where the context does. Raises UserError for mode "dspark" without a drafter, and, by
+    id, for a request that the cache or the context can't hold.
     """
 
     def __init__(
@@ -96,6 +100,7 @@ class Engine:
         lookup: bool = True,
         greedy: Planning = WHOLE,
         sampled: Planning = WHOLE,
+        observe: Observe | None = None,
     ) -> None:
         if mode == "dspark" and drafter is None:
             raise UserError(NO_DRAFTER)
@@ -108,6 +113,7 @@ class Engine:
         """What the last step worked on."""
         self._mode, self._lookup = mode, lookup
         self._greedy, self._sampled = greedy, sampled
+        self._observe = observe
         self._drafter: DrafterBlocks | None = None
         self._taps: tuple[int, ...] = ()
         drafted = 0 if mode == "plain" else LOOKUP_BLOCK
@@ -150,7 +156,9 @@ class Engine:
         if answering:
             logits_NV = self.target.head(forward.hidden_TD[_asked(works, ids.device)])
             self.laps("verify")
-            verdicts = iter(settle(logits_NV, rows, [w.draft for w in answering], [w.length for w in answering]))
+            found = settle(logits_NV, rows, [w.draft for w in answering], [w.length for w in answering])
+            self._tell(answering, found, logits_NV)
+            verdicts = iter(found)
         self.laps("sample")
         kept = [self._commit(work, next(verdicts)) if work.answers else work.count for work in works]
         self._take_features(forward.features_TF, batch, kept)
@@ -190,7 +198,8 @@ class Engine:
             draft = NO_DRAFT if share.count else next(drafts)
             length = len(draft.tokens)
             if length and self._drafter is not None:
-                length = self._planning(share.row).verify_length(length, draft.survival())
+                planning, sampling = self._planning(share.row), share.row.request.sampling
+                length = planning.verify_length(length, draft.survival(planning.calibrations.of(sampling)))
             length = max(0, min(length, len(draft.tokens), share.row.room - 1))
             works.append(Work(share.row, share.count, draft, length))
         return works
@@ -213,6 +222,13 @@ class Engine:
 
     def _planning(self, row: Running) -> Planning:
         return self._greedy if row.request.sampling.greedy else self._sampled
+
+    def _tell(self, works: Sequence[Work], verdicts: Sequence[Verdict], logits_NV: Tensor) -> None:
+        """Tell an observer, before anything is committed."""
+        if self._observe is not None:
+            rows = logits_NV.split([work.length + 1 for work in works])
+            for work, verdict, mine_nV in zip(works, verdicts, rows, strict=True):
+                self._observe(work, verdict, mine_nV)
 
     def _commit(self, work: Work, verdict: Verdict) -> int:
         """Take over what was decided and roll back what was not; how many of the tokens that were run stay."""

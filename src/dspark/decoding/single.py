@@ -71,6 +71,7 @@ class Decoder:
             stop_ids=() if request.ignore_stop else self.target.stop_ids,
             verify_length=planning.verify_length,
             when=planning.when,
+            calibration=planning.calibrations.of(request.sampling),
             context_limit=limit,
         )
 

@@ -29,8 +29,10 @@ from dspark.foundation.artifacts import folder_atomic, read_json, write_json
 from dspark.foundation.errors import UserError
 from dspark.foundation.identity import ModelIdentity
 from dspark.nn.ends import Ends
+from dspark.speculation.confidence import Calibrations
 
 CONFIG, WEIGHTS, MANIFEST = "config.json", "model.safetensors", "manifest.json"
+CALIBRATION = "calibration.json"
 FORMAT = "dspark-drafter"
 _EMBEDDING, _HEAD, _D2T = "embed_tokens.weight", "lm_head.weight", "d2t"
 
@@ -118,6 +120,15 @@ def read_survival(path: Path, greedy: bool = True) -> list[float]:
     shares: Any = (greedy and found.get("greedy_acceptance")) or found.get("conditional_acceptance")
     known = isinstance(shares, list) and all(isinstance(each, int | float) and 0 <= each <= 1 for each in shares)
     return list(accumulate(shares, mul)) if known else []
+
+
+def read_calibrations(path: Path, block: int) -> Calibrations:
+    """Confidence maps beside the weights, for blocks of ``block`` drafts; none where nobody calibrated the drafter.
+
+    UserError for a file that holds none.
+    """
+    file = path / CALIBRATION
+    return Calibrations.read(read_json(file), block, str(file)) if file.is_file() else Calibrations()
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -8,13 +8,15 @@ Legend: K slots of a block, P knots; other leading axes are free.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dspark.foundation.errors import UserError
+from dspark.speculation.sampling import Sampling
 
 Numbers = NDArray[np.float64]
 CLAMP = 15.0  # beyond, a logit says nothing more
@@ -94,17 +96,52 @@ class Isotonic:
 MAPS: dict[str, Any] = {each.kind: each for each in (Temperatures, Platt, Isotonic)}
 
 
+@dataclass(frozen=True)
+class Calibrations:
+    """Maps by the sampling that they were fitted for: what is accepted depends on it."""
+
+    maps: Mapping[Sampling, ConfidenceMap] = field(default_factory=dict)
+
+    def of(self, sampling: Sampling) -> ConfidenceMap | None:
+        """The map of these settings, or of those with the nearest temperature; None: confidence is taken as trained.
+
+        A greedy draft is judged by its argmax alone, so greedy maps serve greedy requests only, and others only others.
+        """
+        alike = [each for each in self.maps if each.greedy == sampling.greedy]
+        if sampling in self.maps or not alike:
+            return self.maps.get(sampling)
+        return self.maps[min(alike, key=lambda each: abs(each.temperature - sampling.temperature))]
+
+    def asdict(self) -> dict[str, Any]:
+        """What ``read`` takes."""
+        return {"regimes": [{"sampling": vars(sampling), "map": as_json(each)} for sampling, each in self.maps.items()]}
+
+    @classmethod
+    def read(cls, stored: dict[str, Any], block: int, where: str) -> Calibrations:
+        """As ``asdict`` wrote them, for blocks of ``block`` drafts; UserError, naming ``where``, for anything else."""
+        regimes = stored.get("regimes")
+        if not isinstance(regimes, list) or not all(_is_regime(each) for each in regimes):
+            raise UserError(f"{where} holds no confidence maps (a list of regimes); calibrate again")
+        maps = {Sampling(**each["sampling"]): from_json(each["map"], where) for each in regimes}
+        short = [each.block for each in maps.values() if each.block < block]
+        if short:
+            raise UserError(
+                f"{where} has maps of {short[0]} drafts, the drafter's blocks have {block}; calibrate again"
+            )
+        return cls(maps)
+
+
 def untouched(block: int) -> Temperatures:
     """The head as it was trained."""
     return Temperatures((1.0,) * block)
 
 
-def as_json(calibration: Temperatures | Platt | Isotonic) -> dict[str, Any]:
+def as_json(calibration: ConfidenceMap) -> dict[str, Any]:
     """What ``from_json`` reads."""
-    return {"kind": calibration.kind, **asdict(calibration)}
+    return {"kind": calibration.kind, **asdict(calibration)}  # type: ignore[call-overload]  # all maps are dataclasses
 
 
-def from_json(stored: dict[str, Any], where: str) -> Temperatures | Platt | Isotonic:
+def from_json(stored: dict[str, Any], where: str) -> ConfidenceMap:
     """A map as it was stored; UserError, naming ``where``, for what is none."""
     values = {name: _tupled(value) for name, value in stored.items() if name != "kind"}
     kind = MAPS.get(str(stored.get("kind")))
@@ -113,7 +150,7 @@ def from_json(stored: dict[str, Any], where: str) -> Temperatures | Platt | Isot
             f"{where} holds a confidence map of kind {stored.get('kind')!r} with {sorted(values)}; expected one of"
             f" {sorted(MAPS)}: calibrate again"
         )
-    found: Temperatures | Platt | Isotonic = kind(**values)
+    found: ConfidenceMap = kind(**values)
     return found
 
 
@@ -141,3 +178,14 @@ def _checked(block: int, logits: Numbers) -> int:
 
 def _tupled(value: Any) -> Any:
     return tuple(map(_tupled, value)) if isinstance(value, list) else value
+
+
+def _is_regime(stored: Any) -> bool:
+    """Whether it has what a regime has; its values are looked at by those who use them."""
+    names = {each.name for each in fields(Sampling)}
+    return (
+        isinstance(stored, dict)
+        and isinstance(stored.get("map"), dict)
+        and isinstance(stored.get("sampling"), dict)
+        and set(stored["sampling"]) <= names
+    )

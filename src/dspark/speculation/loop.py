@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Finish, Round, Source, survival
+from dspark.speculation.confidence import ConfidenceMap
 from dspark.speculation.draws import CertainDraws, Draws, Purpose
 from dspark.speculation.rejection import Verdict, verify
 from dspark.speculation.sampling import Sampling, distribution
@@ -105,9 +106,15 @@ class Draft:
         p_KV[:, self.support] = self.probs
         return p_KV
 
-    def survival(self) -> Tensor | None:
-        """a[K], the running product of c_k; None without confidence."""
-        return None if self.confidence is None else survival(torch.sigmoid(self.confidence))
+    def survival(self, through: ConfidenceMap | None = None) -> Tensor | None:
+        """a[K], the running product of c_k, which are read ``through`` a map if there is one; None without
+        confidence.
+        """
+        if self.confidence is None:
+            return None
+        if through is None:
+            return survival(torch.sigmoid(self.confidence))
+        return survival(torch.from_numpy(through.conditional(self.confidence.double().cpu().numpy())))
 
 
 class DrafterState(Protocol):
@@ -226,13 +233,14 @@ def generate(
     stop_ids: Collection[int] = (),
     verify_length: VerifyLength = verify_all,
     when: WhenToDraft = always,
+    calibration: ConfidenceMap | None = None,
     context_limit: int | None = None,
 ) -> Iterator[Round]:
     """Yield the rounds of one completion; without a draft, or while ``when`` says no, one token a round.
 
     ``lookup`` reads ids alone and goes before the drafter, which drafts where it proposes nothing: the committed ids
     decide between the two and no draw of the round, so both keep the target's law. Features of rounds that the drafter
-    sat out come with its next call.
+    sat out come with its next call. ``verify_length`` sees survival as ``calibration`` reads the drafter's confidence.
 
     The joined tokens of the rounds have exactly the law of plain decoding. Output ends behind the first stop
     id (which is kept), after max_tokens, or where prompt and output together fill context_limit positions.
@@ -254,7 +262,7 @@ def generate(
     yield request.start()
     while not request.finished:
         draft = request.propose()
-        asked = verify_length(len(draft.tokens), draft.survival()) if draft.tokens else 0
+        asked = verify_length(len(draft.tokens), draft.survival(calibration)) if draft.tokens else 0
         yield request.settle(draft, asked)
 
 

@@ -69,7 +69,7 @@ class Recalibration:
         p_NK = sigmoid((inputs_NK2 * self.weights).sum(axis=-1))
         uphill_K2 = np.einsum("nk,nki->ki", np.where(observed_NK, stood_NK - p_NK, 0.0), inputs_NK2)
         told_K22 = np.einsum("nk,nki,nkj->kij", observed_NK * p_NK * (1 - p_NK), inputs_NK2, inputs_NK2)
-        seen_K11 = observed_NK.any(axis=0)[:, None, None]
+        seen_K11 = np.asarray(observed_NK.any(axis=0)).reshape(-1, 1, 1)
         least = _TRUST * np.eye(2) / 4
         kept = np.where(seen_K11, _FADING * self.curvature + (1 - _FADING) * least, self.curvature)
         curvature = kept + told_K22

@@ -7,36 +7,42 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from dspark.speculation.acceptance import Round
+from dspark.speculation.confidence import ConfidenceMap
 from dspark.speculation.loop import Draft, OneRequest
 from dspark.speculation.planner.plan import Counts, Present
 from dspark.speculation.planner.scheduler import Memory, Scheduler
 
 
-def generate_together(requests: Sequence[OneRequest], scheduler: Scheduler, block: int) -> Iterator[list[Round]]:
-    """Yield the rounds of each step, one for every request that is under way; ``block``: drafts of a round at most.
+def generate_together(
+    requests: Sequence[OneRequest], scheduler: Scheduler, block: int, calibration: ConfidenceMap | None = None
+) -> Iterator[list[Round]]:
+    """Yield the rounds of each step, one for every request that is under way; ``block``: drafts of a round at most;
+    ``calibration``: how the drafter's confidence is read.
 
     Each request's tokens have the law of plain decoding, and the requests are independent of each other.
     """
     yield [request.start() for request in requests]
     memory = scheduler.begin(len(requests), block)
     while not all(request.finished for request in requests):
-        rounds, memory = step(requests, scheduler, memory)
+        rounds, memory = step(requests, scheduler, memory, calibration)
         yield rounds
 
 
-def step(requests: Sequence[OneRequest], scheduler: Scheduler, memory: Memory) -> tuple[list[Round], Memory]:
+def step(
+    requests: Sequence[OneRequest], scheduler: Scheduler, memory: Memory, calibration: ConfidenceMap | None = None
+) -> tuple[list[Round], Memory]:
     """A round of everybody under way; a request's slot is its number."""
     slots = np.array([i for i, request in enumerate(requests) if not request.finished], dtype=np.int64)
     drafting, memory = scheduler.drafts(memory, slots)
     drafts = [requests[i].propose() if drafting else Draft([]) for i in slots]
-    present = Present.of([_survival(draft) for draft in drafts])
+    present = Present.of([_survival(draft, calibration) for draft in drafts])
     plan = scheduler.plan(memory, present, slots)
     rounds = [requests[i].settle(draft, n) for i, draft, n in zip(slots, drafts, plan.lengths, strict=True)]
     return rounds, scheduler.after(memory, present, slots, _ended(slots, rounds))
 
 
-def _survival(draft: Draft) -> list[float]:
-    survival = draft.survival()
+def _survival(draft: Draft, calibration: ConfidenceMap | None) -> list[float]:
+    survival = draft.survival(calibration)
     # Without a confidence head nothing is known of a draft: it counts as certain.
     return [1.0] * len(draft.tokens) if survival is None else survival.tolist()
 

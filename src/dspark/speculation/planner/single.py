@@ -14,18 +14,21 @@ from torch import Tensor
 
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round, Source
+from dspark.speculation.confidence import Calibrations
 from dspark.speculation.loop import VerifyLength, WhenToDraft, always, verify_all
 
 
 @dataclass(frozen=True)
 class Planning:
-    """How rounds are planned: how many of their drafts are verified, which of them draft, and ``draft_slots``, how many
-    tokens the drafter then drafts (None: as many as in its training). By default everything is drafted and verified.
+    """How rounds are planned: how many of their drafts are verified, which of them draft, ``draft_slots``, how many
+    tokens the drafter then drafts (None: as many as in its training), and how its confidence is read (as trained where
+    nobody calibrated it). By default everything is drafted and verified.
     """
 
     verify_length: VerifyLength = verify_all
     when: WhenToDraft = always
     draft_slots: int | None = None
+    calibrations: Calibrations = Calibrations()
 
 
 WHOLE = Planning()

@@ -1,0 +1,91 @@
+"""Recording: what the core decodes is what is recorded, and the oracle is the probability of acceptance."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dspark.calibration.choose import best_kind, constant_survival, scores_of, survival_through
+from dspark.calibration.outcomes import Outcomes
+from dspark.calibration.record import Recorded, record
+from dspark.decoding.engine import Engine, Limits
+from dspark.decoding.request import Request
+from dspark.foundation.errors import UserError
+from dspark.speculation.acceptance import RoundTally
+from dspark.speculation.confidence import sigmoid, untouched
+from dspark.speculation.sampling import Sampling
+from tiny import tiny_drafter, tiny_target
+
+LIMITS = Limits(6, 1024)
+
+
+def requests_of(sampling: Sampling, count: int = 24) -> list[Request]:
+    return [Request(f"{i}", [1, 5 + i, 9, 3 + i % 7], sampling, i, 60) for i in range(count)]
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["modules", "compiled"])
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0), Sampling(0.8, top_k=12)], ids=str)
+@pytest.mark.parametrize("draft_ids", [None, tuple(range(0, 64, 2))], ids=["full", "pruned"])
+def test_what_is_recorded_is_what_was_decoded(
+    sampling: Sampling, draft_ids: tuple[int, ...] | None, packed: bool
+) -> None:
+    target = tiny_target(sharpness=1.5)
+    drafter = tiny_drafter(target, draft_ids=draft_ids)
+    if packed:
+        drafter.pack()
+    heard: list[int] = []
+    recorded = record(target, drafter, requests_of(sampling), LIMITS, heard.append)
+    tally = RoundTally()
+    for answer in Engine(target, requests_of(sampling), LIMITS, "dspark", drafter, lookup=False).run():
+        tally.extend(r for r in answer.rounds[1:] if r.verified == 4)
+    assert heard == list(range(1, 25)) and tally.accepted > 0
+    outcomes = recorded.outcomes
+    assert len(outcomes) == tally.rounds and set(recorded.prompt) <= set(range(24))
+    # At the end of an answer a round's tokens are cut, and the tally counts what is left of them.
+    assert 0 <= outcomes.accepted.sum() - tally.accepted <= 24 * 4
+    seen = outcomes.observed
+    expected, happened = recorded.oracle[seen].mean(), outcomes.stood[seen].mean()
+    assert np.isfinite(outcomes.logits).all() and ((recorded.oracle >= 0) & (recorded.oracle <= 1 + 1e-6)).all()
+    if sampling.greedy:
+        assert (recorded.oracle[seen] == outcomes.stood[seen]).all()
+    else:
+        assert 0 < expected < 1
+        assert happened == pytest.approx(expected, abs=4 * np.sqrt(expected * (1 - expected) / seen.sum()))
+
+
+def test_halves_share_no_prompt() -> None:
+    target = tiny_target(sharpness=1.5)
+    recorded = record(target, tiny_drafter(target), requests_of(Sampling()), LIMITS, lambda _: None)
+    even, odd = recorded.half(odd=False), recorded.half(odd=True)
+    assert len(even) + len(odd) == len(recorded) and not set(even.prompt) & set(odd.prompt)
+
+
+def test_nothing_to_record_is_said() -> None:
+    target = tiny_target()
+    with pytest.raises(UserError, match="no round verified a whole block"):
+        record(target, tiny_drafter(target), [Request("0", [1], Sampling(), 0, 3)], LIMITS, lambda _: None)
+    blind = tiny_drafter(target, enable_confidence_head=False)
+    with pytest.raises(UserError, match="no confidence head"):
+        record(target, blind, requests_of(Sampling()), LIMITS, lambda _: None)
+
+
+def test_the_best_map_is_the_one_that_is_right_about_others() -> None:
+    numbers = np.random.default_rng(0)
+
+    def recorded(truth: object, count: int = 8000) -> Recorded:
+        logits = numbers.normal(0, 2, (count, 3))
+        stands = numbers.random((count, 3)) < truth(logits)  # type: ignore[operator]
+        accepted = stands.cumprod(axis=1).sum(axis=1)
+        return Recorded(Outcomes(logits, np.full(count, 3), accepted), logits, numbers.integers(0, 100, count))
+
+    assert best_kind(recorded(lambda x: np.where(x > 0, 0.95, 0.3))) == "isotonic"
+    assert best_kind(recorded(lambda x: sigmoid(0.5 * x + 1.0), 400)) == "platt"
+
+
+def test_scores_are_of_prefixes() -> None:
+    logits = np.array([[20.0, 20.0], [20.0, -20.0], [-20.0, 20.0], [20.0, 20.0]])
+    outcomes = Outcomes(logits, np.full(4, 2), np.array([2, 1, 0, 2]))
+    first, second = scores_of(survival_through(untouched(2), outcomes), outcomes)
+    assert first.brier < 1e-9 and second.brier < 1e-9 and second.auc == 1.0
+    constant = scores_of(constant_survival(outcomes, 4), outcomes)
+    assert [each.brier for each in constant] == pytest.approx([0.75 * 0.25, 0.25])
