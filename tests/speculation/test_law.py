@@ -140,12 +140,14 @@ def test_trimmed_rounds_are_lossless(hook: VerifyLength, sampling: Sampling) -> 
 
 
 @pytest.mark.parametrize(
-    "calibration", [Platt((0.5, 2.0, -1.0), (1.0, 0.0, -1.0)), Isotonic(((-1.0, 1.0),) * 3, ((0.2, 0.9),) * 3)], ids=str
+    "calibration",
+    [Platt((2.0, 3.0, -1.0), (0.5, -0.5, 0.5)), Isotonic(((-1.0, 1.0),) * 3, ((0.2, 0.9),) * 3)],
+    ids=["Platt", "isotonic"],
 )
 def test_rounds_trimmed_by_calibrated_confidence_are_lossless(calibration: ConfidenceMap) -> None:
     target = target_table(3)
     drafter = drafter_of("sequential", 3, target, 3, torch.float64)
-    hook = early_stop([1, 0.75, 0.55, 0.48])
+    hook = early_stop([1, 0.8, 0.68, 0.6])
     plain = measure(target, drafter, Sampling(0.7), tokens=5, rounds=1, verify_length=lambda: hook)
     calibrated = measure(
         target, drafter, Sampling(0.7), tokens=5, rounds=1, verify_length=lambda: hook, calibration=calibration
