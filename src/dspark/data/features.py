@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dspark.data.responses import Response
+from dspark.data.store import Store
 from dspark.targets.compiled import MOST_ROWS
 from dspark.targets.model import Target
 from dspark.targets.ragged import RaggedBatch
@@ -108,7 +109,7 @@ class OnlineFeatures:
         self._target = target
         self._examples = examples
         self._taps = tuple(taps)
-        self._memory_left = memory_bytes
+        self._store = Store(memory_bytes)
         self._keep_dtype = keep_dtype
         self._exact = not target.rounds_rows
         """Else whole texts may be read in the fastest way there is."""
@@ -128,7 +129,9 @@ class OnlineFeatures:
         for some in self._together(missing):
             computed |= zip(some, self._compute(some), strict=True)
         for index, features in computed.items():
-            self._keep(index, features)
+            kept = self._store.keep((features.taps_SF, features.hidden_AD, features.log_mass_A))
+            if kept is not None:
+                self._kept[index] = _Features(*kept)
         return self._pad(indices, [computed.get(index) or self._kept[index] for index in indices])
 
     def _together(self, indices: list[int]) -> list[list[int]]:
@@ -162,13 +165,6 @@ class OnlineFeatures:
         """log of the softmax's denominator over the whole vocabulary, fp32 ``[A]``."""
         blocks = hidden_AD.to(self._target.dtype).split(_MASS_ROWS)
         return torch.cat([self._target.head(block).float().logsumexp(dim=-1) for block in blocks])
-
-    def _keep(self, index: int, features: _Features) -> None:
-        tensors = (features.taps_SF, features.hidden_AD, features.log_mass_A)
-        size = sum(t.numel() * t.element_size() for t in tensors)
-        if size <= self._memory_left:
-            self._memory_left -= size
-            self._kept[index] = features
 
     def _pad(self, indices: Sequence[int], features: list[_Features]) -> FeatureBatch:
         examples = [self._examples[index] for index in indices]
