@@ -9,6 +9,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_pair import Cli, make_tokenizer
@@ -205,10 +206,14 @@ def test_calibration_is_kept_by_sampling_and_used(
     prompts = prompts_file("p.jsonl", *(f"{a}{b}" for a in "abcd" for b in "xyz"))
     out = tmp_path / "calibrate.json"
     for more in ([], ["--temperature", 1, "--map", "platt"]):
-        done = cli("calibrate", *pair, "--prompts", prompts, "--max-tokens", 60, "--slots", 4, *more, "--json", out)
+        line = ["calibrate", *pair, "--prompts", prompts, "--max-tokens", 60, "--slots", 4, *more]
+        done = cli(*line, "--json", out, "--rounds", tmp_path / "rounds.npz")
         assert done.code == 0, done.err
         figures = read(out)
         assert figures["rounds"] > figures["judged_rounds"] > 10
+        with np.load(tmp_path / "rounds.npz") as kept:
+            assert kept["logits"].shape == kept["oracle"].shape == (figures["rounds"], 4)
+            assert len(kept["accepted"]) == len(kept["prompt"]) == figures["rounds"]
         assert len(figures["temperatures"]) == 4 and figures["chosen"] in figures["maps"]
         for name in ("before", "after", "constant", "oracle"):
             assert len(figures[name]["ece"]) == len(figures[name]["brier"]) == len(figures[name]["auc"]) == 4

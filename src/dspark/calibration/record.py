@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from dspark.calibration.outcomes import Outcomes
 from dspark.decoding.engine import Engine, Limits, Work
 from dspark.decoding.request import Request
 from dspark.drafters.dspark import DSparkDrafter
+from dspark.foundation.artifacts import write_atomic
 from dspark.foundation.errors import UserError
 from dspark.speculation.loop import Draft
 from dspark.speculation.rejection import Verdict
@@ -39,6 +41,21 @@ class Recorded:
 
     def __len__(self) -> int:
         return len(self.prompt)
+
+    def save(self, path: Path) -> None:
+        """As NumPy's arrays logits, accepted, oracle and prompt."""
+
+        def write(temporary: Path) -> None:
+            with temporary.open("wb") as file:
+                np.savez_compressed(
+                    file,
+                    logits=self.outcomes.logits,
+                    accepted=self.outcomes.accepted,
+                    oracle=self.oracle,
+                    prompt=self.prompt,
+                )
+
+        write_atomic(path, write)
 
     def half(self, odd: bool) -> Recorded:
         """Rounds of every other prompt."""

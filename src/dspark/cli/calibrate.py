@@ -51,6 +51,15 @@ def calibrate(
             help="Where the maps go; those of other samplings in it are kept.",
         ),
     ] = None,
+    rounds: Annotated[
+        Path | None,
+        typer.Option(
+            "--rounds",
+            metavar="FILE.npz",
+            callback=writable("--rounds"),
+            help="Keep the recorded rounds: logits, accepted, oracle, prompt.",
+        ),
+    ] = None,
     slots: Annotated[int, typer.Option("--slots", min=1, help="Answers under way at once.")] = 32,
     max_tokens: MaxTokensOption = 128,
     temperature: TemperatureOption = 0.0,
@@ -81,6 +90,8 @@ def calibrate(
     writable("--out")(file)
     loaded, model = load_drafting(target, drafter, dtype, device)
     recorded = _record(loaded, model, _requests(loaded, prompts, limit, sampling, seed, max_tokens), slots)
+    if rounds is not None:
+        recorded.save(rounds)
     figures, chosen = _judge(recorded, kind)
     _keep(file, model.config.block_size, sampling, chosen)
     _print(figures)
