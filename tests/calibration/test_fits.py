@@ -98,14 +98,20 @@ def test_an_isotonic_map_follows_what_no_line_can() -> None:
     assert isotonic.conditional(np.array([[-3.0], [3.0]]))[:, 0] == pytest.approx([0.2, 0.9], abs=0.03)
 
 
-@given(st.integers(0, 10**6), st.integers(0, 40))
-def test_maps_rise_and_are_never_certain(seed: int, count: int) -> None:
-    outcomes = outcomes_of(count, 1.0, seed=seed)
+@given(st.integers(0, 10**6), st.integers(0, 40), st.sampled_from([1.0, -1.0]))
+def test_maps_never_fall_and_are_never_certain(seed: int, count: int, slope: float) -> None:
+    outcomes = outcomes_of(count, slope, seed=seed)
     logits = np.linspace(-20, 20, 41)[:, None].repeat(BLOCK, axis=1)
     for calibration in (fit_platt(outcomes), fit_isotonic(outcomes)):
         c = calibration.conditional(logits)
-        rising = np.diff(c, axis=0)
-        assert ((rising >= -1e-12) | (rising <= 1e-12).all(axis=0)).all() and ((c > 0) & (c < 1)).all()
+        assert (np.diff(c, axis=0) >= -1e-12).all() and ((c > 0) & (c < 1)).all()
+
+
+def test_confidence_that_means_the_opposite_is_not_believed() -> None:
+    outcomes = outcomes_of(5000, -1.0, 1.0)
+    fitted = fit_platt(outcomes)
+    assert fitted.slopes == (0.0,) * BLOCK
+    assert sigmoid(np.array(fitted.offsets[0])) == pytest.approx(outcomes.stood[:, 0].mean(), abs=0.01)
 
 
 def test_of_drafts_that_nobody_saw_a_map_says_little() -> None:
@@ -133,7 +139,13 @@ def test_what_a_map_stores_it_is_again() -> None:
     outcomes = outcomes_of(200, 0.5)
     for calibration in (fit_temperatures(outcomes), fit_platt(outcomes), fit_isotonic(outcomes)):
         assert from_json(json.loads(json.dumps(as_json(calibration))), "here") == calibration
+    scalars = {"kind": "platt", "slopes": 1.0, "offsets": 2.0}
+    words = {"kind": "temperatures", "temperatures": ["1"]}
+    empty = {"kind": "isotonic", "knots": [[]], "probabilities": [[]]}
     for wrong in (
+        scalars,
+        words,
+        empty,
         {"kind": "platt", "slopes": [1.0]},
         {"kind": "guess"},
         {"kind": "platt", "slopes": [1], "offsets": []},

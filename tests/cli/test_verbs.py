@@ -191,7 +191,7 @@ def test_profile_writes_a_cost_model_that_reads_again(cli: Cli, tiny: list[objec
     figures = read(out)
     assert figures["batch_tokens"] == [1, 2, 4, 8, 16] and figures["requests"] == [1, 2, 4]
     for name, count in (("step_ms", 5), ("draft_ms", 3)):
-        assert len(figures[name]) == count and figures[name] == sorted(figures[name]) and figures[name][-1] > 0
+        assert len(figures[name]) == count and figures[name] == sorted(figures[name])
     assert CostModel.of(read(kept), "cost.json") == CostModel.of(figures["model"], "profile.json")
     refused = cli("profile", *tiny, "--memory-gb", 1e-9)
     assert refused.code == 2 and "no room for the cache of a single request" in refused.err
@@ -214,11 +214,12 @@ def test_calibration_is_kept_by_sampling_and_used(
         with np.load(tmp_path / "rounds.npz") as kept:
             assert kept["logits"].shape == kept["oracle"].shape == (figures["rounds"], 4)
             assert len(kept["accepted"]) == len(kept["prompt"]) == figures["rounds"]
-        assert len(figures["temperatures"]) == 4 and figures["chosen"] in figures["maps"]
+        assert len(figures["temperatures"]) == 4 and figures["chosen"]["kind"] in figures["maps"]
         for name in ("before", "after", "constant", "oracle"):
             assert len(figures[name]["ece"]) == len(figures[name]["brier"]) == len(figures[name]["auc"]) == 4
             assert all(0 <= each <= 1 for each in figures[name]["brier"])
-        assert figures["oracle"]["brier"][0] <= figures["before"]["brier"][0]
+        assert figures["after"] == figures["maps"]["temperatures"]
+        assert more or figures["oracle"]["brier"][0] == 0, "a greedy draft stands or does not"
     found = read_calibrations(drafter, 4)
     assert set(found.maps) == {Sampling(), Sampling(1.0)} and isinstance(found.of(Sampling(0.6)), Platt)
     assert load_pair(str(pair[1]), str(drafter)).decoder.greedy.calibrations == found
@@ -226,6 +227,8 @@ def test_calibration_is_kept_by_sampling_and_used(
     refused = cli("generate", "abc", *pair)
     assert refused.code == 2 and f"{CALIBRATION} holds no confidence maps" in refused.err
     assert cli("calibrate", *pair, "--prompts", prompts, "--map", "guess").code == 2
+    again = cli("calibrate", *pair, "--prompts", prompts, "--max-tokens", 60)
+    assert again.code == 0 and "replaced: " in again.out and set(read_calibrations(drafter, 4).maps) == {Sampling()}
 
 
 def test_regeneration_goes_on_where_it_was_killed(

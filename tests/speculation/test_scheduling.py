@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from dspark.speculation.planner.algorithm import early_stopped, rates_of
@@ -73,8 +73,7 @@ def test_where_the_rate_has_one_peak_algorithm_1_finds_the_best_of_all_plans(row
     survival = survival_of(rows)
     rates = rates_of(len(rows), present_of(rows).ranked()[0], seconds)
     peak = int(rates.argmax())
-    if not ((np.diff(rates[: peak + 1]) > 0).all() and (np.diff(rates[peak:]) < 0).all()):
-        return
+    assume((np.diff(rates[: peak + 1]) > 0).all() and (np.diff(rates[peak:]) < 0).all())
     best = max(
         (len(rows) + sum(sum(row[:n]) for row, n in zip(survival, lengths, strict=True))) / seconds[sum(lengths)]
         for lengths in itertools.product(*(range(len(row) + 1) for row in rows))
@@ -206,8 +205,9 @@ def test_slopes_are_those_of_the_greatest_convex_curve_below(steps: list[float])
         assert below[n] == pytest.approx(min(chords), abs=1e-9)
 
 
-def test_drafts_on_the_same_stair_are_free() -> None:
-    stair = np.array([1.0, 1.0, 1.0, 3.0, 3.0])
+@pytest.mark.parametrize("reading", [0.0, 1e-6], ids=["free", "nearly free"])
+def test_a_stair_is_filled(reading: float) -> None:
+    stair = np.array([1.0, 1.0, 1.0, 3.0, 3.0]) + reading * np.arange(5)
     present = Present.of([[0.5, 0.01, 0.01], [0.0]])
     assert worth_their_price(present, 1.0, stair, convex_slopes(stair)).lengths == (2, 0)
 
@@ -215,30 +215,44 @@ def test_drafts_on_the_same_stair_are_free() -> None:
 class TestPast:
     def test_nobody_drafted_yet(self) -> None:
         past = Past.nothing(2, 3)
-        assert past.averaged(np.array([0, 1])).tolist() == [[1.0] * 3] * 2
+        assert past.averaged(np.array([0, 1])).tolist() == [1.0] * 6
         assert past.after(Present.of([[], []]), np.array([0, 1])) is past
 
     def test_a_new_request_is_expected_to_be_like_the_others(self) -> None:
         past = Past.nothing(3, 2)
         for _ in range(50):
             past = past.after(Present.of([[0.9, 0.8], [0.3, 0.1]]), np.array([0, 1]))
-        averaged, seen = past.averaged(np.arange(3)), past.as_last_seen(np.arange(3))
-        assert averaged[2] == pytest.approx([0.6, 0.45]) and seen[2] == pytest.approx([0.6, 0.45])
-        assert seen[0].tolist() == [0.9, 0.8]
-        assert 0.6 < averaged[0, 0] < 0.9 and 0.3 < averaged[1, 0] < 0.6, "shrunk to the mean of all"
+        assert past.mean() == pytest.approx([0.6, 0.45])
+        for expected in (past.averaged(np.arange(3)), past.as_last_seen(np.arange(3))):
+            assert expected == pytest.approx([0.9, 0.8, 0.6, 0.45, 0.3, 0.1])
+
+    def test_ranking_comes_before_averaging(self) -> None:
+        """Two requests of which now one and now the other is sure: a budget of one goes to the sure one each time."""
+        past = Past.nothing(2, 1)
+        for step in range(8):
+            past = past.after(Present.of([[0.9], [0.1]] if step % 2 else [[0.1], [0.9]]), np.arange(2))
+        assert past.averaged(np.arange(2)) == pytest.approx([0.9, 0.1])
+        assert past.averaged(np.array([0])) == pytest.approx([0.5]), "alone, its own average"
 
     def test_a_slot_forgets_who_had_it(self) -> None:
         past = Past.nothing(2, 1).after(Present.of([[0.9], [0.1]]), np.array([0, 1]))
         gone = past.without(np.array([0]))
-        assert gone.averaged(np.array([0]))[0] == pytest.approx(past.mean())
-        assert gone.as_last_seen(np.array([0]))[0] == pytest.approx(past.mean())
+        for expected in (gone.averaged, gone.as_last_seen):
+            assert expected(np.array([0])) == pytest.approx(past.mean())
         assert gone.averaged(np.array([1])).tolist() == past.averaged(np.array([1])).tolist()
+
+    def test_a_scheduler_forgets_a_slot_in_all_that_it_remembers(self) -> None:
+        scheduler, slots = Scheduler(lambda r, n: np.ones(n + 1), lambda r: 1.0, "literal", delay=3), np.array([0, 1])
+        memory = scheduler.begin(2, 1)
+        for ended in ([], [0]):
+            memory = scheduler.after(memory, Present.of([[0.9], [0.1]]), slots, np.array(ended, dtype=int))
+        assert all(np.isnan(past.recent[0]).all() for past in memory.pasts) and memory.steps == 2
 
     def test_positions_that_were_not_drafted_are_not_counted(self) -> None:
         past = Past.nothing(1, 3)
         for row in ([0.8, 0.6, 0.4], [0.8], [0.8]):
             past = past.after(Present.of([row]), np.array([0]))
-        assert past.averaged(np.array([0]))[0] == pytest.approx([0.8, 0.6, 0.4])
+        assert past.averaged(np.array([0])) == pytest.approx([0.8, 0.6, 0.4])
 
 
 class TestGuard:

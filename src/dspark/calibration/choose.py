@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dspark.calibration.fits import fit_isotonic, fit_platt, fit_temperatures
 from dspark.calibration.outcomes import Numbers, Outcomes
 from dspark.calibration.record import Recorded
+from dspark.foundation.errors import UserError
 from dspark.speculation.confidence import ConfidenceMap
 from dspark.speculation.scores import Scores, log_loss
 
@@ -22,8 +23,14 @@ FITS: dict[str, Fit] = {"temperatures": fit_temperatures, "platt": fit_platt, "i
 
 
 def best_kind(recorded: Recorded, folds: int = 4) -> str:
-    """The kind of map with the least log-loss of conditional acceptance on prompts left out of the fit, in turn."""
-    fold_N = recorded.prompt % folds
+    """The kind of map with the least log-loss of conditional acceptance on prompts left out of the fit, in turn.
+
+    UserError for rounds of a single prompt.
+    """
+    prompts, number_N = np.unique(recorded.prompt, return_inverse=True)
+    if len(prompts) < 2:
+        raise UserError(f"all whole rounds belong to {len(prompts)} of the prompts; give more of them")
+    fold_N = number_N % folds
     present = np.unique(fold_N)
     losses = {
         kind: float(np.mean([_left_out(recorded.outcomes, fit, fold_N == fold) for fold in present]))
@@ -33,8 +40,8 @@ def best_kind(recorded: Recorded, folds: int = 4) -> str:
 
 
 def _left_out(outcomes: Outcomes, fit: Fit, left_out_N: NDArray[np.bool_]) -> float:
-    """Log-loss on some rounds after a fit to the others (to themselves where there are no others)."""
-    fitted = outcomes.at(left_out_N if left_out_N.all() else ~left_out_N)
+    """Log-loss on some rounds after a fit to the others."""
+    fitted = outcomes.at(~left_out_N)
     return conditional_loss(fit(fitted), outcomes.at(left_out_N))
 
 

@@ -14,8 +14,9 @@ from dspark.speculation.confidence import Isotonic, Platt, Temperatures, clamped
 from dspark.speculation.scores import ece
 
 _TEMPERATURES = np.geomspace(0.1, 10.0, 161)
-# Observations of the average kind that are added to a fit: with few data a map stays near the head's own logits.
-_PRIOR = 4.0
+# Added to the curvature of a fit: what four drafts that stand half of the time would, a quarter each. With few data a
+# map stays near the head's own logits.
+_PRIOR = 4.0 / 4
 _STEPS = 50
 
 
@@ -33,8 +34,15 @@ def fit_temperatures(outcomes: Outcomes) -> Temperatures:
 
 
 def fit_platt(outcomes: Outcomes) -> Platt:
-    """Slope and offset of each slot with the greatest likelihood, a little towards 1 and 0."""
-    fitted = [_logistic(*_slot(outcomes, k)) for k in range(outcomes.block)]
+    """Slope and offset of each slot with the greatest likelihood, a little towards 1 and 0.
+
+    No slope falls, or the least confident drafts would go first: such a slot gets its rate.
+    """
+    fitted = []
+    for k in range(outcomes.block):
+        logit_N, happened_N = _slot(outcomes, k)
+        slope, offset = _logistic(logit_N, happened_N)
+        fitted.append((slope, offset) if slope >= 0 else (0.0, _logistic(0 * logit_N, happened_N)[1]))
     return Platt(tuple(slope for slope, _ in fitted), tuple(offset for _, offset in fitted))
 
 

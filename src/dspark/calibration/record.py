@@ -69,6 +69,7 @@ class _Recorder:
 
     block: int
     numbers: dict[str, int]
+    stop_ids: frozenset[int]
     logits: list[Tensor] = field(default_factory=list)
     oracle: list[Tensor] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
@@ -76,8 +77,8 @@ class _Recorder:
 
     def __call__(self, work: Work, verdict: Verdict, logits_nV: Tensor) -> None:
         draft = work.draft
-        if work.length < self.block:
-            return  # the first token, or an answer near its end
+        if work.length < self.block or self.stop_ids & {*draft.tokens[: verdict.accepted]}:
+            return  # the first token, an answer near its limit, or drafts behind its end
         assert draft.confidence is not None, "asked for when the recording began"
         self.logits.append(draft.confidence.double().cpu())
         self.oracle.append(chances(draft, logits_nV[:-1], work.row.request.sampling).cpu())
@@ -103,7 +104,8 @@ def record(
     if drafter.confidence_head is None:
         raise UserError(NO_CONFIDENCE)
     asked = list(requests)
-    recorder = _Recorder(drafter.config.block_size, {request.id: i for i, request in enumerate(asked)})
+    numbers = {request.id: i for i, request in enumerate(asked)}
+    recorder = _Recorder(drafter.config.block_size, numbers, frozenset(target.stop_ids))
     engine = Engine(target, asked, limits, "dspark", drafter, lookup=False, observe=recorder)
     for count, _ in enumerate(engine.run(), 1):
         done(count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from dspark.calibration.record import Recorded
     from dspark.decoding.request import Request
     from dspark.drafters.dspark import DSparkDrafter
-    from dspark.speculation.confidence import ConfidenceMap
+    from dspark.speculation.confidence import Calibrations, ConfidenceMap
     from dspark.speculation.sampling import Sampling
     from dspark.targets.model import Target
 
@@ -85,20 +86,34 @@ def calibrate(
 
     if kind not in (_BEST, *FITS):
         raise UserError(f"--map is {kind!r}; expected {_BEST}, {', '.join(FITS)}")
-    sampling = Sampling(temperature, top_k, top_p)
-    file = out or resolve_drafter(drafter) / CALIBRATION
+    sampling, file = Sampling(temperature, top_k, top_p), out or resolve_drafter(drafter) / CALIBRATION
     writable("--out")(file)
     loaded, model = load_drafting(target, drafter, dtype, device)
+    known = _known(file, model.config.block_size)
     recorded = _record(loaded, model, _requests(loaded, prompts, limit, sampling, seed, max_tokens), slots)
     if rounds is not None:
         recorded.save(rounds)
     figures, chosen = _judge(recorded, kind)
-    _keep(file, model.config.block_size, sampling, chosen)
+    write_json(file, replace(known, maps={**known.maps, sampling: chosen}).asdict())
     _print(figures)
     print(f"confidence map: {file}")
     if json is not None:
         settings = {"sampling": vars(sampling), "max_tokens": max_tokens, "seed": seed, "drafter": drafter}
         write_json(json, figures | settings | {"prompts": [str(each) for each in prompts]})
+
+
+def _known(file: Path, block: int) -> Calibrations:
+    """The maps that a file has already; what can't be read is replaced, and said."""
+    from dspark.foundation.artifacts import read_json
+    from dspark.speculation.confidence import Calibrations
+
+    if not file.is_file():
+        return Calibrations()
+    try:
+        return Calibrations.read(read_json(file), block, str(file))
+    except UserError as error:
+        print(f"replaced: {error}")
+        return Calibrations()
 
 
 def _requests(
@@ -109,10 +124,11 @@ def _requests(
 
     requests = []
     for prompt in read_in_turn(files, limit):
-        own = hashlib.sha256(f"{seed}/{prompt.id}".encode()).digest()[:7]
+        own = int.from_bytes(hashlib.sha256(f"{seed}/{prompt.id}".encode()).digest()[:7], "big")
         ids = target.chat.prompt_ids(prompt.first_messages())
         if len(ids) + max_tokens < target.max_positions:
-            requests.append(Request(prompt.id, ids, sampling, int.from_bytes(own, "big"), max_tokens))
+            requests.append(Request(prompt.id, ids, sampling, own, max_tokens))
+    requests.sort(key=lambda request: request.seed)  # a hash: each half gets a share of every file
     if len(requests) < 2:
         raise UserError(f"{len(requests)} of the prompts fit the target's context; expected at least two, one a half")
     return requests
@@ -124,13 +140,14 @@ def _record(target: Target, drafter: DSparkDrafter, requests: list[Request], slo
     from dspark.foundation.progress import progress
 
     longest = max(len(each.prompt_ids) + each.max_tokens for each in requests)
-    limits = Limits(slots, cache_tokens=slots * (longest + 2 * BLOCK))
+    most = min(slots, len(requests))
+    limits = Limits(most, cache_tokens=most * (longest + 2 * BLOCK))
     with progress(len(requests), "calibrate", "answers") as bar:
         return record(target, drafter, requests, limits, lambda done: bar.advance(1))
 
 
 def _judge(recorded: Recorded, kind: str) -> tuple[dict[str, Any], ConfidenceMap]:
-    """Figures on the half that no fit saw, and the map to keep: of the kind that was chosen, fitted to all rounds."""
+    """Figures of fits to one half on the other, and the map to keep: the chosen kind, fitted to all rounds."""
     from dspark.calibration.choose import FITS, best_kind, columns, constant_survival, judged, scores_of
     from dspark.calibration.fits import fit_temperatures
     from dspark.speculation.confidence import untouched
@@ -143,10 +160,10 @@ def _judge(recorded: Recorded, kind: str) -> tuple[dict[str, Any], ConfidenceMap
     figures = {
         "rounds": len(recorded),
         "judged_rounds": len(other),
-        "temperatures": list(fit_temperatures(recorded.outcomes).temperatures),
-        "chosen": chosen,
+        "temperatures": list(fit_temperatures(fitted.outcomes).temperatures),
         "before": judged(untouched(recorded.outcomes.block), other.outcomes),
-        "after": maps[chosen],
+        "after": maps["temperatures"],
+        "chosen": {"kind": chosen, **maps[chosen]},
         "maps": maps,
         "constant": columns(scores_of(constant_survival(fitted.outcomes, len(other)), other.outcomes)),
         "oracle": columns(scores_of(other.oracle.cumprod(axis=1), other.outcomes)),
@@ -154,17 +171,9 @@ def _judge(recorded: Recorded, kind: str) -> tuple[dict[str, Any], ConfidenceMap
     return figures, FITS[chosen](recorded.outcomes)
 
 
-def _keep(file: Path, block: int, sampling: Sampling, chosen: ConfidenceMap) -> None:
-    """Write the map beside those of other samplings."""
-    from dspark.foundation.artifacts import read_json, write_json
-    from dspark.speculation.confidence import Calibrations
-
-    known = Calibrations.read(read_json(file), block, str(file)) if file.is_file() else Calibrations()
-    write_json(file, Calibrations({**known.maps, sampling: chosen}).asdict())
-
-
 def _print(figures: dict[str, Any]) -> None:
-    print(f"{figures['rounds']} rounds, {figures['judged_rounds']} of other prompts judge; kept: {figures['chosen']}")
+    rounds, others, kind = figures["rounds"], figures["judged_rounds"], figures["chosen"]["kind"]
+    print(f"{rounds} rounds, judged on {others} of other prompts; kept: {kind}")
     rows = {"as trained": figures["before"], **figures["maps"], "constant": figures["constant"]}
     rows["oracle"] = figures["oracle"]
     for label, key in (("ECE", "ece"), ("perfect", "perfect_ece"), ("Brier", "brier"), ("AUC", "auc")):

@@ -13,7 +13,7 @@ _ALIGNED = 64
 
 
 class Store:
-    """Tensors one behind the other in large pieces of memory, at most ``size`` bytes of them.
+    """Tensors one behind the other in large pieces of memory, at most ``size`` bytes of them (a piece more is taken).
 
     Among what comes and goes in every step each of them would keep a hole from closing: a training process grew by six
     times what it kept (docs/lab_log.md).

@@ -57,7 +57,7 @@ def check_settings(block: int, most_requests: int, longest: int, count: int, see
     return [
         Setting(
             numbers.randint(1, most_requests),
-            numbers.randint(64, max(64, longest)),
+            numbers.randint(min(64, longest), longest),
             tuple(numbers.sample(range(block + 1), min(2, block + 1))),
         )
         for _ in range(count)

@@ -143,15 +143,23 @@ def as_json(calibration: ConfidenceMap) -> dict[str, Any]:
 
 def from_json(stored: dict[str, Any], where: str) -> ConfidenceMap:
     """A map as it was stored; UserError, naming ``where``, for what is none."""
-    values = {name: _tupled(value) for name, value in stored.items() if name != "kind"}
     kind = MAPS.get(str(stored.get("kind")))
-    if kind is None or set(values) != {each.name for each in fields(kind)} or len({*map(len, values.values())}) != 1:
+    values = {name: _tupled(value) for name, value in stored.items() if name != "kind"}
+    if kind is None or set(values) != {each.name for each in fields(kind)} or not _alike([*values.values()]):
         raise UserError(
             f"{where} holds a confidence map of kind {stored.get('kind')!r} with {sorted(values)}; expected one of"
-            f" {sorted(MAPS)}: calibrate again"
+            f" {sorted(MAPS)} with as many numbers for each: calibrate again"
         )
     found: ConfidenceMap = kind(**values)
     return found
+
+
+def _alike(values: list[Any]) -> bool:
+    """Whether all are lists of equal length, none empty, of numbers or of what is alike in turn."""
+    if not all(isinstance(each, tuple) and each for each in values) or len({*map(len, values)}) != 1:
+        return False
+    slots = [[*each] for each in zip(*values, strict=True)]
+    return all(all(isinstance(each, int | float) and np.isfinite(each) for each in s) or _alike(s) for s in slots)
 
 
 def sigmoid(x: Numbers) -> Numbers:
@@ -181,11 +189,10 @@ def _tupled(value: Any) -> Any:
 
 
 def _is_regime(stored: Any) -> bool:
-    """Whether it has what a regime has; its values are looked at by those who use them."""
+    """Whether it has what a regime has; its map is looked at by ``from_json``."""
+    parts = [stored.get(name) for name in ("map", "sampling")] if isinstance(stored, dict) else [None]
+    if not all(isinstance(each, dict) for each in parts):
+        return False
+    sampling = stored["sampling"]
     names = {each.name for each in fields(Sampling)}
-    return (
-        isinstance(stored, dict)
-        and isinstance(stored.get("map"), dict)
-        and isinstance(stored.get("sampling"), dict)
-        and set(stored["sampling"]) <= names
-    )
+    return set(sampling) <= names and all(isinstance(each, int | float) for each in sampling.values())

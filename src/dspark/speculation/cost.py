@@ -124,7 +124,9 @@ class CostModel:
     @classmethod
     def of(cls, stored: dict[str, Any], where: str) -> CostModel:
         """What ``save`` wrote; UserError, naming ``where``, for anything else."""
-        if set(stored) != set(_KEYS) or not all(isinstance(stored[name], list) for name in _KEYS):
+        numbers = (each for name in _KEYS if isinstance(stored.get(name), list) for each in stored[name])
+        lists = all(isinstance(stored.get(name), list) for name in _KEYS)
+        if set(stored) != set(_KEYS) or not lists or not all(isinstance(each, int | float) for each in numbers):
             raise UserError(
                 f"{where} holds {sorted(stored)}; expected a cost model ({', '.join(_KEYS)}); profile again"
             )

@@ -108,11 +108,11 @@ class Draft:
 
     def survival(self, through: ConfidenceMap | None = None) -> Tensor | None:
         """a[K], the running product of c_k, which are read ``through`` a map if there is one; None without
-        confidence.
+        confidence. A map is the drafter's: what a copy says of itself is not read through it.
         """
         if self.confidence is None:
             return None
-        if through is None:
+        if through is None or self.source == "lookup":
             return survival(torch.sigmoid(self.confidence))
         return survival(torch.from_numpy(through.conditional(self.confidence.double().cpu().numpy())))
 

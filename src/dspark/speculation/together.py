@@ -10,7 +10,7 @@ from dspark.speculation.acceptance import Round
 from dspark.speculation.confidence import ConfidenceMap
 from dspark.speculation.loop import Draft, OneRequest
 from dspark.speculation.planner.plan import Counts, Present
-from dspark.speculation.planner.scheduler import Memory, Scheduler
+from dspark.speculation.planner.scheduler import Memory, Outcomes, Scheduler
 
 
 def generate_together(
@@ -31,20 +31,35 @@ def generate_together(
 def step(
     requests: Sequence[OneRequest], scheduler: Scheduler, memory: Memory, calibration: ConfidenceMap | None = None
 ) -> tuple[list[Round], Memory]:
-    """A round of everybody under way; a request's slot is its number."""
+    """A round of everybody under way; a request's slot is its number. What is learned goes before ``calibration``."""
     slots = np.array([i for i, request in enumerate(requests) if not request.finished], dtype=np.int64)
+    through = calibration if memory.learned is None else memory.learned.map
     drafting, memory = scheduler.drafts(memory, slots)
     drafts = [requests[i].propose() if drafting else Draft([]) for i in slots]
-    present = Present.of([_survival(draft, calibration) for draft in drafts])
+    present = Present.of([_survival(draft, through) for draft in drafts])
     plan = scheduler.plan(memory, present, slots)
     rounds = [requests[i].settle(draft, n) for i, draft, n in zip(slots, drafts, plan.lengths, strict=True)]
-    return rounds, scheduler.after(memory, present, slots, _ended(slots, rounds))
+    return rounds, scheduler.after(memory, present, slots, _ended(slots, rounds), _outcomes(drafts, rounds))
 
 
-def _survival(draft: Draft, calibration: ConfidenceMap | None) -> list[float]:
-    survival = draft.survival(calibration)
+def _survival(draft: Draft, through: ConfidenceMap | None) -> list[float]:
+    survival = draft.survival(through)
     # Without a confidence head nothing is known of a draft: it counts as certain.
     return [1.0] * len(draft.tokens) if survival is None else survival.tolist()
+
+
+def _outcomes(drafts: Sequence[Draft], rounds: Sequence[Round]) -> Outcomes | None:
+    """What became of the drafter's own drafts whose confidence is known; None where there are none."""
+    known = [
+        (draft.confidence, each)
+        for draft, each in zip(drafts, rounds, strict=True)
+        if draft.confidence is not None and draft.source == "drafter"
+    ]
+    if not known:
+        return None
+    confidence, some = zip(*known, strict=True)
+    logits = np.stack([each.double().cpu().numpy() for each in confidence])
+    return logits, np.array([each.observed for each in some]), np.array([each.accepted for each in some])
 
 
 def _ended(slots: Counts, rounds: Sequence[Round]) -> Counts:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from dspark.speculation.planner.algorithm import rates_of
 from dspark.speculation.planner.past import Past
 from dspark.speculation.planner.plan import Counts, Numbers, Plan, Present
@@ -30,10 +28,9 @@ def capacity(past: Past, slots: Counts, seconds: Numbers, *, literal: bool = Fal
 
     ``slots [R]`` of the requests that will take part, ``seconds [R*K+1]`` of complete rounds as for ``early_stopped``.
     ``literal``: from the confidences as they were in each request's last round of ``past`` (section 5.3: of two steps
-    ago, if that is where the past ends), in place of their averages.
+    ago, if that is where the past ends), in place of an average over several.
     """
-    expected_RK = past.as_last_seen(slots) if literal else past.averaged(slots)
-    rates = rates_of(len(slots), np.sort(expected_RK, axis=None)[::-1], seconds)
+    rates = rates_of(len(slots), past.as_last_seen(slots) if literal else past.averaged(slots), seconds)
     drafts = int(rates.argmax())
     return Budget(drafts, float(rates[drafts]))
 

@@ -18,16 +18,19 @@ def worth_their_price(present: Present, rate: float, seconds: Numbers, slopes: N
 
     ``rate``: tokens a second, from the past alone; ``seconds [N+1]`` of complete rounds as for ``early_stopped``;
     ``slopes [N]``: seconds that draft n+1 adds, with stairs smoothed out (``convex_slopes``), or a stair would stop the
-    walk that the next steps would pay for. Drafts that stand on the last one's stair cost nothing more and are taken as
-    well, if they have any chance. The walk looks at nothing behind where it stops, so it is lossless like Algorithm 1.
+    walk that the next steps would pay for. From there it goes on by the seconds themselves, to the end of the stair
+    that it stands on. It looks at nothing behind where it stops, so it is lossless like Algorithm 1.
     """
     survival_N, whose_N = present.ranked()
-    count, drafts = len(survival_N), 0
-    too_dear = np.flatnonzero(survival_N <= rate * slopes[:count])
-    drafts = int(too_dear[0]) if len(too_dear) else count
-    same_stair = int(np.searchsorted(seconds[: count + 1], seconds[drafts], side="right")) - 1
-    with_a_chance = int(np.searchsorted(-survival_N, 0.0))
-    return Plan.first(whose_N, max(drafts, min(same_stair, with_a_chance)), present.requests)
+    drafts = _worth(survival_N, rate * slopes)
+    drafts += _worth(survival_N[drafts:], rate * np.diff(seconds)[drafts:])
+    return Plan.first(whose_N, drafts, present.requests)
+
+
+def _worth(survival_N: Numbers, prices: Numbers) -> int:
+    """How many of the first are above their price."""
+    too_dear = np.flatnonzero(survival_N <= prices[: len(survival_N)])
+    return int(too_dear[0]) if len(too_dear) else len(survival_N)
 
 
 def convex_slopes(seconds: Numbers) -> Numbers:

@@ -13,12 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+
 from dspark.speculation.planner.algorithm import early_stopped
 from dspark.speculation.planner.budget import Budget, admit, capacity
 from dspark.speculation.planner.guard import DRAFTING, Guard, Resting
 from dspark.speculation.planner.past import Past
 from dspark.speculation.planner.plan import Counts, Numbers, Plan, Present
 from dspark.speculation.planner.price import convex_slopes, worth_their_price
+from dspark.speculation.recalibration import Recalibration
 
 Form = Literal["price", "averaged", "literal", "algorithm 1"]
 
@@ -26,14 +29,20 @@ Form = Literal["price", "averaged", "literal", "algorithm 1"]
 RoundSeconds = Callable[[int, int], Numbers]
 # requests -> seconds of a step in which nobody drafts.
 PlainSeconds = Callable[[int], float]
+# Logits ``[R, K]`` of the confidence of drafts, and how many of them each request verified and accepted ``[R]``.
+Outcomes = tuple[Numbers, Counts, Counts]
 
 
 @dataclass(frozen=True)
 class Memory:
-    """``pasts``: the past as each of the last steps left it, the newest last; ``resting``: how long nobody drafted."""
+    """``pasts``: the past as each of the last steps left it, the newest last; ``resting``: how long nobody drafted;
+    ``steps``: how many there were; ``learned``: how confidence is read, if that is learned from rounds that are over.
+    """
 
     pasts: tuple[Past, ...]
     resting: Resting = DRAFTING
+    steps: int = 0
+    learned: Recalibration | None = None
 
     @property
     def oldest(self) -> Past:
@@ -48,7 +57,7 @@ class Scheduler:
     ``form``: "price" and "algorithm 1" plan when the drafts are there; "averaged" and "literal" fix the number of
     drafts ahead (``capacity``) and fill it (``admit``). ``delay``: how many steps ago the past ends, 1 where a step is
     over before the next is planned, 2 where the next is laid out while one runs (section 5.3). ``guard`` None: every
-    step drafts.
+    step drafts. ``explore_every``: in one step of so many a request verifies all of its drafts, 0 for never.
     """
 
     seconds: RoundSeconds
@@ -56,10 +65,17 @@ class Scheduler:
     form: Form = "averaged"
     delay: int = 1
     guard: Guard | None = None
+    explore_every: int = 0
 
-    def begin(self, slots: int, block: int) -> Memory:
-        """Before the first step, for ``slots`` requests at once and blocks of up to ``block`` drafts."""
-        return Memory((Past.nothing(slots, block),) * self.delay)
+    def __post_init__(self) -> None:
+        if self.delay < 1 or self.explore_every < 0:
+            raise ValueError(f"delay is {self.delay}, explore_every {self.explore_every}; expected at least 1 and 0")
+
+    def begin(self, slots: int, block: int, learned: Recalibration | None = None) -> Memory:
+        """Before the first step, for ``slots`` requests at once and blocks of up to ``block`` drafts; ``learned``: what
+        confidence is read through until rounds have said more.
+        """
+        return Memory((Past.nothing(slots, block),) * self.delay, learned=learned)
 
     def drafts(self, memory: Memory, slots: Counts) -> tuple[bool, Memory]:
         """Whether the next step drafts; ``slots [R]`` of its requests."""
@@ -71,6 +87,25 @@ class Scheduler:
 
     def plan(self, memory: Memory, present: Present, slots: Counts) -> Plan:
         """What the step verifies of its drafts."""
+        plan = self._planned(memory, present, slots)
+        if not self.explore_every:
+            return plan
+        exploring = (memory.steps + slots) % self.explore_every == 0
+        return Plan.chains(np.where(exploring, present.drafted, plan.lengths).tolist())
+
+    def after(
+        self, memory: Memory, over: Present, slots: Counts, ended: Counts, outcomes: Outcomes | None = None
+    ) -> Memory:
+        """When the step is over; ``ended``: the slots of requests that won't come again; ``outcomes``: of all that
+        drafted, for what is learned from them.
+        """
+        pasts = (*memory.pasts[1:], memory.pasts[-1].after(over, slots))
+        learned = memory.learned
+        if learned is not None and outcomes is not None:
+            learned = learned.after(*outcomes)
+        return Memory(tuple(past.without(ended) for past in pasts), memory.resting, memory.steps + 1, learned)
+
+    def _planned(self, memory: Memory, present: Present, slots: Counts) -> Plan:
         if not present.drafted.any():
             return Plan.chains([0] * present.requests)
         if self.form == "algorithm 1":
@@ -81,14 +116,9 @@ class Scheduler:
         seconds = self._curve(present.requests, present.survival.shape[1])
         return worth_their_price(present, budget.rate, seconds, convex_slopes(seconds))
 
-    def after(self, memory: Memory, over: Present, slots: Counts, ended: Counts) -> Memory:
-        """When the step is over; ``ended``: the slots of requests that won't come again."""
-        past = memory.pasts[-1].after(over, slots).without(ended)
-        return replace(memory, pasts=(*memory.pasts[1:], past))
-
     def _promised(self, memory: Memory, slots: Counts) -> Budget:
         past = memory.oldest
-        seconds = self._curve(len(slots), past.latest.shape[1])
+        seconds = self._curve(len(slots), past.block)
         return capacity(past, slots, seconds, literal=self.form == "literal")
 
     def _curve(self, requests: int, block: int) -> Numbers:
