@@ -35,6 +35,26 @@ if TYPE_CHECKING:
 
 _BEST = "best"
 
+OutOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="FILE",
+        callback=writable("--out"),
+        show_default="calibration.json in the drafter's folder",
+        help="Where the maps go; those of other samplings in it are kept. Decoding reads those in a drafter's folder.",
+    ),
+]
+RoundsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--rounds",
+        metavar="FILE.npz",
+        callback=writable("--rounds"),
+        help="Keep the recorded rounds: logits, accepted, oracle, prompt.",
+    ),
+]
+
 
 def calibrate(
     prompts: Annotated[list[Path], typer.Option("--prompts", metavar="FILE...", help="Prompts, JSONL.")],
@@ -42,25 +62,8 @@ def calibrate(
     kind: Annotated[
         str, typer.Option("--map", help="best (on prompts left out of the fit), temperatures (STS), platt or isotonic.")
     ] = _BEST,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            metavar="FILE",
-            callback=writable("--out"),
-            show_default="calibration.json in the drafter's folder",
-            help="Where the maps go; those of other samplings in it are kept.",
-        ),
-    ] = None,
-    rounds: Annotated[
-        Path | None,
-        typer.Option(
-            "--rounds",
-            metavar="FILE.npz",
-            callback=writable("--rounds"),
-            help="Keep the recorded rounds: logits, accepted, oracle, prompt.",
-        ),
-    ] = None,
+    out: OutOption = None,
+    rounds: RoundsOption = None,
     slots: Annotated[int, typer.Option("--slots", min=1, help="Answers under way at once.")] = 32,
     max_tokens: MaxTokensOption = 128,
     temperature: TemperatureOption = 0.0,
