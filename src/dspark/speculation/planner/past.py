@@ -14,7 +14,7 @@ import numpy as np
 from dspark.speculation.planner.plan import Counts, Numbers, Present
 
 # Rounds of a request that are remembered, and what is left of a step's weight in the average of all a step later.
-_REMEMBERED, _FADING = 8, 0.98
+_REMEMBERED, _FADING = 4, 0.98
 
 
 @dataclass(frozen=True)
