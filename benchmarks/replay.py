@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
 
@@ -116,7 +116,7 @@ def _planned(
     """Lengths of a step; ``begun``: slots whose request is new."""
     if len(begun):
         fresh = tuple(past.without(begun) for past in memory.pasts)
-        memory = Memory(fresh, memory.resting)
+        memory = replace(memory, pasts=fresh)
     drafting, memory = scheduler.drafts(memory, slots)
     block = survival.shape[1]
     present = Present(survival, np.full(len(slots), block if drafting else 0))

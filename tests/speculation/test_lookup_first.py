@@ -12,6 +12,7 @@ from torch import Tensor
 from dspark.drafters.ngram import PromptLookup
 from dspark.drafters.state import DSparkState
 from dspark.speculation.acceptance import Round, Source
+from dspark.speculation.confidence import Platt
 from dspark.speculation.loop import Draft, DrafterState, Sample
 from dspark.speculation.sampling import Sampling
 from enumeration import TOLERANCE, TableDrafter, after, assert_law, measure, mixed, random_logits
@@ -34,6 +35,17 @@ def test_copies_and_drafts_together_have_the_targets_law(ngrams: tuple[int, int]
     measured = measure(TARGET, table_drafter, sampling, tokens=6, lookup=lookup)
     assert_law(measured)
     assert min(measured.by_source["drafter"], measured.by_source["lookup"]) > 0.1
+
+
+def test_a_copy_is_not_read_through_the_drafters_map() -> None:
+    """It says itself how sure it is, and may be longer than the blocks that a map knows."""
+    ids = [1, 2, 3, 4, 5, 6, 7, 8, 9] * 3
+    copy = PromptLookup(7, 8, 2, cautious=True).draft(ids, None, lambda *_: (0, torch.zeros(1)))
+    own = Draft(copy.tokens[:4], confidence=torch.ones(4))
+    doubting = Platt((1.0,) * 4, (-3.0,) * 4)
+    assert copy.source == "lookup" and len(copy.tokens) == 7
+    assert torch.equal(copy.survival(doubting), copy.survival())
+    assert (own.survival(doubting) < own.survival()).all()
 
 
 def test_the_real_drafters_context_survives_rounds_it_sat_out() -> None:

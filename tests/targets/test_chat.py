@@ -26,6 +26,16 @@ def test_the_opening_is_what_stands_before_the_first_turn() -> None:
     assert Chat(tokenizer).opening_ids() == tokenizer("be kind; user: ")["input_ids"]
 
 
+def test_an_opening_may_come_after_other_turns() -> None:
+    class Turns(TinyTokenizer):
+        def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> Any:
+            return "".join(f"[{m['role']}] {m['content']}\n" for m in messages)
+
+    before = [{"role": "user", "content": "who?"}, {"role": "user", "content": "and why?"}]
+    expected = Turns()("[user] who?\n[user] and why?\n[user] ")["input_ids"]
+    assert Chat(Turns()).opening_ids(before) == expected
+
+
 def test_a_template_that_hides_the_turn_is_refused() -> None:
     with pytest.raises(UserError, match="'nothing to see', without what was said"):
         Chat(Rendering("nothing to see")).opening_ids()

@@ -69,7 +69,7 @@ def load_pair(target: str = BUNDLED, drafter: str | None = BUNDLED, dtype: str =
     if drafter is None:
         return Pair(Decoder(load_quietly(target, dtype, device)), None)
     folder = resolve_drafter(drafter)
-    loaded, model = load_drafting(target, drafter, dtype, device)
+    loaded, model = load_drafting(target, str(folder), dtype, device)
     whole = measure(loaded, model)
     slots, prices = measure_blocks(loaded, model, whole, read_survival(folder))
     calibrations = read_calibrations(folder, model.config.block_size)
