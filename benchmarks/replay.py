@@ -1,9 +1,10 @@
 """Planners on recorded rounds and a measured cost model: what each would have gained, without a clock's noise.
 
-dspark calibrate --prompts PROMPTS.jsonl --dtype float32 --rounds rounds.npz --out calibration.json
-dspark profile --dtype float32 --out cost.json
-python benchmarks/replay.py --rounds rounds.npz --calibration calibration.json --cost cost.json --json FILE
+dspark calibrate --prompts TRAIN.jsonl --judge PROMPTS.jsonl --rounds rounds.npz --out calibration.json
+dspark profile --out cost.json
+python benchmarks/replay.py --rounds rounds.npz --cost cost.json --json FILE
 
+Confidence is read through the map that is best on the rounds that were fitted to; the rounds that judge are replayed.
 So many requests at a time take up the rounds of the recorded prompts, one prompt after another; a round that verifies
 l of its drafts gains 1 + min(l, accepted) tokens and takes what the model says. Which round follows does not depend on
 what was kept, which in truth it does: a shorter round is followed by one that begins earlier in the same text.
@@ -19,17 +20,16 @@ from pathlib import Path
 
 import numpy as np
 
+from dspark.calibration.choose import FITS, best_kind, survival_through
+from dspark.calibration.record import Recorded
 from dspark.foundation.artifacts import read_json, write_json
-from dspark.speculation.confidence import Calibrations, untouched
 from dspark.speculation.cost import CostModel, Load
 from dspark.speculation.planner.guard import Guard
 from dspark.speculation.planner.plan import Counts, Numbers, Present
 from dspark.speculation.planner.scheduler import Form, Memory, Scheduler
-from dspark.speculation.sampling import Sampling
 
 _CONTEXT = 256
 _REQUESTS = (1, 2, 4, 8, 16, 32, 64)
-_ROUNDS = 4000  # of all requests together
 FORMS: dict[str, tuple[Form, int, Guard | None]] = {
     "price": ("price", 1, Guard()),
     "averaged": ("averaged", 2, Guard()),
@@ -84,7 +84,7 @@ def costs_of(model: CostModel, requests: int, drafting: bool, block: int, drafts
 
 def replay(trace: Trace, model: CostModel, requests: int, plan: Scheduler | int | None) -> dict[str, float]:
     """Tokens a second of so many requests: planned, at a fixed length, or without drafts (None)."""
-    streams, steps = Streams(trace, requests), max(1, _ROUNDS // requests)
+    streams, steps = Streams(trace, requests), max(1, len(trace.accepted) // requests)
     drafted = costs_of(model, requests, True, trace.block, requests * trace.block)
     plain = float(costs_of(model, requests, False, trace.block, 0)[0])
     slots, tokens, seconds, verified, drew = np.arange(requests), 0, 0.0, 0, 0
@@ -128,23 +128,17 @@ def main() -> None:
     """Print and write tokens a second relative to the best fixed length in hindsight."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=Path, required=True)
-    parser.add_argument("--calibration", type=Path)
-    parser.add_argument("--temperature", type=float, default=0.0, help="the map's")
     parser.add_argument("--cost", type=Path, required=True)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    with np.load(options.rounds) as stored:
-        logits, accepted, prompt = stored["logits"], stored["accepted"], stored["prompt"]
-    block = logits.shape[1]
-    known = Calibrations()
-    if options.calibration is not None:
-        known = Calibrations.read(read_json(options.calibration), block, str(options.calibration))
-    through = known.of(Sampling(options.temperature)) or untouched(block)
-    trace = Trace(through.conditional(logits).cumprod(axis=1), accepted, prompt)
+    recorded, judged = Recorded.load(options.rounds)
+    kind = best_kind(recorded.at(~judged))
+    fitted, replayed = FITS[kind](recorded.at(~judged).outcomes), recorded.at(judged)
+    trace = Trace(survival_through(fitted, replayed.outcomes), replayed.outcomes.accepted, replayed.prompt)
     model = CostModel.of(read_json(options.cost), str(options.cost))
     rows = [_row(trace, model, requests) for requests in _REQUESTS]
     if options.json:
-        write_json(options.json, {"rounds": len(accepted), "rows": rows})
+        write_json(options.json, {"rounds": len(replayed), "map": kind, "rows": rows})
 
 
 def _row(trace: Trace, model: CostModel, requests: int) -> dict[str, object]:

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from dspark.calibration.fits import fit_isotonic, fit_platt, fit_temperatures
-from dspark.calibration.outcomes import Outcomes
+from dspark.calibration.fits import fit_isotonic, fit_logistic, fit_platt, fit_temperatures
+from dspark.calibration.outcomes import Numbers, Outcomes
 from dspark.foundation.errors import UserError
-from dspark.speculation.confidence import Isotonic, Platt, Temperatures, as_json, from_json, sigmoid, untouched
+from dspark.speculation.confidence import ConfidenceMap, Platt, as_json, from_json, sigmoid, untouched
 from dspark.speculation.scores import ece, log_loss
 
 BLOCK = 4
@@ -27,11 +28,15 @@ def outcomes_of(
     stands = numbers.random((count, BLOCK)) < sigmoid(slope * logits + offset)
     verified = numbers.integers(0, most + 1, count) if most < BLOCK else np.full(count, BLOCK)
     accepted = np.minimum(stands.cumprod(axis=1).sum(axis=1), verified)
-    return Outcomes(logits, verified, accepted)
+    return without_peaks(logits, verified, accepted)
 
 
-def conditional_loss(calibration: Temperatures | Platt | Isotonic, outcomes: Outcomes) -> float:
-    c, seen = calibration.conditional(outcomes.logits), outcomes.observed
+def without_peaks(logits: Numbers, verified: NDArray[np.int64], accepted: NDArray[np.int64]) -> Outcomes:
+    return Outcomes(logits, np.zeros_like(logits), verified, accepted)
+
+
+def conditional_loss(calibration: ConfidenceMap, outcomes: Outcomes) -> float:
+    c, seen = outcomes.through(calibration), outcomes.observed
     return log_loss(c[seen], outcomes.stood[seen].astype(float))
 
 
@@ -70,7 +75,7 @@ def test_platt_finds_slope_and_offset_in_whole_and_in_trimmed_rounds(most: int) 
 
 def test_control_counting_drafts_that_were_not_verified_as_rejected_is_wrong() -> None:
     trimmed = outcomes_of(40_000, 0.7, -0.4, most=2)
-    careless = fit_platt(Outcomes(trimmed.logits, np.full(40_000, BLOCK), trimmed.accepted))
+    careless = fit_platt(without_peaks(trimmed.logits, np.full(40_000, BLOCK), trimmed.accepted))
     assert abs(careless.offsets[1] + 0.4) > 0.3
 
 
@@ -83,6 +88,23 @@ def test_platt_is_where_the_likelihood_is_greatest() -> None:
         assert conditional_loss(Platt(fitted.slopes, tuple(o + change for o in fitted.offsets)), outcomes) > best
 
 
+@pytest.mark.parametrize("most", [BLOCK, 2], ids=["whole", "trimmed"])
+def test_a_logistic_map_weighs_what_the_head_says_and_how_sure_the_drafter_is(most: int) -> None:
+    numbers, count = np.random.default_rng(0), 40_000
+    logits, peaks = numbers.normal(0.5, 1.5, (2, count, BLOCK))
+    stands = numbers.random((count, BLOCK)) < sigmoid(0.3 * logits + 0.8 * peaks - 0.4)
+    verified = numbers.integers(0, most + 1, count) if most < BLOCK else np.full(count, BLOCK)
+    outcomes = Outcomes(logits, peaks, verified, np.minimum(stands.cumprod(axis=1).sum(axis=1), verified))
+    fitted = fit_logistic(outcomes)
+    for found, true in ((fitted.slopes, 0.3), (fitted.peak_slopes, 0.8), (fitted.offsets, -0.4)):
+        assert found[:2] == pytest.approx([true] * 2, abs=0.08)
+    if most < BLOCK:
+        assert (fitted.slopes[2:], fitted.peak_slopes[2:], fitted.offsets[2:]) == ((1.0,) * 2, (0.0,) * 2, (0.0,) * 2)
+    assert conditional_loss(fitted, outcomes) < conditional_loss(fit_platt(outcomes), outcomes) - 0.03
+    with pytest.raises(ValueError, match="reads peaks"):
+        fitted.conditional(logits)
+
+
 def test_an_isotonic_map_follows_what_no_line_can() -> None:
     numbers = np.random.default_rng(0)
 
@@ -90,7 +112,7 @@ def test_an_isotonic_map_follows_what_no_line_can() -> None:
         logits = numbers.uniform(-4, 4, (count, BLOCK))
         stands = numbers.random((count, BLOCK)) < np.where(logits < 0, 0.2, 0.9)
         accepted = stands.cumprod(axis=1).sum(axis=1)
-        return Outcomes(logits, np.full(count, BLOCK), accepted)
+        return without_peaks(logits, np.full(count, BLOCK), accepted)
 
     train, fresh = bent(20_000), bent(20_000)
     isotonic, platt = fit_isotonic(train), fit_platt(train)
@@ -115,21 +137,21 @@ def test_confidence_that_means_the_opposite_is_not_believed() -> None:
 
 
 def test_of_drafts_that_nobody_saw_a_map_says_little() -> None:
-    nothing = Outcomes(np.zeros((0, 2)), np.zeros(0, dtype=int), np.zeros(0, dtype=int))
+    nothing = without_peaks(np.zeros((0, 2)), np.zeros(0, dtype=int), np.zeros(0, dtype=int))
     assert fit_platt(nothing) == Platt((1.0, 1.0), (0.0, 0.0))
     assert fit_isotonic(nothing).conditional(np.array([[5.0, -5.0]])).tolist() == [[0.5, 0.5]]
     with pytest.raises(UserError, match="none of 1 rounds verified all 2 drafts"):
-        fit_temperatures(Outcomes(np.zeros((1, 2)), np.array([1]), np.array([0])))
+        fit_temperatures(without_peaks(np.zeros((1, 2)), np.array([1]), np.array([0])))
 
 
 @pytest.mark.parametrize(("verified", "accepted"), [([1], [2]), ([3], [0]), ([1], [-1]), ([1, 1], [0])])
 def test_rounds_that_can_not_be_are_refused(verified: list[int], accepted: list[int]) -> None:
     with pytest.raises(ValueError, match=r"accept|logits"):
-        Outcomes(np.zeros((1, 2)), np.array(verified), np.array(accepted))
+        without_peaks(np.zeros((1, 2)), np.array(verified), np.array(accepted))
 
 
 def test_a_slot_is_observed_up_to_the_first_that_fell() -> None:
-    outcomes = Outcomes(np.zeros((4, 3)), np.array([0, 2, 2, 3]), np.array([0, 0, 2, 1]))
+    outcomes = without_peaks(np.zeros((4, 3)), np.array([0, 2, 2, 3]), np.array([0, 0, 2, 1]))
     expected = [[False] * 3, [True, False, False], [True, True, False], [True, True, False]]
     assert outcomes.observed.tolist() == expected
     assert outcomes.stood.tolist() == [[False] * 3, [False] * 3, [True, True, False], [True, False, False]]
@@ -137,7 +159,7 @@ def test_a_slot_is_observed_up_to_the_first_that_fell() -> None:
 
 def test_what_a_map_stores_it_is_again() -> None:
     outcomes = outcomes_of(200, 0.5)
-    for calibration in (fit_temperatures(outcomes), fit_platt(outcomes), fit_isotonic(outcomes)):
+    for calibration in (fit(outcomes) for fit in (fit_temperatures, fit_platt, fit_isotonic, fit_logistic)):
         assert from_json(json.loads(json.dumps(as_json(calibration))), "here") == calibration
     scalars = {"kind": "platt", "slopes": 1.0, "offsets": 2.0}
     words = {"kind": "temperatures", "temperatures": ["1"]}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from dspark.calibration.choose import best_kind, constant_survival, scores_of, survival_through
+from dspark.calibration.choose import Split, best_kind, constant_survival, scores_of, survival_through
 from dspark.calibration.outcomes import Outcomes
 from dspark.calibration.record import Recorded, record
 from dspark.decoding.engine import Engine, Limits
@@ -57,17 +59,29 @@ def test_what_is_recorded_is_what_was_decoded(
 def test_halves_share_no_prompt() -> None:
     target = tiny_target(sharpness=1.5)
     recorded = record(target, tiny_drafter(target), requests_of(Sampling()), LIMITS, lambda _: None)
-    even, odd = recorded.half(odd=False), recorded.half(odd=True)
-    assert len(even) + len(odd) == len(recorded) and not set(even.prompt) & set(odd.prompt)
+    for split in (Split.of(recorded, 24, {}), Split.of(recorded, 20, {"a": 3, "b": 1})):
+        fitted, judging = split.fitted, split.judging
+        assert len(fitted) + len(judging) == len(recorded) and not set(fitted.prompt) & set(judging.prompt)
+    assert set(fitted.prompt) <= set(range(20)) and set(recorded.prompt[split.named["b"]]) == {23}
+    assert (split.named["a"] | split.named["b"]).sum() == len(judging)
+    with pytest.raises(UserError, match="no whole round belongs to the prompts that judge"):
+        Split.of(recorded, 24, {"none": 1})
 
 
 def test_nothing_to_record_is_said() -> None:
     target = tiny_target()
     with pytest.raises(UserError, match="no round verified a whole block"):
         record(target, tiny_drafter(target), [Request("0", [1], Sampling(), 0, 3)], LIMITS, lambda _: None)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["modules", "compiled"])
+def test_without_a_confidence_head_the_drafters_own_laws_tell(packed: bool) -> None:
+    target = tiny_target(sharpness=1.5)
     blind = tiny_drafter(target, enable_confidence_head=False)
-    with pytest.raises(UserError, match="no confidence head"):
-        record(target, blind, requests_of(Sampling()), LIMITS, lambda _: None)
+    if packed:
+        blind.pack()
+    outcomes = record(target, blind, requests_of(Sampling()), LIMITS, lambda _: None).outcomes
+    assert len(outcomes) > 50 and (outcomes.logits == outcomes.peaks).all() and outcomes.logits.std() > 0
 
 
 def test_the_best_map_is_the_one_that_is_right_about_others() -> None:
@@ -77,15 +91,31 @@ def test_the_best_map_is_the_one_that_is_right_about_others() -> None:
         logits = numbers.normal(0, 2, (count, 3))
         stands = numbers.random((count, 3)) < truth(logits)  # type: ignore[operator]
         accepted = stands.cumprod(axis=1).sum(axis=1)
-        return Recorded(Outcomes(logits, np.full(count, 3), accepted), logits, numbers.integers(0, 100, count))
+        return Recorded(
+            Outcomes(logits, 0 * logits, np.full(count, 3), accepted), logits, numbers.integers(0, 100, count)
+        )
 
     assert best_kind(recorded(lambda x: np.where(x > 0, 0.95, 0.3))) == "isotonic"
     assert best_kind(recorded(lambda x: sigmoid(0.5 * x + 1.0), 400)) == "platt"
 
 
+def test_recorded_rounds_are_kept_whole_or_refused(tmp_path: Path) -> None:
+    target = tiny_target(sharpness=1.5)
+    recorded = record(target, tiny_drafter(target), requests_of(Sampling(1.0)), LIMITS, lambda _: None)
+    judged = recorded.prompt % 2 == 1
+    recorded.save(tmp_path / "rounds.npz", judged)
+    again, judges = Recorded.load(tmp_path / "rounds.npz")
+    assert (judges == judged).all() and (again.oracle == recorded.oracle).all()
+    assert (again.outcomes.peaks == recorded.outcomes.peaks).all() and (again.prompt == recorded.prompt).all()
+    (tmp_path / "broken.npz").write_bytes((tmp_path / "rounds.npz").read_bytes()[:-9])
+    for name in ("broken.npz", "nowhere.npz"):
+        with pytest.raises(UserError, match="holds no recorded rounds"):
+            Recorded.load(tmp_path / name)
+
+
 def test_scores_are_of_prefixes() -> None:
     logits = np.array([[20.0, 20.0], [20.0, -20.0], [-20.0, 20.0], [20.0, 20.0]])
-    outcomes = Outcomes(logits, np.full(4, 2), np.array([2, 1, 0, 2]))
+    outcomes = Outcomes(logits, logits, np.full(4, 2), np.array([2, 1, 0, 2]))
     first, second = scores_of(survival_through(untouched(2), outcomes), outcomes)
     assert first.brier < 1e-9 and second.brier < 1e-9 and second.auc == 1.0
     constant = scores_of(constant_survival(outcomes, 4), outcomes)

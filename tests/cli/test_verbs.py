@@ -15,13 +15,14 @@ import torch
 from tiny_pair import Cli, make_tokenizer
 from torch import Tensor
 
+from dspark.calibration.record import Recorded
 from dspark.cli.pair import load_pair
 from dspark.cli.streaming import UNFINISHED, TextStream
 from dspark.decoding import profile
 from dspark.decoding.profile import Prices
 from dspark.drafters.checkpoint import CALIBRATION, read_calibrations
 from dspark.foundation.settings import load_settings
-from dspark.speculation.confidence import Platt
+from dspark.speculation.confidence import Platt, Temperatures
 from dspark.speculation.cost import CostModel
 from dspark.speculation.rejection import Verdict
 from dspark.speculation.sampling import Sampling
@@ -152,6 +153,27 @@ def test_eval_verifies_every_draft_unless_it_is_told_to_plan(evaluated: Callable
     assert planned["identical"] == whole["identical"]
 
 
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_eval_judges_confidence_in_rounds_that_verified_a_whole_block(
+    evaluated: Callable[..., Any], temperature: int
+) -> None:
+    figures, table = evaluated("--temperature", temperature)
+    for f in (figures, *figures["domains"].values()):
+        found = f["confidence"]
+        # Fewer than were drafted by the drafter: an answer's last ones had no room, or a stop id among them.
+        assert 0 < f["sources"]["drafter"]["rounds"] - found["rounds"] <= 4 * f["prompts"]
+        rate = np.array(f["survival"])
+        for key in ("ece", "perfect_ece", "brier", "auc", "oracle_auc", "constant_brier"):
+            assert len(found[key]) == 4
+        assert all(0 <= error <= 1 for error in found["ece"] + found["perfect_ece"] + found["brier"])
+        assert found["constant_brier"] == pytest.approx(rate * (1 - rate), abs=0.06), "of nearly the same rounds"
+        assert temperature or found["oracle_auc"][0] == 1.0, "a greedy draft stands or does not"
+        assert found["map"] is None and found["as_trained"]["brier"] == found["brier"]
+    parts = [f["confidence"]["rounds"] for f in figures["domains"].values()]
+    assert figures["confidence"]["rounds"] == sum(parts)
+    assert f"confidence in {sum(parts)} whole rounds, as it was trained" in table
+
+
 def test_control_eval_fails_where_a_text_was_changed(
     cli: Cli, tiny: list[object], prompts_file: PromptsFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,12 +208,26 @@ def test_eval_of_single_tokens_has_no_tau(evaluated: Callable[..., Any]) -> None
 
 def test_profile_writes_a_cost_model_that_reads_again(cli: Cli, tiny: list[object], tmp_path: Path) -> None:
     out, kept = tmp_path / "profile.json", tmp_path / "cost.json"
-    done = cli("profile", *tiny, "--requests", 4, "--context", 32, "--json", out, "--out", kept)
+    done = cli(
+        "profile",
+        *tiny,
+        "--requests",
+        4,
+        "--context",
+        32,
+        "--json",
+        out,
+        "--out",
+        kept,
+        "--plot",
+        tmp_path / "cost.svg",
+    )
     assert done.code == 0, done.err
     figures = read(out)
     assert figures["batch_tokens"] == [1, 2, 4, 8, 16] and figures["requests"] == [1, 2, 4]
     for name, count in (("step_ms", 5), ("draft_ms", 3)):
         assert len(figures[name]) == count and figures[name] == sorted(figures[name])
+    assert (tmp_path / "cost.svg").read_text().startswith("<?xml")
     assert CostModel.of(read(kept), "cost.json") == CostModel.of(figures["model"], "profile.json")
     refused = cli("profile", *tiny, "--memory-gb", 1e-9)
     assert refused.code == 2 and "no room for the cache of a single request" in refused.err
@@ -204,25 +240,37 @@ def test_calibration_is_kept_by_sampling_and_used(
     shutil.copytree(tiny_drafter, drafter)
     pair = [drafter if word == tiny_drafter else word for word in tiny]
     prompts = prompts_file("p.jsonl", *(f"{a}{b}" for a in "abcd" for b in "xyz"))
-    out = tmp_path / "calibrate.json"
-    for more in ([], ["--temperature", 1, "--map", "platt"]):
+    out, others = tmp_path / "calibrate.json", prompts_file("q.jsonl", "zx", "yw", "xv")
+    for more in ([], ["--temperature", 1, "--map", "platt"], ["--temperature", 0.5, "--judge", others]):
         line = ["calibrate", *pair, "--prompts", prompts, "--max-tokens", 60, "--slots", 4, *more]
-        done = cli(*line, "--json", out, "--rounds", tmp_path / "rounds.npz")
+        done = cli(*line, "--json", out, "--rounds", tmp_path / "rounds.npz", "--plots", tmp_path / "plots")
         assert done.code == 0, done.err
         figures = read(out)
         assert figures["rounds"] > figures["judged_rounds"] > 10
-        with np.load(tmp_path / "rounds.npz") as kept:
-            assert kept["logits"].shape == kept["oracle"].shape == (figures["rounds"], 4)
-            assert len(kept["accepted"]) == len(kept["prompt"]) == figures["rounds"]
+        kept, judges = Recorded.load(tmp_path / "rounds.npz")
+        assert kept.outcomes.logits.shape == kept.oracle.shape == (figures["rounds"], 4)
+        assert judges.sum() == figures["judged_rounds"]
+        assert not set(kept.prompt[judges]) & set(kept.prompt[~judges])
         assert len(figures["temperatures"]) == 4 and figures["chosen"]["kind"] in figures["maps"]
         for name in ("before", "after", "constant", "oracle"):
             assert len(figures[name]["ece"]) == len(figures[name]["brier"]) == len(figures[name]["auc"]) == 4
             assert all(0 <= each <= 1 for each in figures[name]["brier"])
         assert figures["after"] == figures["maps"]["temperatures"]
         assert more or figures["oracle"]["brier"][0] == 0, "a greedy draft stands or does not"
+        assert {each.name for each in (tmp_path / "plots").iterdir()} == {"reliability.svg", "thresholds.svg"}
+        swept = figures["thresholds"]["chosen"]
+        assert swept["verified"][0] == 4 and swept["verified"] == sorted(swept["verified"], reverse=True)
+        assert len(figures["reliability"]["before"]) == 4
+        assert list(figures["domains"]) == (["q"] if "--judge" in more else [])
+    assert figures["domains"]["q"]["judged_rounds"] == figures["judged_rounds"]
     found = read_calibrations(drafter, 4)
-    assert set(found.maps) == {Sampling(), Sampling(1.0)} and isinstance(found.of(Sampling(0.6)), Platt)
-    assert load_pair(str(pair[1]), str(drafter)).decoder.greedy.calibrations == found
+    assert set(found.maps) == {Sampling(), Sampling(1.0), Sampling(0.5)}
+    assert isinstance(found.of(Sampling(0.9)), Platt) and not isinstance(found.of(Sampling()), Temperatures)
+    decoder = load_pair(str(pair[1]), str(drafter)).decoder
+    assert decoder.greedy.calibrations == decoder.sampled.calibrations == found
+    shares = found.survival[Sampling(1.0)]
+    assert len(shares) == 4 and sorted(shares, reverse=True) == list(shares)
+    assert set(decoder.sampled.blocks) == {Sampling(1.0), Sampling(0.5)}
     (drafter / CALIBRATION).write_text('{"regimes": [{"map": {}}]}')
     refused = cli("generate", "abc", *pair)
     assert refused.code == 2 and f"{CALIBRATION} holds no confidence maps" in refused.err

@@ -155,11 +155,8 @@ def test_drafts_of_a_program_are_those_drawn_slot_by_slot(sampled: bool, changes
                 assert (ours.probs is None) == (theirs.probs is None) == (not sampled)
                 if sampled:
                     assert torch.equal(ours.probs, theirs.probs) and ours.support is theirs.support
-                if blocks.drafter.confidence_head is None:
-                    assert ours.confidence is theirs.confidence is None
-                else:
-                    assert ours.confidence is not None and theirs.confidence is not None
-                    assert torch.equal(ours.confidence, theirs.confidence)
+                assert torch.equal(ours.confidence, theirs.confidence) and torch.equal(ours.peaks, theirs.peaks)
+                assert torch.equal(ours.confidence, ours.peaks) == (blocks.drafter.confidence_head is None)
             seen |= {tuple(draft.tokens) for draft in found}
     assert len({tokens[:1] for tokens in seen}) > 1, "drafts that never differ show nothing"
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dspark.kernels.law import can_make_law, invert_law, law
+from dspark.kernels.law import can_make_law, invert_law, law, masses
 from dspark.kernels.machine import can_compile
 
 pytestmark = pytest.mark.skipif(not can_compile(), reason="no kernels on this machine")
@@ -42,6 +42,13 @@ def nucleus(p: Tensor, top_p: float) -> Tensor:
         if math.fsum(mass) >= top_p:
             break
     return kept
+
+
+@given(logits=rows())
+def test_masses_are_the_reciprocals_of_the_largest_probabilities(logits: Tensor) -> None:
+    found = masses(logits)
+    torch.testing.assert_close(found.double(), 1 / logits.double().softmax(-1).amax(-1), rtol=2e-6, atol=0.0)
+    assert all(torch.equal(masses(row[None].contiguous())[0], one) for row, one in zip(logits, found, strict=True))
 
 
 @given(logits=rows(), temperature=st.sampled_from([1e-5, 0.2, 1.0, 3.0]))

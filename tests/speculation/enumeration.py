@@ -159,12 +159,13 @@ class TableDrafter:
         assert features is not None
         self.seen += features[:, 0].tolist()
         assert self.seen == ids[:-1], "features must be those of the committed tokens, without the anchor"
-        prefix, rows, confidence = tuple(ids), [], []
+        prefix, rows, confidence, peaks = tuple(ids), [], [], []
         for slot in range(self.block):
             if self.confidence is not None:
                 confidence.append(self.confidence(prefix, slot))
-            row = self.logits(prefix)
-            index, p = sample(slot, row if self.support is None else row[self.support])
+            row = self.logits(prefix) if self.support is None else self.logits(prefix)[self.support]
+            peaks.append(float(torch.logit(row.double().softmax(dim=0).max(), eps=1e-6)))
+            index, p = sample(slot, row)
             rows.append(p)
             prefix += (index if self.support is None else self.support[index],)
         return Draft(
@@ -172,6 +173,7 @@ class TableDrafter:
             torch.stack(rows),
             None if self.support is None else torch.tensor(self.support),
             torch.tensor(confidence, dtype=torch.float64) if confidence else None,
+            torch.tensor(peaks, dtype=torch.float64),
         )
 
 

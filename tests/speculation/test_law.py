@@ -14,7 +14,7 @@ from dspark.drafters.ngram import PromptLookup
 from dspark.kernels.law import can_make_law
 from dspark.kernels.machine import can_compile
 from dspark.speculation.acceptance import acceptance_probability
-from dspark.speculation.confidence import ConfidenceMap, Isotonic, Platt
+from dspark.speculation.confidence import ConfidenceMap, Isotonic, Logistic, Platt
 from dspark.speculation.draws import Draws, Purpose
 from dspark.speculation.loop import Draft, DrafterState, Sample, VerifyLength
 from dspark.speculation.planner import single as planner
@@ -141,8 +141,12 @@ def test_trimmed_rounds_are_lossless(hook: VerifyLength, sampling: Sampling) -> 
 
 @pytest.mark.parametrize(
     "calibration",
-    [Platt((2.0, 3.0, -1.0), (0.5, -0.5, 0.5)), Isotonic(((-1.0, 1.0),) * 3, ((0.2, 0.9),) * 3)],
-    ids=["Platt", "isotonic"],
+    [
+        Platt((2.0, 3.0, -1.0), (0.5, -0.5, 0.5)),
+        Logistic((1.0, 0.5, -1.0), (2.0, 1.0, 1.0), (-1.0, 0.0, 0.0)),
+        Isotonic(((-1.0, 1.0),) * 3, ((0.2, 0.9),) * 3),
+    ],
+    ids=["Platt", "logistic", "isotonic"],
 )
 def test_rounds_trimmed_by_calibrated_confidence_are_lossless(calibration: ConfidenceMap) -> None:
     target = target_table(3)

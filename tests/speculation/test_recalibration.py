@@ -5,40 +5,44 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dspark.speculation.confidence import Platt, sigmoid, untouched
+from dspark.speculation.confidence import Logistic, sigmoid
 from dspark.speculation.recalibration import Recalibration, explores
 
 BLOCK = 4
-TRUTH = Platt((0.8, 0.9, 1.0, 1.1), (0.3, 0.0, 0.0, -0.2))
+TRUTH = Logistic((0.4, 0.5, 0.6, 0.7), (0.8, 0.9, 1.0, 1.1), (0.3, 0.0, 0.0, -0.2))
 WRONG = {
-    "too sure": Platt((0.2,) * BLOCK, (4.0,) * BLOCK),
-    "too doubtful": Platt((0.5,) * BLOCK, (-4.0,) * BLOCK),
-    "upside down": Platt((-0.5,) * BLOCK, (0.0,) * BLOCK),
+    "too sure": Logistic((0.2,) * BLOCK, (0.0,) * BLOCK, (5.0,) * BLOCK),
+    "too doubtful": Logistic((0.5,) * BLOCK, (0.2,) * BLOCK, (-4.0,) * BLOCK),
+    "upside down": Logistic((-0.5,) * BLOCK, (-0.2,) * BLOCK, (0.0,) * BLOCK),
 }
-AT = np.linspace(-1.5, 2.5, 9)[:, None].repeat(BLOCK, axis=1)
+PEAKS = np.linspace(-1.0, 3.0, 9)[::-1, None].repeat(BLOCK, axis=1)
+AS_TRAINED = Logistic((1.0,) * BLOCK, (0.0,) * BLOCK, (0.0,) * BLOCK)
+AT, PEAKS = (
+    each.reshape(-1, 1).repeat(BLOCK, axis=1) for each in np.meshgrid(np.linspace(-1.5, 2.5, 5), np.linspace(-1, 3, 5))
+)
 
 
-def served(start: Platt, steps: int, *, exploring: bool = True, requests: int = 4) -> Recalibration:
+def served(start: Logistic, steps: int, *, exploring: bool = True, requests: int = 4) -> Recalibration:
     """Requests are served: what is believed plans what is verified, which decides what can be learned."""
     numbers, learned = np.random.default_rng(0), Recalibration.begin(start)
     for step in range(steps):
-        logits = numbers.normal(0.5, 1.5, (requests, BLOCK))
-        survival = learned.map.conditional(logits).cumprod(axis=1)
+        logits, peaks = numbers.normal(0.5, 1.5, (2, requests, BLOCK))
+        survival = learned.map.conditional(logits, peaks).cumprod(axis=1)
         verified = (survival > 0.4).sum(axis=1)
         if exploring:
             verified[[explores(step, seed, 16) for seed in range(requests)]] = BLOCK
-        stands = numbers.random((requests, BLOCK)) < TRUTH.conditional(logits)
+        stands = numbers.random((requests, BLOCK)) < TRUTH.conditional(logits, peaks)
         accepted = np.minimum(stands.cumprod(axis=1).sum(axis=1), verified)
-        learned = learned.after(logits, verified, accepted)
+        learned = learned.after(logits, peaks, verified, accepted)
     return learned
 
 
 def apart(learned: Recalibration) -> float:
-    return float(np.abs(learned.map.conditional(AT) - TRUTH.conditional(AT)).mean(axis=0).max())
+    return float(np.abs(learned.map.conditional(AT, PEAKS) - TRUTH.conditional(AT, PEAKS)).mean(axis=0).max())
 
 
 @pytest.mark.parametrize("start", WRONG.values(), ids=WRONG)
-def test_a_wrong_map_is_left_behind(start: Platt) -> None:
+def test_a_wrong_map_is_left_behind(start: Logistic) -> None:
     assert apart(Recalibration.begin(start)) > 0.3
     assert apart(served(start, 4000)) < 0.08
 
@@ -52,29 +56,25 @@ def test_a_right_map_stays_right() -> None:
 
 
 def test_a_change_of_texts_is_followed() -> None:
-    learned, numbers = Recalibration.begin(untouched_platt()), np.random.default_rng(0)
+    learned, numbers = Recalibration.begin(AS_TRAINED), np.random.default_rng(0)
     for offset in (2.0, -2.0):
         for _ in range(1500):
             logits = numbers.normal(0, 1, (4, BLOCK))
             stands = numbers.random((4, BLOCK)) < sigmoid(logits + offset)
             accepted = stands.cumprod(axis=1).sum(axis=1)
-            learned = learned.after(logits, np.full(4, BLOCK), accepted)
+            learned = learned.after(logits, np.zeros((4, BLOCK)), np.full(4, BLOCK), accepted)
         assert learned.map.offsets[0] == pytest.approx(offset, abs=0.4)
 
 
-def untouched_platt() -> Platt:
-    return Platt((1.0,) * BLOCK, (0.0,) * BLOCK)
-
-
 def test_what_was_not_verified_teaches_nothing() -> None:
-    start = Recalibration.begin(untouched_platt())
+    start = Recalibration.begin(AS_TRAINED)
     none = np.zeros(3, dtype=int)
-    assert start.after(np.full((3, BLOCK), 9.0), none, none) is start
+    assert start.after(*np.full((2, 3, BLOCK), 9.0), none, none) is start
     logits = np.array([[1.0, 2.0, np.nan, np.nan]])
-    learned = start.after(logits, np.array([2]), np.array([0]))
+    learned = start.after(logits, logits, np.array([2]), np.array([0]))
     assert learned.weights[0].tolist() != start.weights[0].tolist()
     assert (learned.weights[1:] == start.weights[1:]).all() and (learned.curvature[1:] == start.curvature[1:]).all()
-    assert learned.map.conditional(np.array([1.0]))[0] < untouched(1).conditional(np.array([1.0]))[0]
+    assert learned.map.conditional(*np.ones((2, 1)))[0] < AS_TRAINED.conditional(*np.ones((2, 1)))[0]
 
 
 def test_rounds_explore_by_their_number_alone() -> None:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
 
-from dspark.speculation.confidence import Platt
+from dspark.speculation.confidence import Logistic
 from dspark.speculation.draws import Purpose
 from dspark.speculation.loop import Draft, OneRequest
 from dspark.speculation.planner.algorithm import rates_of
@@ -250,13 +250,21 @@ def test_steps_of_two_requests_end_to_end(form: Form) -> None:
     assert_lossless(run(case, scheduler, [(0, 1), (0, 0)], scheduler.begin(2, 1), steps=3))
 
 
+class Headless(TableDrafter):
+    """Without a confidence head: as sure of a draft as its own law is of its likeliest token."""
+
+    def draft(self, ids: list[int], features: Any, sample: Any) -> Draft:
+        draft = super().draft(ids, features, sample)
+        return replace(draft, confidence=draft.peaks)
+
+
+@pytest.mark.parametrize("drafter", [TableDrafter, Headless])
 @pytest.mark.parametrize("form", FORMS)
-def test_confidence_that_is_learned_on_the_way_and_rounds_that_explore(form: Form) -> None:
-    case = Case(
-        [target := random_logits(2, "learned")], [mixed(target, random_logits(2, "its"))], 2, confidence_of("learned")
-    )
+def test_confidence_that_is_learned_on_the_way_and_rounds_that_explore(form: Form, drafter: type[TableDrafter]) -> None:
+    target = random_logits(2, "learned")
+    case = Case([target], [mixed(target, random_logits(2, "its"))], 2, confidence_of("learned"), drafter=drafter)
     scheduler = Scheduler(CURVES["curve"], lambda r: 1.0, form, 1, Guard(soonest=1, latest=2), explore_every=3)
-    doubtful = Recalibration.begin(Platt((1.0, 1.0), (-0.5, -0.5)))
+    doubtful = Recalibration.begin(Logistic((1.0, 1.0), (0.5, 0.5), (-0.5, -0.5)))
     outcome = run(case, scheduler, [(0, 1)], scheduler.begin(1, 2, doubtful), steps=3)
     assert_lossless(outcome)
     assert len({memory.learned.weights.tobytes() for memory in outcome.memories if memory.learned}) > 10

@@ -5,21 +5,28 @@ Legend: N rounds, K slots of a block.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dspark.calibration.fits import fit_isotonic, fit_platt, fit_temperatures
-from dspark.calibration.outcomes import Numbers, Outcomes
+from dspark.calibration.fits import fit_isotonic, fit_logistic, fit_platt, fit_temperatures
+from dspark.calibration.outcomes import Flags, Numbers, Outcomes
 from dspark.calibration.record import Recorded
 from dspark.foundation.errors import UserError
-from dspark.speculation.confidence import ConfidenceMap
+from dspark.speculation.confidence import ConfidenceMap, untouched
 from dspark.speculation.scores import Scores, log_loss
 
 Fit = Callable[[Outcomes], ConfidenceMap]
-FITS: dict[str, Fit] = {"temperatures": fit_temperatures, "platt": fit_platt, "isotonic": fit_isotonic}
+FITS: dict[str, Fit] = {
+    "temperatures": fit_temperatures,
+    "platt": fit_platt,
+    "isotonic": fit_isotonic,
+    "logistic": fit_logistic,
+}
 
 
 def best_kind(recorded: Recorded, folds: int = 4) -> str:
@@ -48,7 +55,7 @@ def _left_out(outcomes: Outcomes, fit: Fit, left_out_N: NDArray[np.bool_]) -> fl
 def conditional_loss(calibration: ConfidenceMap, outcomes: Outcomes) -> float:
     """Mean log-loss of c_k where it was observed."""
     seen = outcomes.observed
-    return log_loss(calibration.conditional(outcomes.logits)[seen], outcomes.stood[seen].astype(np.float64))
+    return log_loss(outcomes.through(calibration)[seen], outcomes.stood[seen].astype(np.float64))
 
 
 def scores_of(survival: Numbers, outcomes: Outcomes) -> list[Scores]:
@@ -58,8 +65,67 @@ def scores_of(survival: Numbers, outcomes: Outcomes) -> list[Scores]:
 
 def survival_through(calibration: ConfidenceMap, outcomes: Outcomes) -> Numbers:
     """``a [N, K]``: the running product of the map's conditional probabilities."""
-    survival: Numbers = calibration.conditional(outcomes.logits).cumprod(axis=1)
+    survival: Numbers = outcomes.through(calibration).cumprod(axis=1)
     return survival
+
+
+@dataclass(frozen=True)
+class Split:
+    """Recorded rounds, those that ``judge [N]`` while maps are fitted to the others, and which are whose by name."""
+
+    recorded: Recorded
+    judge: Flags
+    named: Mapping[str, Flags]
+
+    @classmethod
+    def of(cls, recorded: Recorded, asked: int, others: Mapping[str, int]) -> Split:
+        """The first ``asked`` prompts are fitted to and those of the ``others``, so many of each name, judge; without
+        others every other prompt does. UserError where one of the two has no rounds.
+        """
+        prompt = recorded.prompt
+        judge = prompt >= asked if others else prompt % 2 == 1
+        for rows, what in ((~judge, "fitted to"), (judge, "that judge")):
+            if not rows.any():
+                raise UserError(f"no whole round belongs to the prompts {what}; give more prompts")
+        firsts = zip(others.items(), accumulate(others.values(), initial=asked), strict=False)
+        return cls(
+            recorded, judge, {name: (prompt >= first) & (prompt < first + count) for (name, count), first in firsts}
+        )
+
+    @property
+    def fitted(self) -> Recorded:
+        """Rounds that maps are fitted to."""
+        return self.recorded.at(~self.judge)
+
+    @property
+    def judging(self) -> Recorded:
+        """Rounds of other prompts."""
+        return self.recorded.at(self.judge)
+
+
+def compare(split: Split, chosen: str) -> dict[str, Any]:
+    """Scores, on the rounds that judge, of the confidence without a fit ("before"), of sequential temperatures
+    ("after"), of the ``chosen`` kind, of all of them, of a constant and of the oracle; the same by name.
+    """
+    fitted = split.fitted.outcomes
+    maps = {kind: fit(fitted) for kind, fit in FITS.items()}
+
+    def figures(some: Recorded) -> dict[str, Any]:
+        outcomes, count = some.outcomes, len(some)
+        scored = {kind: judged(each, outcomes) for kind, each in maps.items()}
+        return {
+            "judged_rounds": count,
+            "before": judged(untouched(outcomes.block), outcomes),
+            "after": scored["temperatures"],
+            "chosen": {"kind": chosen, **scored[chosen]},
+            "maps": scored,
+            "constant": columns(scores_of(constant_survival(fitted, count), outcomes)),
+            "oracle": columns(scores_of(some.oracle.cumprod(axis=1), outcomes)),
+        }
+
+    domains = {name: figures(split.recorded.at(rows)) for name, rows in split.named.items() if rows.any()}
+    temperatures = list(fit_temperatures(fitted).temperatures)
+    return {"temperatures": temperatures} | figures(split.judging) | {"domains": domains}
 
 
 def judged(calibration: ConfidenceMap, outcomes: Outcomes) -> dict[str, Any]:
@@ -70,7 +136,28 @@ def judged(calibration: ConfidenceMap, outcomes: Outcomes) -> dict[str, Any]:
 
 def constant_survival(fitted: Outcomes, count: int) -> Numbers:
     """``[count, K]``: the rates of ``fitted`` for everybody, the baseline that knows nothing of a draft."""
-    return np.tile(fitted.stood.mean(axis=0), (count, 1))
+    return np.tile(fitted.stood.mean(axis=0) if len(fitted) else np.full(fitted.block, np.nan), (count, 1))
+
+
+def confidence_of(recorded: Recorded, calibration: ConfidenceMap | None) -> dict[str, Any]:
+    """How good confidence was, position by position, as it was used (through ``calibration``, or as trained).
+
+    The constant is the best in hindsight: the rate of these very rounds.
+    """
+    outcomes, oracle = recorded.outcomes, recorded.oracle.cumprod(axis=1)
+    used = columns(scores_of(survival_through(calibration or untouched(outcomes.block), outcomes), outcomes))
+    trained = columns(scores_of(survival_through(untouched(outcomes.block), outcomes), outcomes))
+    constant = columns(scores_of(constant_survival(outcomes, len(outcomes)), outcomes))
+    kept = ("ece", "perfect_ece", "brier", "log_loss", "auc")
+    return {
+        "rounds": len(outcomes),
+        "map": None if calibration is None else calibration.kind,
+        **{name: used[name] for name in kept},
+        "oracle_auc": columns(scores_of(oracle, outcomes))["auc"],
+        "constant_brier": constant["brier"],
+        "constant_log_loss": constant["log_loss"],
+        "as_trained": {name: trained[name] for name in kept},
+    }
 
 
 def columns(scores: Sequence[Scores]) -> dict[str, list[float]]:

@@ -1,6 +1,7 @@
-"""Confidence maps fitted to outcomes: sequential temperature scaling to the letter, Platt's and isotonic ones.
+"""Confidence maps fitted to outcomes: sequential temperature scaling to the letter, Platt's and isotonic ones, and a
+logistic one that reads how sure the drafter is of itself as well.
 
-The last two fit each slot's conditional probability by likelihood, so rounds that verified only a part count for what
+The last three fit each slot's conditional probability by likelihood, so rounds that verified only a part count for what
 they show. Legend: N rounds, K slots, P pools.
 """
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspark.calibration.outcomes import Numbers, Outcomes
-from dspark.speculation.confidence import Isotonic, Platt, Temperatures, clamped, sigmoid
+from dspark.speculation.confidence import Isotonic, Logistic, Platt, Temperatures, clamped, sigmoid
 from dspark.speculation.scores import ece
 
 _TEMPERATURES = np.geomspace(0.1, 10.0, 161)
@@ -40,42 +41,54 @@ def fit_platt(outcomes: Outcomes) -> Platt:
     """
     fitted = []
     for k in range(outcomes.block):
-        logit_N, happened_N = _slot(outcomes, k)
-        slope, offset = _logistic(logit_N, happened_N)
-        fitted.append((slope, offset) if slope >= 0 else (0.0, _logistic(0 * logit_N, happened_N)[1]))
+        logit_N, _, happened_N = _slot(outcomes, k)
+        slope, offset = _logistic(logit_N[:, None], happened_N)
+        fitted.append((slope, offset) if slope >= 0 else (0.0, _logistic(0 * logit_N[:, None], happened_N)[1]))
     return Platt(tuple(slope for slope, _ in fitted), tuple(offset for _, offset in fitted))
+
+
+def fit_logistic(outcomes: Outcomes) -> Logistic:
+    """Of each slot slopes of logit and peak, and an offset, with the greatest likelihood, a little towards 1, 0, 0."""
+    fitted = []
+    for k in range(outcomes.block):
+        logit_N, peak_N, happened_N = _slot(outcomes, k)
+        fitted.append(_logistic(np.stack((logit_N, peak_N), axis=1), happened_N))
+    slopes, peak_slopes, offsets = zip(*fitted, strict=True)
+    return Logistic(slopes, peak_slopes, offsets)
 
 
 def fit_isotonic(outcomes: Outcomes) -> Isotonic:
     """The likeliest map of each slot that only rises, pools of equal rate joined by lines."""
     knots, probabilities = [], []
     for k in range(outcomes.block):
-        logit_N, happened_N = _slot(outcomes, k)
+        logit_N, _, happened_N = _slot(outcomes, k)
         at_P, rate_P = _pools(logit_N, happened_N)
         knots.append(tuple(at_P.tolist()))
         probabilities.append(tuple(rate_P.tolist()))
     return Isotonic(tuple(knots), tuple(probabilities))
 
 
-def _slot(outcomes: Outcomes, k: int) -> tuple[Numbers, Numbers]:
-    """Logits and fates (0 or 1) of the observed drafts at slot k."""
+def _slot(outcomes: Outcomes, k: int) -> tuple[Numbers, Numbers, Numbers]:
+    """Logits, peaks and fates (0 or 1) of the observed drafts at slot k."""
     rows = outcomes.observed[:, k]
-    return clamped(outcomes.logits[rows, k]), outcomes.stood[rows, k].astype(np.float64)
+    logits, peaks = (clamped(each[rows, k]) for each in (outcomes.logits, outcomes.peaks))
+    return logits, peaks, outcomes.stood[rows, k].astype(np.float64)
 
 
-def _logistic(logit_N: Numbers, happened_N: Numbers) -> tuple[float, float]:
-    """Newton's method; the prior pulls by so many observations."""
-    weights = np.array([1.0, 0.0])
-    inputs_N2 = np.stack((logit_N, np.ones_like(logit_N)), axis=1)
+def _logistic(known_NF: Numbers, happened_N: Numbers) -> tuple[float, ...]:
+    """Slopes and offset, by Newton's method; the prior, for the first slope alone, pulls by so many observations."""
+    inputs_N = np.concatenate((known_NF, np.ones((len(known_NF), 1))), axis=1)
+    before = np.eye(inputs_N.shape[1])[0]
+    weights = before.copy()
     for _ in range(_STEPS):
-        p_N = sigmoid(inputs_N2 @ weights)
-        downhill = inputs_N2.T @ (p_N - happened_N) + _PRIOR * (weights - (1.0, 0.0))
-        curvature = (inputs_N2 * (p_N * (1 - p_N))[:, None]).T @ inputs_N2 + _PRIOR * np.eye(2)
+        p_N = sigmoid(inputs_N @ weights)
+        downhill = inputs_N.T @ (p_N - happened_N) + _PRIOR * (weights - before)
+        curvature = (inputs_N * (p_N * (1 - p_N))[:, None]).T @ inputs_N + _PRIOR * np.eye(len(weights))
         step = np.linalg.solve(curvature, downhill)
         weights = weights - step * min(1.0, 2.0 / max(1e-9, float(np.abs(step).max())))
         if np.abs(step).max() < 1e-10:
             break
-    return float(weights[0]), float(weights[1])
+    return tuple(weights.tolist())
 
 
 def _pools(logit_N: Numbers, happened_N: Numbers) -> tuple[Numbers, NDArray[np.float64]]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspark.foundation.errors import UserError
+from dspark.speculation.confidence import ConfidenceMap
 
 Numbers = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -18,20 +19,22 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Rounds of one sampling regime: confidence logits ``[N, K]``, and how many drafts each verified and accepted
-    ``[N]``.
+    """Rounds of one sampling regime: confidence logits and peaks ``[N, K]``, as ``speculation.confidence`` reads them,
+    and how many drafts each verified and accepted ``[N]``.
 
     Slot k is observed where it was verified and all before it stood: under trimming a hazard, censored on the right.
     """
 
     logits: Numbers
+    peaks: Numbers
     verified: NDArray[np.int64]
     accepted: NDArray[np.int64]
 
     def __post_init__(self) -> None:
         shape = self.logits.shape
-        if len(shape) != 2 or not shape[:1] == self.verified.shape == self.accepted.shape:
-            raise ValueError(f"logits {shape}, verified {self.verified.shape} and accepted {self.accepted.shape}")
+        counts = self.verified.shape, self.accepted.shape
+        if len(shape) != 2 or self.peaks.shape != shape or counts != (shape[:1],) * 2:
+            raise ValueError(f"logits {shape}, peaks {self.peaks.shape}, verified and accepted {counts}")
         if ((self.accepted > self.verified) | (self.verified > shape[1]) | (self.accepted < 0)).any():
             raise ValueError("rounds accept at least none and at most what they verify, and verify at most a block")
 
@@ -57,6 +60,11 @@ class Outcomes:
         stood: Flags = np.arange(self.block) < self.accepted[:, None]
         return stood
 
+    @property
+    def survival(self) -> tuple[float, ...]:
+        """``[K]``: the share of rounds whose drafts 1..k were all accepted."""
+        return tuple(self.stood.mean(axis=0).tolist())
+
     def whole(self) -> Outcomes:
         """Rounds that verified every draft; UserError where there are none."""
         rows = self.verified == self.block
@@ -66,4 +74,8 @@ class Outcomes:
 
     def at(self, rows: Flags) -> Outcomes:
         """Some of the rounds."""
-        return Outcomes(self.logits[rows], self.verified[rows], self.accepted[rows])
+        return Outcomes(self.logits[rows], self.peaks[rows], self.verified[rows], self.accepted[rows])
+
+    def through(self, calibration: ConfidenceMap) -> Numbers:
+        """``c [N, K]`` as a map reads them."""
+        return calibration.conditional(self.logits, self.peaks)

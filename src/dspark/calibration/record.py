@@ -5,28 +5,28 @@ Legend: N rounds, K slots of a block, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dspark.calibration.outcomes import Outcomes
+from dspark.calibration.outcomes import Flags, Outcomes
 from dspark.decoding.engine import Engine, Limits, Work
 from dspark.decoding.request import Request
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.foundation.artifacts import write_atomic
-from dspark.foundation.errors import UserError
+from dspark.foundation.errors import UserError, first_line
 from dspark.speculation.loop import Draft
 from dspark.speculation.rejection import Verdict
 from dspark.speculation.sampling import Sampling, distribution
 from dspark.targets.model import Target
 
 Numbers = NDArray[np.float64]
-NO_CONFIDENCE = "the drafter has no confidence head, so there is nothing to calibrate; train one with it"
 
 
 @dataclass(frozen=True)
@@ -42,56 +42,91 @@ class Recorded:
     def __len__(self) -> int:
         return len(self.prompt)
 
-    def save(self, path: Path) -> None:
-        """As NumPy's arrays logits, accepted, oracle and prompt."""
+    def save(self, path: Path, judged: Flags) -> None:
+        """As NumPy's arrays logits, peaks, accepted, oracle, prompt and ``judged [N]``, rounds that no map has seen."""
 
         def write(temporary: Path) -> None:
+            outcomes = self.outcomes
             with temporary.open("wb") as file:
                 np.savez_compressed(
                     file,
-                    logits=self.outcomes.logits,
-                    accepted=self.outcomes.accepted,
+                    logits=outcomes.logits,
+                    peaks=outcomes.peaks,
+                    accepted=outcomes.accepted,
                     oracle=self.oracle,
                     prompt=self.prompt,
+                    judged=judged,
                 )
 
         write_atomic(path, write)
 
-    def half(self, odd: bool) -> Recorded:
-        """Rounds of every other prompt."""
-        rows = self.prompt % 2 == odd
+    @classmethod
+    def load(cls, path: Path) -> tuple[Recorded, Flags]:
+        """What ``save`` wrote, and which of the rounds no map has seen; UserError for anything else."""
+        names = ("logits", "peaks", "accepted", "oracle", "prompt", "judged")
+        try:
+            with np.load(path) as kept:
+                logits, peaks, accepted, oracle, prompt, judged = (kept[name] for name in names)
+                outcomes = Outcomes(logits, peaks, np.full_like(accepted, logits.shape[1]), accepted)
+        except (OSError, KeyError, ValueError, BadZipFile) as error:
+            raise UserError(f"{path} holds no recorded rounds ({first_line(error)}); record them again") from error
+        return cls(outcomes, oracle, prompt), judged
+
+    def at(self, rows: Flags) -> Recorded:
+        """Some of the rounds."""
         return Recorded(self.outcomes.at(rows), self.oracle[rows], self.prompt[rows])
 
 
-@dataclass
-class _Recorder:
-    """Hears every verdict and keeps those of whole blocks."""
+class Recorder:
+    """Hears the verdicts of one drafter's rounds (``Engine``'s ``observe``) and keeps those of whole blocks, by the
+    number that ``begin`` gave.
 
-    block: int
-    numbers: dict[str, int]
-    stop_ids: frozenset[int]
-    logits: list[Tensor] = field(default_factory=list)
-    oracle: list[Tensor] = field(default_factory=list)
-    accepted: list[int] = field(default_factory=list)
-    prompt: list[int] = field(default_factory=list)
+    ``waiting``: logits are kept until ``work_out`` is called, where hearing must take no time of its own.
+    """
+
+    def __init__(self, block: int, stop_ids: Iterable[int], numbers: Mapping[str, int], waiting: bool = False) -> None:
+        self._block, self._stop_ids, self._numbers, self._waiting = block, frozenset(stop_ids), numbers, waiting
+        self._heard: list[tuple[Work, Verdict, Tensor]] = []
+        self._logits: list[Tensor] = []
+        self._peaks: list[Tensor] = []
+        self._oracle: list[Tensor] = []
+        self._accepted: list[int] = []
+        self._prompt: list[int] = []
 
     def __call__(self, work: Work, verdict: Verdict, logits_nV: Tensor) -> None:
         draft = work.draft
-        if work.length < self.block or self.stop_ids & {*draft.tokens[: verdict.accepted]}:
-            return  # the first token, an answer near its limit, or drafts behind its end
-        assert draft.confidence is not None, "asked for when the recording began"
-        self.logits.append(draft.confidence.double().cpu())
-        self.oracle.append(chances(draft, logits_nV[:-1], work.row.request.sampling).cpu())
-        self.accepted.append(verdict.accepted)
-        self.prompt.append(self.numbers[work.row.request.id])
+        if work.length < self._block or draft.source != "drafter":
+            return  # the first token, a copy, an answer near its limit or a shorter block
+        if self._stop_ids & {*draft.tokens[: verdict.accepted]} and not work.row.request.ignore_stop:
+            return  # drafts behind the answer's end
+        self._heard.append((work, verdict, logits_nV))
+        if not self._waiting:
+            self.work_out()
+
+    def forget(self) -> None:
+        """What waits to be worked out, and no more."""
+        self._heard = []
+
+    def work_out(self) -> None:
+        """Take over what was heard and let go of its logits."""
+        for work, verdict, logits_nV in self._heard:
+            draft = work.draft
+            assert draft.confidence is not None and draft.peaks is not None, "the drafter's own have both"
+            self._logits.append(draft.confidence.double().cpu())
+            self._peaks.append(draft.peaks.double().cpu())
+            self._oracle.append(chances(draft, verdict, logits_nV[:-1], work.row.request.sampling).cpu())
+            self._accepted.append(verdict.accepted)
+            self._prompt.append(self._numbers[work.row.request.id])
+        self._heard = []
 
     def recorded(self) -> Recorded:
-        """All that was heard; UserError where that is nothing."""
-        if not self.logits:
-            raise UserError("no round verified a whole block: the answers are too short; give more --max-tokens")
-        count = len(self.accepted)
-        outcomes = Outcomes(torch.stack(self.logits).numpy(), np.full(count, self.block), np.array(self.accepted))
-        return Recorded(outcomes, torch.stack(self.oracle).numpy(), np.array(self.prompt))
+        """All that was heard, be it nothing."""
+        self.work_out()
+        empty = torch.zeros(0, self._block, dtype=torch.float64)
+        lists = self._logits, self._peaks, self._oracle
+        logits, peaks, oracle = ((torch.stack(each) if each else empty).numpy() for each in lists)
+        accepted, prompt = (np.array(each, dtype=np.int64) for each in (self._accepted, self._prompt))
+        return Recorded(Outcomes(logits, peaks, np.full_like(accepted, self._block), accepted), oracle, prompt)
 
 
 def record(
@@ -99,25 +134,28 @@ def record(
 ) -> Recorded:
     """Answer ``requests`` with whole blocks and no copies; ``done`` is told how many answers are finished.
 
-    UserError for a drafter without a confidence head.
+    UserError where no round verifies a whole block.
     """
-    if drafter.confidence_head is None:
-        raise UserError(NO_CONFIDENCE)
     asked = list(requests)
     numbers = {request.id: i for i, request in enumerate(asked)}
-    recorder = _Recorder(drafter.config.block_size, numbers, frozenset(target.stop_ids))
+    recorder = Recorder(drafter.config.block_size, target.stop_ids, numbers)
     engine = Engine(target, asked, limits, "dspark", drafter, lookup=False, observe=recorder)
     for count, _ in enumerate(engine.run(), 1):
         done(count)
-    return recorder.recorded()
+    recorded = recorder.recorded()
+    if not len(recorded):
+        raise UserError("no round verified a whole block: the answers are too short; give more --max-tokens")
+    return recorded
 
 
-def chances(draft: Draft, logits_KV: Tensor, sampling: Sampling) -> Tensor:
-    """c*_k ``float64 [K]`` (Eq. 8): the mass that p_d and p_t share before each draft; p_t of one that was certain."""
+def chances(draft: Draft, verdict: Verdict, logits_KV: Tensor, sampling: Sampling) -> Tensor:
+    """c*_k ``float64 [K]`` (Eq. 8): the mass that p_d and p_t share before each draft.
+
+    Of a greedy draft 1 where it stands and 0 from the first that does not, behind which nobody asks.
+    """
+    if draft.probs is None or sampling.greedy:
+        return (torch.arange(len(draft.tokens)) < verdict.accepted).double()
     p_t_KV = distribution(logits_KV, sampling).double()
-    ids_K = torch.tensor(draft.tokens, device=p_t_KV.device)
-    if draft.probs is None:
-        return p_t_KV.gather(1, ids_K[:, None])[:, 0]
     p_d_KS = draft.probs.to(p_t_KV)
     own_KS = p_t_KV if draft.support is None else p_t_KV[:, draft.support]
     return torch.minimum(p_d_KS, own_KS).sum(dim=1)

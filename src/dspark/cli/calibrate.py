@@ -26,6 +26,7 @@ from dspark.cli.options import (
 from dspark.foundation.errors import UserError
 
 if TYPE_CHECKING:
+    from dspark.calibration.outcomes import Outcomes
     from dspark.calibration.record import Recorded
     from dspark.decoding.request import Request
     from dspark.drafters.dspark import DSparkDrafter
@@ -35,6 +36,12 @@ if TYPE_CHECKING:
 
 _BEST = "best"
 
+JudgeOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--judge", metavar="FILE...", help="Prompts that no map is fitted to: these judge, each file by itself too."
+    ),
+]
 OutOption = Annotated[
     Path | None,
     typer.Option(
@@ -45,25 +52,36 @@ OutOption = Annotated[
         help="Where the maps go; those of other samplings in it are kept. Decoding reads those in a drafter's folder.",
     ),
 ]
+PlotsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--plots", metavar="DIR", help="Draw reliability.svg and thresholds.svg there, of the rounds that judge."
+    ),
+]
 RoundsOption = Annotated[
     Path | None,
     typer.Option(
         "--rounds",
         metavar="FILE.npz",
         callback=writable("--rounds"),
-        help="Keep the recorded rounds: logits, accepted, oracle, prompt.",
+        help="Keep the recorded rounds: logits, peaks, accepted, oracle, prompt, and which of them judge.",
     ),
 ]
 
 
 def calibrate(
     prompts: Annotated[list[Path], typer.Option("--prompts", metavar="FILE...", help="Prompts, JSONL.")],
+    judge: JudgeOption = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only N prompts, of the files in turn.")] = None,
     kind: Annotated[
-        str, typer.Option("--map", help="best (on prompts left out of the fit), temperatures (STS), platt or isotonic.")
+        str,
+        typer.Option(
+            "--map", help="best (on prompts left out of the fit), temperatures (STS), platt, isotonic or logistic."
+        ),
     ] = _BEST,
     out: OutOption = None,
     rounds: RoundsOption = None,
+    plots: PlotsOption = None,
     slots: Annotated[int, typer.Option("--slots", min=1, help="Answers under way at once.")] = 32,
     max_tokens: MaxTokensOption = 128,
     temperature: TemperatureOption = 0.0,
@@ -78,10 +96,10 @@ def calibrate(
 ) -> None:
     """Fit what the drafter's confidence really means, for one way of sampling.
 
-    Answers the prompts with every draft verified, fits maps to one half of them and judges these on the other, where
-    the map without a fit, the maps with one and a constant are shown side by side.
+    Answers the prompts with every draft verified and fits maps: to one half of them, judged on the other, or to all,
+    judged on the prompts of --judge. The map without a fit, the maps with one and a constant are shown side by side.
     """
-    from dspark.calibration.choose import FITS
+    from dspark.calibration.choose import FITS, Split, best_kind, compare
     from dspark.cli.pair import load_drafting, resolve_drafter
     from dspark.drafters.checkpoint import CALIBRATION
     from dspark.foundation.artifacts import write_json
@@ -93,16 +111,38 @@ def calibrate(
     writable("--out")(file)
     loaded, model = load_drafting(target, drafter, dtype, device)
     known = _known(file, model.config.block_size)
-    recorded = _record(loaded, model, _requests(loaded, prompts, limit, sampling, seed, max_tokens), slots)
-    if rounds is not None:
-        recorded.save(rounds)
-    figures, chosen = _judge(recorded, kind)
-    write_json(file, replace(known, maps={**known.maps, sampling: chosen}).asdict())
+    answers = [_requests(loaded, files, limit, sampling, seed, max_tokens) for files in _sets(prompts, judge)]
+    recorded = _record(loaded, model, [each for some in answers for each in some], slots)
+    others = {each.stem: len(some) for each, some in zip(judge or [], answers[1:], strict=True)}
+    split = Split.of(recorded, len(answers[0]), others)
+    chosen = best_kind(split.fitted) if kind == _BEST else kind
+    figures = {"rounds": len(recorded)} | compare(split, chosen)
     _print(figures)
+    judged = FITS[chosen](split.fitted.outcomes)
+    figures |= _curves(judged, split.judging.outcomes, plots, f"{loaded.name}, {_name(sampling)}")
+    kept = split.fitted.outcomes if judge else recorded.outcomes
+    write_json(file, known.with_regime(sampling, FITS[chosen](kept), kept.survival).asdict())
     print(f"confidence map: {file}")
+    if rounds is not None:
+        recorded.save(rounds, split.judge)
     if json is not None:
         settings = {"sampling": vars(sampling), "max_tokens": max_tokens, "seed": seed, "drafter": drafter}
-        write_json(json, figures | settings | {"prompts": [str(each) for each in prompts]})
+        settings |= {"prompts": [str(each) for each in prompts], "judge": [str(each) for each in judge or []]}
+        write_json(json, figures | settings)
+
+
+def _sets(prompts: list[Path], judge: list[Path] | None) -> list[list[Path]]:
+    """Files that are read together: those to fit to, then each that judges; its name is that of its figures."""
+    stems = [each.stem for each in judge or []]
+    if len(set(stems)) < len(stems):
+        raise UserError(f"two files of --judge have the same name ({', '.join(stems)}); rename one of them")
+    return [prompts, *([each] for each in judge or [])]
+
+
+def _name(sampling: Sampling) -> str:
+    if sampling.greedy:
+        return "greedy"
+    return f"temperature {sampling.temperature:g}" + (f", top-p {sampling.top_p:g}" if sampling.top_p < 1 else "")
 
 
 def _known(file: Path, block: int) -> Calibrations:
@@ -142,6 +182,7 @@ def _record(target: Target, drafter: DSparkDrafter, requests: list[Request], slo
     from dspark.decoding.engine import BLOCK, Limits
     from dspark.foundation.progress import progress
 
+    requests = [replace(each, id=f"{number}") for number, each in enumerate(requests)]  # ids of two files may be alike
     longest = max(len(each.prompt_ids) + each.max_tokens for each in requests)
     most = min(slots, len(requests))
     limits = Limits(most, cache_tokens=most * (longest + 2 * BLOCK))
@@ -149,29 +190,20 @@ def _record(target: Target, drafter: DSparkDrafter, requests: list[Request], slo
         return record(target, drafter, requests, limits, lambda done: bar.advance(1))
 
 
-def _judge(recorded: Recorded, kind: str) -> tuple[dict[str, Any], ConfidenceMap]:
-    """Figures of fits to one half on the other, and the map to keep: the chosen kind, fitted to all rounds."""
-    from dspark.calibration.choose import FITS, best_kind, columns, constant_survival, judged, scores_of
-    from dspark.calibration.fits import fit_temperatures
+def _curves(chosen: ConfidenceMap, judged: Outcomes, folder: Path | None, title: str) -> dict[str, Any]:
+    """Reliability and the sweep of a threshold, before and after the fit, and their plots where they are wanted."""
+    from dspark.calibration.curves import reliability, threshold_sweep
+    from dspark.report.plots import reliability_plot, threshold_plot
     from dspark.speculation.confidence import untouched
 
-    fitted, other = recorded.half(odd=False), recorded.half(odd=True)
-    if not len(fitted) or not len(other):
-        raise UserError("all whole rounds belong to one half of the prompts; give more prompts")
-    chosen = best_kind(fitted) if kind == _BEST else kind
-    maps = {name: judged(fit(fitted.outcomes), other.outcomes) for name, fit in FITS.items()}
-    figures = {
-        "rounds": len(recorded),
-        "judged_rounds": len(other),
-        "temperatures": list(fit_temperatures(fitted.outcomes).temperatures),
-        "before": judged(untouched(recorded.outcomes.block), other.outcomes),
-        "after": maps["temperatures"],
-        "chosen": {"kind": chosen, **maps[chosen]},
-        "maps": maps,
-        "constant": columns(scores_of(constant_survival(fitted.outcomes, len(other)), other.outcomes)),
-        "oracle": columns(scores_of(other.oracle.cumprod(axis=1), other.outcomes)),
-    }
-    return figures, FITS[chosen](recorded.outcomes)
+    maps = {"before": untouched(judged.block), "chosen": chosen}
+    reliable = {name: reliability(each, judged) for name, each in maps.items()}
+    swept = {name: threshold_sweep(each, judged) for name, each in maps.items()}
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        reliability_plot(folder / "reliability.svg", reliable["before"], reliable["chosen"], title)
+        threshold_plot(folder / "thresholds.svg", swept["before"], swept["chosen"], title)
+    return {"reliability": reliable, "thresholds": swept}
 
 
 def _print(figures: dict[str, Any]) -> None:
@@ -179,6 +211,7 @@ def _print(figures: dict[str, Any]) -> None:
     print(f"{rounds} rounds, judged on {others} of other prompts; kept: {kind}")
     rows = {"as trained": figures["before"], **figures["maps"], "constant": figures["constant"]}
     rows["oracle"] = figures["oracle"]
-    for label, key in (("ECE", "ece"), ("perfect", "perfect_ece"), ("Brier", "brier"), ("AUC", "auc")):
+    table = (("ECE", "ece"), ("perfect", "perfect_ece"), ("Brier", "brier"), ("log-loss", "log_loss"), ("AUC", "auc"))
+    for label, key in table:
         for name, column in rows.items():
             print(f"{label:8} {name:13}" + "".join(f"{value:8.3f}" for value in column[key]))

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,10 +29,12 @@ from dspark.cli.options import (
 from dspark.foundation.errors import UserError
 
 if TYPE_CHECKING:
+    from dspark.calibration.record import Recorded
     from dspark.cli.pair import Pair
     from dspark.decoding.single import Decoder
     from dspark.evaluation.evaluate import Mode, Task, Trial
     from dspark.evaluation.identity import Comparison
+    from dspark.speculation.confidence import ConfidenceMap
     from dspark.speculation.loop import Round
     from dspark.speculation.sampling import Sampling
     from dspark.targets.model import Target
@@ -90,7 +92,9 @@ def evaluate(
     decoder = replace(pair.decoder, lookup=lookup)
     if not planned:
         decoder = replace(decoder, greedy=WHOLE, sampled=WHOLE)
-    figures = summarise(_trials(decoder, tasks, sampling, max_tokens))
+    trials, recorded = _trials(decoder, tasks, sampling, max_tokens)
+    figures = summarise(trials)
+    _add_confidence(figures, trials, recorded, pair.calibrations.of(sampling))
     if json is not None:
         settings = {"sampling": vars(sampling), "max_tokens": max_tokens, "seed": seed, "limit": limit}
         settings |= {"planned": planned, "lookup": lookup, "machine": machine_facts(pair.target.device, load)}
@@ -147,14 +151,29 @@ def _tasks(pair: Pair, messages: list[tuple[str, str, list[dict[str, str]]]], se
     return tasks
 
 
-def _trials(decoder: Decoder, tasks: list[Task], sampling: Sampling, max_tokens: int) -> list[Trial]:
+def _trials(
+    decoder: Decoder, tasks: list[Task], sampling: Sampling, max_tokens: int
+) -> tuple[list[Trial], Recorded | None]:
+    """Every task decoded in every mode, and its whole rounds by the task's number (None without a drafter)."""
+    from dspark.calibration.record import Recorder
     from dspark.decoding.request import Request
     from dspark.evaluation.evaluate import measure
     from dspark.evaluation.summary import tally_of
     from dspark.foundation.progress import progress
 
+    numbers = {(task.domain, task.id): str(number) for number, task in enumerate(tasks)}
+    recorder = None
+    if decoder.drafter is not None:
+        block, stops = decoder.drafter.config.block_size, decoder.target.stop_ids
+        recorder = Recorder(block, stops, {name: int(name) for name in numbers.values()}, waiting=True)
+    heard = replace(decoder, observe=recorder)
+
     def decode(task: Task, mode: Mode) -> Sequence[Round]:
-        completion = decoder.answer(Request(task.id, task.prompt_ids, sampling, task.seed, max_tokens), mode)
+        number = numbers[task.domain, task.id]
+        if recorder is not None and mode == "dspark":
+            recorder.forget()  # a first time that only warms up
+        request = Request(number, task.prompt_ids, sampling, task.seed, max_tokens)
+        completion = heard.answer(request, mode)
         decoder.target.chat.decode(completion.output_ids)
         return completion.rounds
 
@@ -163,8 +182,27 @@ def _trials(decoder: Decoder, tasks: list[Task], sampling: Sampling, max_tokens:
     with progress(len(tasks), "eval", "prompts") as bar:
         for trial in measure(tasks, decode, time.perf_counter, judge):
             trials.append(trial)
+            if recorder is not None:
+                recorder.work_out()  # outside of what is timed
             bar.advance(1, tau=tally_of(trials, "dspark").tau)
-    return trials
+    return trials, None if recorder is None else recorder.recorded()
+
+
+def _add_confidence(
+    figures: dict[str, Any], trials: list[Trial], recorded: Recorded | None, calibration: ConfidenceMap | None
+) -> None:
+    """How good confidence was in rounds that verified whole blocks, of all prompts and of each domain's."""
+    import numpy as np
+
+    from dspark.calibration.choose import confidence_of
+
+    if recorded is None:
+        return
+    figures["confidence"] = confidence_of(recorded, calibration)
+    domains = np.array([trial.task.domain for trial in trials])
+    for name, figures_of in figures["domains"].items():
+        rows = domains[recorded.prompt] == name
+        figures_of["confidence"] = confidence_of(recorded.at(rows), calibration)
 
 
 def _judge(target: Target) -> Callable[[Task, list[int], list[int]], Comparison]:

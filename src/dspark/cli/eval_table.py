@@ -10,6 +10,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+_CONFIDENCE = (
+    ("calibration error", "ece"),
+    ("of a perfect predictor", "perfect_ece"),
+    ("Brier score", "brier"),
+    ("of the best constant", "constant_brier"),
+    ("AUC", "auc"),
+    ("of the oracle", "oracle_auc"),
+)
 _WIDE = 160  # where nobody's window sets the width
 
 
@@ -75,6 +83,7 @@ def _notes(figures: dict[str, Any]) -> list[str]:
             f"{copied['rounds']} rounds were copied by lookup (tau {_number(copied['tau'])}), {own['rounds']} were the"
             f" drafter's own (tau {_number(own['tau'])}); acceptance by position is of these alone"
         )
+    notes += _confidence(figures.get("confidence"))
     if any(few for f in (figures, *figures["domains"].values()) for few in f["too_few_rounds"]):
         notes.append("* reached in fewer than 200 rounds: reported, not judged")
     notes += [
@@ -82,6 +91,17 @@ def _notes(figures: dict[str, Any]) -> list[str]:
         for what, count in unexplained(figures).items()
     ]
     return notes
+
+
+def _confidence(figures: dict[str, Any] | None) -> list[str]:
+    """How good confidence was; nothing where no round verified a whole block."""
+    if not figures or not figures["rounds"]:
+        return []
+    read = f"read through a {figures['map']} map" if figures["map"] else "as it was trained"
+    lines = [f"confidence in {figures['rounds']} whole rounds, {read}, of prefixes by position:"]
+    for label, key in _CONFIDENCE:
+        lines.append(f"  {label:23}" + "".join(f"{_number(value, 3):>8}" for value in figures[key]))
+    return lines
 
 
 def unexplained(figures: dict[str, Any]) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from dspark.foundation.errors import UserError, first_line
 if TYPE_CHECKING:
     from dspark.decoding.single import Decoder
     from dspark.drafters.dspark import DSparkDrafter
+    from dspark.speculation.confidence import Calibrations
     from dspark.targets.model import Target
 
 CONFIG = "config.json"
@@ -34,6 +35,11 @@ class Pair:
     """The same for blocks as long as the decoder's own."""
     plain_seconds: float = 0.0
     """What a step without a draft takes."""
+
+    @property
+    def calibrations(self) -> Calibrations:
+        """How the drafter's confidence is read."""
+        return self.decoder.greedy.calibrations
 
     @property
     def target(self) -> Target:
@@ -65,20 +71,21 @@ def load_pair(target: str = BUNDLED, drafter: str | None = BUNDLED, dtype: str =
     from dspark.decoding.single import Decoder
     from dspark.drafters.checkpoint import read_calibrations, read_survival
     from dspark.speculation.planner.single import WHOLE, EarlyStop, Planning, WhileItPays, without_a_clock
+    from dspark.speculation.sampling import Sampling
 
     if drafter is None:
         return Pair(Decoder(load_quietly(target, dtype, device)), None)
     folder = resolve_drafter(drafter)
     loaded, model = load_drafting(target, str(folder), dtype, device)
     whole = measure(loaded, model)
-    slots, prices = measure_blocks(loaded, model, whole, read_survival(folder))
     calibrations = read_calibrations(folder, model.config.block_size)
+    survival = calibrations.survival.get(Sampling()) or read_survival(folder)
+    slots, prices = measure_blocks(loaded, model, whole, survival)
     pays = WhileItPays(prices.rounds, prices.plain)
     greedy, sampled = Planning(EarlyStop(prices.rounds), pays, slots, calibrations), WHOLE
     if loaded.device.type == "cpu":  # those prices are a CPU's
         survival = read_survival(folder, greedy=False)
-        without = without_a_clock(model.config.block_size, survival, loaded.rounds_rows)
-        sampled = replace(without, calibrations=calibrations)
+        sampled = without_a_clock(model.config.block_size, survival, loaded.rounds_rows, calibrations)
     decoder = Decoder(loaded, model, greedy, sampled)
     return Pair(decoder, drafter, whole.rounds, prices.rounds, prices.plain)
 

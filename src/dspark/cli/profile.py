@@ -28,6 +28,12 @@ def profile(
         Path | None,
         typer.Option("--out", metavar="FILE", callback=writable("--out"), help="Write the cost model to FILE."),
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot", metavar="FILE.svg", callback=writable("--plot"), help="Draw measured steps and the fit."
+        ),
+    ] = None,
     target: TargetOption = BUNDLED,
     drafter: DrafterOption = BUNDLED,
     dtype: DtypeOption = "auto",
@@ -55,26 +61,38 @@ def profile(
     largest = max(each.requests for each in settings)
     checks = check_settings(block, largest, min(contexts[-1], int(memory * 1e9 / position / largest / 2)), _CHECKS)
     costs = fit_costs(measured)
-    error = _error(costs, time_steps(loaded, model, checks))
-    tokens = [each for each in _SHOWN_TOKENS if each <= max(load.tokens for load, _ in measured)]
-    figures = {
-        "batch_tokens": tokens,
-        "step_ms": [1000 * _step(costs, each) for each in tokens],
-        "requests": list(costs.requests),
-        "draft_ms": [1000 * _draft(costs, each, block) for each in costs.requests],
-        "median_error": error,
-        "steps": len(measured),
-        "model": costs.asdict(),
-        "target": loaded.name,
-        "drafter": drafter,
-        "machine": machine_facts(loaded.device, load),
-    }
+    checked = time_steps(loaded, model, checks)
+    figures = _figures(costs, measured, block) | {"median_error": _error(costs, checked)}
+    figures |= {"target": loaded.name, "drafter": drafter, "machine": machine_facts(loaded.device, load)}
     _print(figures)
     if out is not None:
         costs.save(out)
         print(f"cost model: {out}")
+    if plot is not None:
+        _draw(plot, costs, [*measured, *checked])
     if json is not None:
         write_json(json, figures)
+
+
+def _figures(costs: CostModel, measured: Sequence[tuple[Load, float]], block: int) -> dict[str, object]:
+    """What the model says of a few sizes, and the model itself."""
+    tokens = [each for each in _SHOWN_TOKENS if each <= max(load.tokens for load, _ in measured)]
+    return {
+        "batch_tokens": tokens,
+        "step_ms": [1000 * _step(costs, each) for each in tokens],
+        "requests": list(costs.requests),
+        "draft_ms": [1000 * _draft(costs, each, block) for each in costs.requests],
+        "steps": len(measured),
+        "model": costs.asdict(),
+    }
+
+
+def _draw(path: Path, costs: CostModel, steps: Sequence[tuple[Load, float]]) -> None:
+    from dspark.report.plots import cost_plot
+
+    told = [(load, seconds, costs.seconds(load)) for load, seconds in steps]
+    plain = [(load.tokens, seconds, foretold) for load, seconds, foretold in told if not load.drafting]
+    cost_plot(path, plain, [(seconds, foretold) for _, seconds, foretold in told])
 
 
 def _error(costs: CostModel, measured: Sequence[tuple[Load, float]]) -> float:

@@ -120,7 +120,7 @@ class Engine:
         if mode == "dspark" and drafter is not None:
             self._drafter = DrafterBlocks(drafter, count, limits.block)
             self._taps = drafter.config.target_layer_ids
-            for slots in (greedy.draft_slots, sampled.draft_slots):
+            for slots in (s for plan in (greedy, sampled) for s in (plan.draft_slots, *plan.blocks.values())):
                 if slots is not None and not 1 <= slots <= drafter.config.block_size:
                     raise UserError(f"draft_slots is {slots}; expected 1 to {drafter.config.block_size}, or none")
             drafted = max(drafter.config.block_size, LOOKUP_BLOCK if lookup else 0)
@@ -191,8 +191,7 @@ class Engine:
     def _works(self, shares: Sequence[Share]) -> list[Work]:
         """Everybody's part, rounds with their drafts and how many of these are verified."""
         going_on = [share.row for share in shares if not share.count]
-        slots = self._greedy.draft_slots, self._sampled.draft_slots
-        drafts = iter(propose(going_on, self._drafter, self._wanted, self.laps, slots))
+        drafts = iter(propose(going_on, self._drafter, self._wanted, self.laps, self._slots))
         works = []
         for share in shares:
             draft = NO_DRAFT if share.count else next(drafts)
@@ -219,6 +218,10 @@ class Engine:
     def _wanted(self, row: Running, source: Source) -> bool:
         """Whether ``source`` may propose in the request's next round."""
         return row.room > 1 and (self._drafter is None or self._planning(row).when(row.rounds, source))
+
+    def _slots(self, row: Running) -> int | None:
+        """How many tokens the drafter drafts for the request (None: whole blocks)."""
+        return self._planning(row).slots(row.request.sampling)
 
     def _planning(self, row: Running) -> Planning:
         return self._greedy if row.request.sampling.greedy else self._sampled

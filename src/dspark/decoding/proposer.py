@@ -13,6 +13,7 @@ from torch import Tensor
 from dspark.decoding.request import Running
 from dspark.decoding.sampler import sample
 from dspark.drafters.blocks import DrafterBlocks
+from dspark.drafters.heads import peaks
 from dspark.drafters.program import Chance, draws
 from dspark.speculation.acceptance import Source
 from dspark.speculation.draws import Purpose
@@ -27,34 +28,38 @@ def propose(
     blocks: DrafterBlocks | None,
     wanted: Callable[[Running, Source], bool],
     lap: Timer,
-    slots: tuple[int | None, int | None] = (None, None),
+    slots: Callable[[Running], int | None] = lambda row: None,
 ) -> list[Draft]:
     """A draft for each request, exactly as the reference loop's drafter states would have made it.
 
     Whoever is not ``wanted`` to propose (a request's last token is the target's own, say) proposes nothing.
-    ``slots``: drafts of a greedy and of a sampled request (None: whole blocks). ``lap`` is told when a piece of the
+    ``slots``: how many drafts a request wants of the drafter (None: whole blocks). ``lap`` is told when a piece of the
     work is done.
     """
     drafts = [_copied(row) if row.lookup is not None and wanted(row, "lookup") else NO_DRAFT for row in rows]
     asking = [i for i, row in enumerate(rows) if blocks and not drafts[i].tokens and wanted(row, "drafter")]
     lap("lookup")
-    for (greedy, program), mine in _together(rows, asking, blocks).items():
+    for (_, program, length), mine in _together(rows, asking, blocks, slots).items():
         assert blocks is not None
-        made, length = (_as_program if program else _slot_by_slot), slots[0 if greedy else 1]
+        made = _as_program if program else _slot_by_slot
         for i, draft in zip(mine, made(blocks, [rows[i] for i in mine], length, lap), strict=True):
             drafts[i] = draft
     return drafts
 
 
 def _together(
-    rows: Sequence[Running], asking: Sequence[int], blocks: DrafterBlocks | None
-) -> dict[tuple[bool, bool], list[int]]:
-    """Who drafts with whom: greedy requests or sampled ones, by a program or slot by slot."""
-    groups: dict[tuple[bool, bool], list[int]] = {}
+    rows: Sequence[Running],
+    asking: Sequence[int],
+    blocks: DrafterBlocks | None,
+    slots: Callable[[Running], int | None],
+) -> dict[tuple[bool, bool, int | None], list[int]]:
+    """Who drafts with whom: greedy requests or sampled ones, by a program or slot by slot, blocks of one length."""
+    groups: dict[tuple[bool, bool, int | None], list[int]] = {}
     compiled = blocks is not None and blocks.drafter.program is not None
     for i in asking:
         sampling = rows[i].request.sampling
-        groups.setdefault((sampling.greedy, compiled and (sampling.greedy or draws(sampling))), []).append(i)
+        as_program = compiled and (sampling.greedy or draws(sampling))
+        groups.setdefault((sampling.greedy, as_program, slots(rows[i])), []).append(i)
     return groups
 
 
@@ -74,14 +79,10 @@ def _as_program(blocks: DrafterBlocks, rows: Sequence[Running], length: int | No
         ]
         chance = Chance([row.request.sampling for row in rows], torch.tensor(u, dtype=torch.float64))
     drafted = blocks.draft([row.anchor for row in rows], [row.table for row in rows], length, chance)
-    nothing = [None] * len(rows)
-    probs = nothing if drafted.p_KRV is None else drafted.p_KRV.transpose(0, 1)
-    confidence = nothing if drafted.confidence_KR is None else drafted.confidence_KR.T
+    probs = [None] * len(rows) if drafted.p_KRV is None else drafted.p_KRV.transpose(0, 1)
     support = None if chance is None else blocks.drafter.support
-    drafts = [
-        Draft(tokens, p_KV, support, c)
-        for tokens, p_KV, c in zip(drafted.ids_KR.T.tolist(), probs, confidence, strict=True)
-    ]
+    each = zip(drafted.ids_KR.T.tolist(), probs, drafted.confidence_KR.T, drafted.peaks_KR.T, strict=True)
+    drafts = [Draft(tokens, p_KV, support, c_K, peaks_K) for tokens, p_KV, c_K, peaks_K in each]
     lap("draft")
     return drafts
 
@@ -94,21 +95,19 @@ def _slot_by_slot(blocks: DrafterBlocks, rows: Sequence[Running], length: int | 
     base_RKV = drafter.base_logits(hidden_RKd)
     base_RKV = base_RKV.to(torch.promote_types(base_RKV.dtype, drafter.dtype))
     chain_RK = torch.tensor([[row.anchor] * (base_RKV.shape[1] + 1) for row in rows], device=hidden_RKd.device)
-    probs, state = [], None
+    probs, sure, state = [], [], None
     for slot in range(base_RKV.shape[1]):
         logits_RV, state = drafter.next_logits(base_RKV[:, slot], hidden_RKd[:, slot], chain_RK[:, slot], state)
         index_R, p_RV = sample(logits_RV, rows, slot, Purpose.DRAFT)
         chain_RK[:, slot + 1] = index_R if drafter.support is None else drafter.support[index_R]
         probs.append(p_RV)
+        sure.append(peaks(logits_RV))
     drawn = [p_RV for p_RV in probs if p_RV is not None]
     p_RKV = torch.stack(drawn, dim=1) if drawn else [None] * len(rows)
-    confidence: Sequence[Tensor | None] = [None] * len(rows)
-    if drafter.confidence_head is not None:
-        confidence = list(drafter.confidence_logits(hidden_RKd, chain_RK[:, :-1]))
-    drafts = [
-        Draft(tokens, p_KV, drafter.support, c)
-        for tokens, p_KV, c in zip(chain_RK[:, 1:].tolist(), p_RKV, confidence, strict=True)
-    ]
+    peaks_RK = torch.stack(sure, dim=1)
+    confidence_RK = drafter.confidence(hidden_RKd, chain_RK[:, :-1], peaks_RK)
+    each = zip(chain_RK[:, 1:].tolist(), p_RKV, confidence_RK, peaks_RK, strict=True)
+    drafts = [Draft(tokens, p_KV, drafter.support, c_K, peaks_K) for tokens, p_KV, c_K, peaks_K in each]
     lap("draft, sequential")
     return drafts
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dspark.decoding.engine import BLOCK, NO_DRAFTER, Engine, Limits
+from dspark.decoding.engine import BLOCK, NO_DRAFTER, Engine, Limits, Observe
 from dspark.decoding.modes import Mode, lookup_of
 from dspark.decoding.request import Completion, Request
 from dspark.drafters.dspark import DSparkDrafter
@@ -25,7 +25,7 @@ class Decoder:
 
     How a sampled request's rounds are planned decides which draws are used, so ``sampled`` must not rest on a clock: a
     seed must give the same text on a machine of another speed. ``lookup`` spares the drafter where the last words have
-    occurred before; without it every draft is the drafter's own.
+    occurred before; without it every draft is the drafter's own. ``observe`` is told of every verdict.
     """
 
     target: Target
@@ -33,6 +33,7 @@ class Decoder:
     greedy: Planning = WHOLE
     sampled: Planning = WHOLE
     lookup: bool = True
+    observe: Observe | None = None
 
     def stream(self, request: Request, mode: Mode) -> Iterator[Round]:
         """The request's rounds as they come, through the batched core.
@@ -56,7 +57,7 @@ class Decoder:
                 raise UserError(NO_DRAFTER)
             taps = self.drafter.config.target_layer_ids
             planning = self.greedy if request.sampling.greedy else self.sampled
-            state = DSparkState(self.drafter, planning.draft_slots)
+            state = DSparkState(self.drafter, planning.slots(request.sampling))
         limit = self.target.max_positions
         # Exactly enough: no round verifies more than the room that is left.
         session = TargetSession(self.target, min(limit, len(request.prompt_ids) + request.max_tokens), taps)
@@ -86,6 +87,7 @@ class Decoder:
             lookup=self.lookup,
             greedy=self.greedy,
             sampled=self.sampled,
+            observe=self.observe,
         )
 
 

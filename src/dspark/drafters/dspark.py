@@ -60,6 +60,10 @@ class DSparkDrafter(DFlashBackbone):
         summed = head.over_blocks(hidden, head.embed(prev_ids))
         return with_bias(self.base_logits(hidden), head.bias(summed), self.config.markov_top_k)
 
+    def confidence(self, hidden: Tensor, prev_ids: Tensor, peaks: Tensor) -> Tensor:
+        """``confidence_logits`` or, of a drafter without a confidence head, the ``peaks [...]`` of its own laws."""
+        return peaks if self.confidence_head is None else self.confidence_logits(hidden, prev_ids)
+
     def confidence_logits(self, hidden: Tensor, prev_ids: Tensor) -> Tensor:
         """Logits ``[...]``, fp32, of c_k (Eq. 7) for ``h [..., d]`` and the previous tokens ``[...]``.
 

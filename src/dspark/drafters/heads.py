@@ -8,10 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dspark.kernels.law import can_make_law, masses
 from dspark.nn.packed import frozen_linear
 
 # Small beside the logits, so that training starts from the backbone's own distribution.
 _INITIAL_STD = 0.02
+_SUREST = 3e-7  # odds against the likeliest token; fp32 sums tell no smaller ones
 
 
 class MarkovHead(nn.Module):
@@ -164,6 +166,23 @@ class ReadConfidence(nn.Module):
     def whole(self, of_hidden: Tensor, prev_ids: Tensor) -> Tensor:
         """The same of ``w^T h [...]``."""
         return of_hidden.float() + (self._bias if self._of_token is None else self._of_token[prev_ids])
+
+
+def peaks(logits: Tensor) -> Tensor:
+    """How sure a drafter is of its own likeliest token: that one's log-odds ``[...]``, fp32, by its logits
+    ``[..., V_d]`` (at temperature 1, whatever the request's).
+    """
+    logits_RV = logits.float().reshape(-1, logits.shape[-1])
+    if can_make_law(logits_RV):
+        mass_R = masses(logits_RV)
+    else:
+        mass_R = (logits_RV - logits_RV.amax(dim=-1, keepdim=True)).exp().sum(dim=-1)
+    return peaks_of_mass(mass_R).reshape(logits.shape[:-1])
+
+
+def peaks_of_mass(mass: Tensor) -> Tensor:
+    """The same of ``sum(exp(logits - max))``; at most 15 (``speculation.confidence.CLAMP``)."""
+    return -(mass - 1).clamp(min=_SUREST).log()
 
 
 # By the name that checkpoints use (`markov_head_type`); rank 0 is ``NoMarkovHead`` whatever the name.

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dspark.drafters.heads import MarkovHead
+from dspark.drafters.heads import MarkovHead, peaks_of_mass
 from dspark.kernels.attention import Seen
-from dspark.kernels.law import invert_call, law_call, law_scratch, law_shape
+from dspark.kernels.law import invert_call, law_call, law_scratch, law_shape, mass_call
 from dspark.kernels.machine import Call, Rooms
 from dspark.kernels.rows import can_row, follow_call, norm_call, search_call
 from dspark.nn.cache import KVCache
@@ -45,13 +45,14 @@ class Chance:
 
 @dataclass(frozen=True)
 class Drafted:
-    """Ids ``int64 [K, R]`` of the target's vocabulary, what they were drawn from ``[K, R, V_d]`` (None: certain), and
-    confidence logits ``[K, R]`` (None: no head).
+    """Ids ``int64 [K, R]`` of the target's vocabulary, what they were drawn from ``[K, R, V_d]`` (None: certain),
+    confidence logits ``[K, R]``, and how sure the drafter is of its own likeliest tokens ``[K, R]`` (``heads.peaks``).
     """
 
     ids_KR: Tensor
     p_KRV: Tensor | None
-    confidence_KR: Tensor | None
+    confidence_KR: Tensor
+    peaks_KR: Tensor
 
 
 def draws(sampling: Sampling) -> bool:
@@ -98,11 +99,11 @@ class DraftProgram:
             prepared.stack.aim(rotation, rows_T, seen)
             prepared.stack.program.run()
             p_KRV = prepared.found()
-            ids_KR = prepared.ids_KR.clone()
-            confidence_KR = None
+            ids_KR, peaks_KR = prepared.ids_KR.clone(), peaks_of_mass(prepared.sums_KR)
+            confidence_KR = peaks_KR
             if self.confidence is not None:
                 confidence_KR = self.confidence.whole(prepared.confidence_KR, ids_KR[:-1])
-        return Drafted(ids_KR[1:], p_KRV, confidence_KR)
+        return Drafted(ids_KR[1:], p_KRV, confidence_KR, peaks_KR)
 
     def prepare(self, requests: int, slots: int, cache: KVCache, sampled: bool = False) -> _Program:
         """The program for so many requests and slots."""
@@ -125,6 +126,8 @@ class _Program:
         """Indices into the support, -1 for none."""
         self.ids_KR = rooms.room("ids", 2, rows, torch.int64)[: rows + requests].view(slots + 1, requests)
         """The anchors, then ids of the target's vocabulary."""
+        self.sums_KR = rooms.room("sums", 1, rows).view(slots, requests)
+        """Of ``exp(logits - max)``."""
         if self._sampled:
             self._shape_R3 = room("shapes", 3, requests, torch.float64)
             self._u_KR, self._mass_KR = (
@@ -152,6 +155,7 @@ class _Program:
             calls += [
                 follow_call(found_R, support, self.ids_KR[slot], draft.previous, embedded_Rr),
                 product_call(draft.bias, embedded_Rr, self._logits_RV, rooms, base_RV),
+                mass_call(self._logits_RV, self.sums_KR[slot]),
                 *self._find(slot),
             ]
         calls.append(follow_call(self._found_KR[-1], draft.support, self.ids_KR[-1], draft.previous, embedded_Rr))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dspark.drafters.blocks import DrafterBlocks
 from dspark.drafters.dspark import DSparkDrafter
+from dspark.drafters.heads import peaks
 from dspark.nn.blocks import BlockTable
 from dspark.speculation.loop import Draft, Sample
 
@@ -72,16 +73,17 @@ class DSparkState:
         chain = torch.full((hidden_Kd.shape[0] + 1,), anchor, device=hidden_Kd.device)
         tokens: list[int] = []
         probs: list[Tensor] = []
+        sure: list[Tensor] = []
         state = None
         for slot, base_V in enumerate(logits_KV):
             logits_1V, state = drafter.next_logits(
                 base_V[None], hidden_Kd[slot : slot + 1], chain[slot : slot + 1], state
             )
             index, probs_V = sample(slot, logits_1V[0])
+            sure.append(peaks(logits_1V[0]))
             tokens.append(index if draft_ids is None else draft_ids[index])
             probs.append(probs_V)
             chain[slot + 1] = tokens[-1]
-        confidence = None
-        if drafter.confidence_head is not None:
-            confidence = drafter.confidence_logits(hidden_Kd, chain[:-1])
-        return Draft(tokens=tokens, probs=torch.stack(probs), support=drafter.support, confidence=confidence)
+        peaks_K = torch.stack(sure)
+        confidence_K = drafter.confidence(hidden_Kd, chain[:-1], peaks_K)
+        return Draft(tokens, torch.stack(probs), drafter.support, confidence_K, peaks_K)

@@ -82,6 +82,20 @@ def invert_call(p_RV: Tensor, u_R: Tensor, ids_R: Tensor, mass_R: Tensor) -> Cal
     return _invert(), (p_RV.data_ptr(), u_R.data_ptr(), rows, width, ids_R.data_ptr(), mass_R.data_ptr())
 
 
+def masses(logits_RV: Tensor) -> Tensor:
+    """``sum(exp(logits - max))`` of each row, ``[R]``: the reciprocal of its largest probability."""
+    rows, width = logits_RV.shape
+    mass_R = logits_RV.new_empty(rows)
+    _run(mass_call(logits_RV, mass_R), rows, width)
+    return mass_R
+
+
+def mass_call(logits_RV: Tensor, mass_R: Tensor) -> Call:
+    """``masses`` written to ``mass_R``."""
+    rows, width = logits_RV.shape
+    return _mass(), (logits_RV.data_ptr(), mass_R.data_ptr(), rows, width)
+
+
 def _run(call: Call, rows: int, width: int) -> None:
     run_call(call, 0 if rows == 1 else rows * width)  # a row is never shared
 
@@ -89,6 +103,11 @@ def _run(call: Call, rows: int, width: int) -> None:
 @cache
 def _law() -> Kernel:
     return row_kernel(7, _law_row, rows_at=2)
+
+
+@cache
+def _mass() -> Kernel:
+    return row_kernel(4, _mass_row, rows_at=2)
 
 
 @cache
@@ -109,10 +128,28 @@ def _law_row(code: Code, table: list[Value], row: Value) -> None:
         _Nucleus(code, p, width, mine).cut(top_p, build.fptrunc(cutoff, F32))
 
 
+def _mass_row(code: Code, table: list[Value], row: Value) -> None:
+    build = code.build
+    logits, masses, _, width = table
+    x = code.at(code.pointer(logits), build.mul(row, width), F32)
+    top = _top(code, x, width)
+
+    def raised(k: Value, mass: Value) -> Value:
+        return build.fadd(mass, exponential(code, build.fsub(_read(code, x, k), top)))
+
+    mass = total(code, reduce(build.fadd, _over(code, width, 0.0, raised)))
+    code.store(mass, code.pointer(masses), row, F32)
+
+
+def _top(code: Code, x: Value, width: Value) -> Value:
+    """The largest number of a row, in every place of a vector."""
+    seen = _over(code, width, -math.inf, lambda k, best: largest(code, best, _read(code, x, k)))
+    return code.splat(largest(code, reduce(lambda a, b: largest(code, a, b), seen)), _LANES)
+
+
 def _softmax(code: Code, x: Value, p: Value, width: Value, inverse: Value) -> None:
     build = code.build
-    seen = _over(code, width, -math.inf, lambda k, best: largest(code, best, _read(code, x, k)))
-    top = code.splat(largest(code, reduce(lambda a, b: largest(code, a, b), seen)), _LANES)
+    top = _top(code, x, width)
     sharpness = code.splat(inverse, _LANES)
 
     def raised(k: Value, mass: Value) -> Value:

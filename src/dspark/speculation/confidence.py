@@ -1,14 +1,15 @@
 """From the confidence head's logits to probabilities that mean what they say (section 4).
 
-Every map turns a conditional logit into a conditional probability, slot by slot; survival is always their running
-product. What a map may read of slot k is known before x_k is drawn, so planning by it stays lossless.
+Every map turns what is known of slot k before x_k is drawn into a conditional probability, so planning by it stays
+lossless: the logit of the confidence head, and how sure the drafter is of its own likeliest token (its "peak", which
+the head never sees). Survival is always the running product.
 
 Legend: K slots of a block, P knots; other leading axes are free.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Protocol
 
@@ -32,8 +33,11 @@ class ConfidenceMap(Protocol):
         """K, the slots it knows."""
         ...
 
-    def conditional(self, logits: Numbers) -> Numbers:
-        """``c [..., k]`` of the logits of the first ``k <= K`` slots of blocks."""
+    def conditional(self, logits: Numbers, peaks: Numbers | None = None) -> Numbers:
+        """``c [..., k]`` of the first ``k <= K`` slots of blocks, by their confidence logits and peaks ``[..., k]``.
+
+        ValueError for a map of fewer slots, and for one that reads peaks where there are none.
+        """
         ...
 
 
@@ -49,7 +53,7 @@ class Temperatures:
         """K."""
         return len(self.temperatures)
 
-    def conditional(self, logits: Numbers) -> Numbers:
+    def conditional(self, logits: Numbers, peaks: Numbers | None = None) -> Numbers:
         """See ``ConfidenceMap``."""
         return sigmoid(clamped(logits) / _first(self.temperatures, logits))
 
@@ -67,9 +71,32 @@ class Platt:
         """K."""
         return len(self.slopes)
 
-    def conditional(self, logits: Numbers) -> Numbers:
+    def conditional(self, logits: Numbers, peaks: Numbers | None = None) -> Numbers:
         """See ``ConfidenceMap``."""
         return sigmoid(clamped(logits) * _first(self.slopes, logits) + _first(self.offsets, logits))
+
+
+@dataclass(frozen=True)
+class Logistic:
+    """``sigmoid(slope_k * logit + peak_slope_k * peak + offset_k)``."""
+
+    kind: ClassVar[str] = "logistic"
+    slopes: tuple[float, ...]
+    peak_slopes: tuple[float, ...]
+    offsets: tuple[float, ...]
+
+    @property
+    def block(self) -> int:
+        """K."""
+        return len(self.slopes)
+
+    def conditional(self, logits: Numbers, peaks: Numbers | None = None) -> Numbers:
+        """See ``ConfidenceMap``."""
+        if peaks is None:
+            raise ValueError("a logistic map reads peaks, and there are none")
+        weights = (_first(each, logits) for each in (self.slopes, self.peak_slopes, self.offsets))
+        slopes, peak_slopes, offsets = weights
+        return sigmoid(clamped(logits) * slopes + clamped(peaks) * peak_slopes + offsets)
 
 
 @dataclass(frozen=True)
@@ -85,7 +112,7 @@ class Isotonic:
         """K."""
         return len(self.knots)
 
-    def conditional(self, logits: Numbers) -> Numbers:
+    def conditional(self, logits: Numbers, peaks: Numbers | None = None) -> Numbers:
         """See ``ConfidenceMap``."""
         found = clamped(logits)  # a copy
         for k in range(_checked(self.block, logits)):
@@ -93,28 +120,34 @@ class Isotonic:
         return found
 
 
-MAPS: dict[str, Any] = {each.kind: each for each in (Temperatures, Platt, Isotonic)}
+MAPS: dict[str, Any] = {each.kind: each for each in (Temperatures, Platt, Logistic, Isotonic)}
 
 
 @dataclass(frozen=True)
 class Calibrations:
-    """Maps by the sampling that they were fitted for: what is accepted depends on it."""
+    """Maps by the sampling that they were fitted for: what is accepted depends on it. ``survival [K]``: the share of
+    blocks whose first 1..K drafts were accepted there, where somebody counted.
+    """
 
     maps: Mapping[Sampling, ConfidenceMap] = field(default_factory=dict)
+    survival: Mapping[Sampling, tuple[float, ...]] = field(default_factory=dict)
 
     def of(self, sampling: Sampling) -> ConfidenceMap | None:
-        """The map of these settings, or of those with the nearest temperature; None: confidence is taken as trained.
+        """The map of the nearest settings; None: confidence is taken as trained."""
+        near = nearest(sampling, self.maps)
+        return None if near is None else self.maps[near]
 
-        A greedy draft is judged by its argmax alone, so greedy maps serve greedy requests only, and others only others.
-        """
-        alike = [each for each in self.maps if each.greedy == sampling.greedy]
-        if sampling in self.maps or not alike:
-            return self.maps.get(sampling)
-        return self.maps[min(alike, key=lambda each: abs(each.temperature - sampling.temperature))]
+    def with_regime(self, sampling: Sampling, fitted: ConfidenceMap, survival: tuple[float, ...] = ()) -> Calibrations:
+        """The same with one more sampling, or another map for one of them."""
+        return Calibrations({**self.maps, sampling: fitted}, {**self.survival, sampling: survival})
 
     def asdict(self) -> dict[str, Any]:
         """What ``read`` takes."""
-        return {"regimes": [{"sampling": vars(sampling), "map": as_json(each)} for sampling, each in self.maps.items()]}
+        regimes = [
+            {"sampling": vars(sampling), "map": as_json(each), "survival": list(self.survival.get(sampling, ()))}
+            for sampling, each in self.maps.items()
+        ]
+        return {"regimes": regimes}
 
     @classmethod
     def read(cls, stored: dict[str, Any], block: int, where: str) -> Calibrations:
@@ -123,12 +156,24 @@ class Calibrations:
         if not isinstance(regimes, list) or not all(_is_regime(each) for each in regimes):
             raise UserError(f"{where} holds no confidence maps (a list of regimes); calibrate again")
         maps = {Sampling(**each["sampling"]): from_json(each["map"], where) for each in regimes}
+        survival = {Sampling(**each["sampling"]): tuple(each.get("survival", ())) for each in regimes}
         short = [each.block for each in maps.values() if each.block < block]
         if short:
             raise UserError(
                 f"{where} has maps of {short[0]} drafts, the drafter's blocks have {block}; calibrate again"
             )
-        return cls(maps)
+        return cls(maps, survival)
+
+
+def nearest(sampling: Sampling, known: Iterable[Sampling]) -> Sampling | None:
+    """These settings themselves, or those with the nearest temperature; None where none are alike.
+
+    A greedy draft is judged by its argmax alone, so what was found for greedy requests serves these only.
+    """
+    alike = [each for each in known if each.greedy == sampling.greedy]
+    if sampling in alike or not alike:
+        return sampling if alike else None
+    return min(alike, key=lambda each: abs(each.temperature - sampling.temperature))
 
 
 def untouched(block: int) -> Temperatures:
@@ -194,5 +239,7 @@ def _is_regime(stored: Any) -> bool:
     if not all(isinstance(each, dict) for each in parts):
         return False
     sampling = stored["sampling"]
-    names = {each.name for each in fields(Sampling)}
+    names, shares = {each.name for each in fields(Sampling)}, stored.get("survival", [])
+    if not isinstance(shares, list) or not all(isinstance(each, int | float) and 0 <= each <= 1 for each in shares):
+        return False
     return set(sampling) <= names and all(isinstance(each, int | float) for each in sampling.values())

@@ -86,13 +86,15 @@ class Draft:
 
     probs[K, V_d] are the tensors that were sampled from, over `support` (int64[V_d] target ids, ascending) or
     over the whole vocabulary where that is None; probs None says that every token was certain (temperature 0, a
-    copy). confidence[K] are logits of c_k (Eq. 7), which never see x_k. `source` says what proposed them.
+    copy). confidence[K] are logits of c_k (Eq. 7), and peaks[K] log-odds of the largest p_d(.) of each slot at
+    temperature 1; neither ever sees x_k. `source` says what proposed them.
     """
 
     tokens: list[int]
     probs: Tensor | None = None
     support: Tensor | None = None
     confidence: Tensor | None = None
+    peaks: Tensor | None = None
     source: Source = "drafter"
 
     def dense(self, vocab_size: int) -> Tensor:
@@ -114,7 +116,8 @@ class Draft:
             return None
         if through is None or self.source == "lookup":
             return survival(torch.sigmoid(self.confidence))
-        return survival(torch.from_numpy(through.conditional(self.confidence.double().cpu().numpy())))
+        peaks = None if self.peaks is None else self.peaks.double().cpu().numpy()
+        return survival(torch.from_numpy(through.conditional(self.confidence.double().cpu().numpy(), peaks)))
 
 
 class DrafterState(Protocol):

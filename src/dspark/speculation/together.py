@@ -44,22 +44,22 @@ def step(
 
 def _survival(draft: Draft, through: ConfidenceMap | None) -> list[float]:
     survival = draft.survival(through)
-    # Without a confidence head nothing is known of a draft: it counts as certain.
+    # Of a draft that says nothing of itself nothing is known: it counts as certain.
     return [1.0] * len(draft.tokens) if survival is None else survival.tolist()
 
 
 def _outcomes(drafts: Sequence[Draft], rounds: Sequence[Round]) -> Outcomes | None:
     """What became of the drafter's own drafts whose confidence is known; None where there are none."""
     known = [
-        (draft.confidence, each)
+        (draft.confidence, draft.peaks, each)
         for draft, each in zip(drafts, rounds, strict=True)
-        if draft.confidence is not None and draft.source == "drafter"
+        if draft.confidence is not None and draft.peaks is not None and draft.source == "drafter"
     ]
     if not known:
         return None
-    confidence, some = zip(*known, strict=True)
-    logits = np.stack([each.double().cpu().numpy() for each in confidence])
-    return logits, np.array([each.observed for each in some]), np.array([each.accepted for each in some])
+    *evidence, some = zip(*known, strict=True)
+    logits, peaks = (np.stack([each.double().cpu().numpy() for each in rows]) for rows in evidence)
+    return logits, peaks, np.array([each.observed for each in some]), np.array([each.accepted for each in some])
 
 
 def _ended(slots: Counts, rounds: Sequence[Round]) -> Counts:

@@ -29,8 +29,8 @@ Form = Literal["price", "averaged", "literal", "algorithm 1"]
 RoundSeconds = Callable[[int, int], Numbers]
 # requests -> seconds of a step in which nobody drafts.
 PlainSeconds = Callable[[int], float]
-# Logits ``[R, K]`` of the confidence of drafts, and how many of them each request verified and accepted ``[R]``.
-Outcomes = tuple[Numbers, Counts, Counts]
+# Confidence logits and peaks ``[R, K]`` of drafts, and how many of them each request verified and accepted ``[R]``.
+Outcomes = tuple[Numbers, Numbers, Counts, Counts]
 
 
 @dataclass(frozen=True)

@@ -7,31 +7,40 @@ that does not pay, the decision about x_k rests on what was known before x_k was
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round, Source
-from dspark.speculation.confidence import Calibrations
+from dspark.speculation.confidence import Calibrations, nearest
 from dspark.speculation.loop import VerifyLength, WhenToDraft, always, verify_all
+from dspark.speculation.sampling import Sampling
 
 
 @dataclass(frozen=True)
 class Planning:
     """How rounds are planned: how many of their drafts are verified, which of them draft, ``draft_slots``, how many
-    tokens the drafter then drafts (None: as many as in its training), and how its confidence is read (as trained where
-    nobody calibrated it). By default everything is drafted and verified.
+    tokens the drafter then drafts (None: as many as in its training), ``blocks``, the same for samplings of which more
+    is known, and how confidence is read (as trained where nobody calibrated it). By default everything is drafted and
+    verified.
     """
 
     verify_length: VerifyLength = verify_all
     when: WhenToDraft = always
     draft_slots: int | None = None
     calibrations: Calibrations = Calibrations()
+    blocks: Mapping[Sampling, int | None] = field(default_factory=dict)
+
+    def slots(self, sampling: Sampling) -> int | None:
+        """How many tokens the drafter drafts for a request (None: as many as in its training)."""
+        near = nearest(sampling, self.blocks)
+        return self.draft_slots if near is None else self.blocks[near]
 
 
 WHOLE = Planning()
+_UNKNOWN = Calibrations()
 
 
 @dataclass(frozen=True)
@@ -141,14 +150,23 @@ def early_stop(survival: Sequence[float], seconds: Sequence[float]) -> int:
 _ONE_BY_ONE, _SHARED = (0.4, 0.2), (0.3, 0.05)
 
 
-def without_a_clock(block: int, survival: Sequence[float], shared: bool = False) -> Planning:
+def without_a_clock(
+    block: int, survival: Sequence[float], shared: bool = False, calibrations: Calibrations = _UNKNOWN
+) -> Planning:
     """Plans from prices that no clock has measured, for requests whose texts depend on how rounds are planned.
 
     How many drafts are verified decides which draws a sampled request uses, so measured prices would make a seed mean
     other texts on another machine, or on this one tomorrow. ``block``: K; ``survival`` as for ``best_slots``, empty
     where nobody knows: then blocks are whole. ``shared``: whether the target's rows share a reading of its weights.
+    Where ``calibrations`` have counted survival for a sampling, its blocks are as long as that says.
     """
     draft, verified = _SHARED if shared else _ONE_BY_ONE
     seconds = tuple(1 + draft + verified * drafts for drafts in range(block + 1))
-    slots = best_slots(survival, seconds, seconds[0]) if survival else block
-    return Planning(EarlyStop(seconds), WhileItPays(seconds, 1.0), slots if slots < block else None)
+
+    def slots(survival: Sequence[float]) -> int | None:
+        found = best_slots(survival, seconds, seconds[0]) if survival else block
+        return found if found < block else None
+
+    counted = calibrations.survival.items()
+    blocks = {sampling: slots(each) for sampling, each in counted if each and not sampling.greedy}
+    return Planning(EarlyStop(seconds), WhileItPays(seconds, 1.0), slots(survival), calibrations, blocks)
