@@ -164,7 +164,8 @@ class TableDrafter:
             if self.confidence is not None:
                 confidence.append(self.confidence(prefix, slot))
             row = self.logits(prefix)
-            index, p = sample(slot, row if self.support is None else row[self.support])
+            support = None if self.support is None else torch.tensor(self.support)
+            index, p = sample(slot, row if support is None else row[support], support)
             rows.append(p)
             prefix += (index if self.support is None else self.support[index],)
         return Draft(
