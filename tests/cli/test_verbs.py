@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from tiny_pair import Cli, make_tokenizer
-from torch import Tensor
 
 from dspark.calibration.record import Recorded
 from dspark.cli.pair import load_pair
@@ -66,6 +65,15 @@ def test_generate_raw_and_one_token(cli: Cli, tiny: list[object], tmp_path: Path
     figures = read(out)
     assert figures["prompt_tokens"] == 2  # "ab" and "c", and nothing of the template
     assert (figures["rounds"], figures["tau"]) == (0, None)
+
+
+def test_a_coupled_seed_is_one_text_with_and_without_drafting(cli: Cli, tiny: list[object], tmp_path: Path) -> None:
+    line = ["generate", "abc, and then?", *tiny, "--max-tokens", 60, "--temperature", 1, "--seed", 5]
+    spec, plain = cli(*line, "--coupled", "--json", tmp_path / "spec.json"), cli(*line, "--coupled", "--plain")
+    assert (spec.code, plain.code) == (0, 0), spec.err + plain.err
+    assert spec.out == plain.out != cli(*line, "--plain").out
+    figures = read(tmp_path / "spec.json")
+    assert figures["coupled"] and figures["accepted"] > 0
 
 
 def test_sampling_is_fixed_by_the_seed(cli: Cli, tiny: list[object]) -> None:
@@ -174,17 +182,23 @@ def test_eval_judges_confidence_in_rounds_that_verified_a_whole_block(
     assert f"confidence in {sum(parts)} whole rounds, as it was trained" in table
 
 
+@pytest.mark.parametrize("options", [[], ["--temperature", 1, "--coupled"]], ids=["greedy", "coupled"])
 def test_control_eval_fails_where_a_text_was_changed(
-    cli: Cli, tiny: list[object], prompts_file: PromptsFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli,
+    tiny: list[object],
+    prompts_file: PromptsFile,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[object],
 ) -> None:
-    def gullible(logits_NV: Tensor, tokens: Sequence[list[int]]) -> list[Verdict]:
+    def gullible(own: Sequence[int], tokens: Sequence[list[int]]) -> list[Verdict]:
         ends = accumulate(len(drafted) + 1 for drafted in tokens)
-        return [Verdict(len(d), int(logits_NV[end - 1].argmax())) for d, end in zip(tokens, ends, strict=True)]
+        return [Verdict(len(d), own[end - 1]) for d, end in zip(tokens, ends, strict=True)]
 
-    monkeypatch.setattr("dspark.decoding.sampler._greedy", gullible)
+    monkeypatch.setattr("dspark.decoding.sampler._while_equal", gullible)
     out, prompts = tmp_path / "eval.json", prompts_file("p.jsonl", "abc", "def f")
     line = ["eval", "--domain", f"[/b]={prompts}", "--max-tokens", 32, "--json", out, *tiny]
-    outcome = cli(*line)
+    outcome = cli(*line, *options)
     assert outcome.code == 1, outcome.err
     figures = read(out)
     assert figures["identical"]["unexplained"] > 0
@@ -198,6 +212,13 @@ def test_eval_with_sampling_claims_no_identity(evaluated: Callable[..., Any]) ->
     assert "identical" not in figures
     assert figures["drafted"] > 0
     assert figures["domains"]["gsm"]["intervals"]["tau"] is None  # one prompt says nothing about spread
+
+
+def test_eval_of_coupled_sampling_finds_the_same_texts(evaluated: Callable[..., Any]) -> None:
+    figures, _ = evaluated("--temperature", 1, "--top-p", 0.9, "--coupled")
+    assert figures["coupled"] and 0 < figures["accepted"] < figures["drafted"]
+    same = {"equal": figures["prompts"], "total": figures["prompts"], "unexplained": 0}
+    assert figures["identical"] == figures["ngram_identical"] == same
 
 
 def test_eval_of_single_tokens_has_no_tau(evaluated: Callable[..., Any]) -> None:

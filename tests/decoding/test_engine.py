@@ -48,6 +48,10 @@ def rounds_of(completions: Sequence[Completion]) -> dict[str, list[Round]]:
     return {c.request.id: list(c.rounds) for c in completions}
 
 
+def text_of(rounds: Sequence[Round]) -> list[int]:
+    return [token for each in rounds for token in each.tokens]
+
+
 PACKED = pytest.mark.parametrize("packed", [False, True], ids=["modules", "compiled"])
 
 
@@ -98,6 +102,47 @@ def test_requests_with_settings_of_their_own_share_steps(draft_ids: tuple[int, .
     ):
         completions = list(Engine(target, requests, Limits(6, 512), "dspark", drafter, **more).run())
         assert rounds_of(completions) == alone(target, drafter, "dspark", requests, **more)
+
+
+@PACKED
+@pytest.mark.parametrize("draft_ids", [None, tuple(range(0, 64, 2))], ids=["full", "pruned"])
+def test_a_coupled_text_is_the_same_in_any_company_and_under_any_plan(
+    draft_ids: tuple[int, ...] | None, packed: bool
+) -> None:
+    target = tiny_target(sharpness=2.0)
+    drafter = drafter_of(target, packed, draft_ids=draft_ids)
+    # Beside each coupled request one that is not, with the same settings.
+    free = requests_of(SAMPLINGS)
+    coupled = [replace(r, id=f"{r.id}, coupled", coupled=True) for r in free]
+    plain = {name: text_of(r) for name, r in alone(target, drafter, "plain", coupled).items()}
+    plan = Planning(EarlyStop((1.0, 1.2, 1.4, 1.6, 1.8)), WhileItPays((1.2, 1.5, 1.8, 2.1, 2.4), 1.0), 3, DOUBTS)
+    tally, others = RoundTally(), set()
+    for mode, limits, more in (
+        ("plain", Limits(5, 512), {}),
+        ("ngram", Limits(12, 512, step_tokens=7, block=4), {}),
+        ("dspark", Limits(12, 512), {}),
+        ("dspark", Limits(6, 120, block=3), {"lookup": False}),
+        ("dspark", Limits(12, 512), {"sampled": plan}),
+        ("dspark", Limits(4, 512), {"sampled": without_a_clock(4, [0.9, 0.8])}),
+    ):
+        completions = list(Engine(target, [*free, *coupled], limits, mode, drafter, **more).run())
+        found = rounds_of(completions)
+        assert found == alone(target, drafter, mode, [*free, *coupled], **more)
+        assert {name: text_of(found[name]) for name in plain} == plain
+        tally.extend(each for name in plain for each in found[name])
+        others.add(tuple(tuple(text_of(found[r.id])) for r in free))
+    assert 0 < tally.accepted < tally.verified < tally.drafted
+    assert len(others) > 2, "what is drawn afresh depends on the plan"
+
+
+def test_a_greedy_request_may_be_called_coupled() -> None:
+    target = tiny_target(sharpness=2.0)
+    drafter = drafter_of(target, True)
+    greedy = requests_of([Sampling()])
+    coupled = [replace(request, coupled=True) for request in greedy]
+    expected = alone(target, drafter, "dspark", greedy)
+    assert alone(target, drafter, "dspark", coupled) == expected
+    assert rounds_of(list(Engine(target, coupled, Limits(6, 512), "dspark", drafter).run())) == expected
 
 
 @PACKED

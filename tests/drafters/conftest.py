@@ -73,7 +73,7 @@ def greedy() -> Callable[[list[Tensor]], Sample]:
     """A greedy sampler that notes the logits of every slot."""
 
     def sampler(seen: list[Tensor]) -> Sample:
-        def sample(slot: int, logits: Tensor) -> tuple[int, Tensor]:
+        def sample(slot: int, logits: Tensor, support: Tensor | None) -> tuple[int, Tensor]:
             assert slot == len(seen)
             seen.append(logits.clone())
             return int(greedy_ids(logits)), distribution(logits, Sampling())
@@ -88,7 +88,7 @@ def forced() -> Callable[[list[Tensor], list[int]], Sample]:
     """A sampler that takes given indices whatever the logits, as teacher forcing does."""
 
     def sampler(seen: list[Tensor], indices: list[int]) -> Sample:
-        def sample(slot: int, logits: Tensor) -> tuple[int, Tensor]:
+        def sample(slot: int, logits: Tensor, support: Tensor | None) -> tuple[int, Tensor]:
             seen.append(logits.clone())
             return indices[slot], distribution(logits, Sampling(temperature=1.0))
 

@@ -228,7 +228,7 @@ def test_the_frozen_ends_are_no_part_of_the_module_state(make_drafter):
 def test_the_probabilities_that_were_sampled_from_are_kept(make_drafter):
     drafter, given = make_drafter(), []
 
-    def sample(slot, logits):
+    def sample(slot, logits, support):
         given.append(torch.softmax(logits.double() / (slot + 1), dim=-1))
         return slot, given[-1]
 

@@ -1,4 +1,4 @@
-"""Identity of greedy texts: ties are explained, one wrong rollback is not."""
+"""Identity of greedy and coupled texts: ties are explained, one wrong rollback is not."""
 
 from __future__ import annotations
 
@@ -7,10 +7,19 @@ import torch
 from torch import Tensor
 
 from dspark.drafters.ngram import PromptLookup
-from dspark.evaluation.identity import Comparison, IdentityTally, allowed_gap, judge, replay
+from dspark.evaluation.identity import (
+    Comparison,
+    IdentityTally,
+    allowed_gap,
+    coupled_scores,
+    greedy_scores,
+    judge,
+    replay,
+)
+from dspark.speculation.coupling import Coupling
 from dspark.speculation.draws import SeededDraws
 from dspark.speculation.loop import Round, Step, generate
-from dspark.speculation.sampling import Sampling
+from dspark.speculation.sampling import Sampling, distribution
 
 VOCABULARY = 8
 PROMPT = [1, 2, 3, 1, 2]
@@ -44,29 +53,37 @@ class Bigrams:
         del self.ids[length:]
 
 
-def decode(target: Bigrams, drafted: bool) -> list[Round]:
+GREEDY, SAMPLED = Sampling(), Sampling(0.7, top_p=0.95)
+SAMPLINGS = pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "coupled"])
+
+
+def decode(target: Bigrams, drafted: bool, sampling: Sampling) -> list[Round]:
     drafter = PromptLookup(4) if drafted else None
-    options = {"sampling": Sampling(), "draws": SeededDraws(0), "max_tokens": 60}
+    coupling = None if sampling.greedy else Coupling(3, VOCABULARY)
+    options = {"sampling": sampling, "draws": SeededDraws(0), "max_tokens": 60, "coupling": coupling}
     return list(generate(target, drafter, PROMPT, **options))  # type: ignore[arg-type]
 
 
-def compare(spec_target: Bigrams) -> Comparison:
-    plain, spec = decode(Bigrams(), False), decode(spec_target, True)
+def compare(spec_target: Bigrams, sampling: Sampling = GREEDY) -> Comparison:
+    plain, spec = decode(Bigrams(), False, sampling), decode(spec_target, True, sampling)
     assert sum(r.drafted for r in spec) > 0
     assert sum(r.accepted for r in spec) > 0
     assert sum(r.accepted for r in spec) < sum(r.verified for r in spec)  # some rollback really happened
     plain_ids, spec_ids = ([token for r in rounds for token in r.tokens] for rounds in (plain, spec))
-    return judge(plain_ids, spec_ids, replay(Bigrams, PROMPT, plain_ids), torch.float32)
+    scores = greedy_scores if sampling.greedy else coupled_scores(Coupling(3, VOCABULARY), sampling)
+    return judge(plain_ids, spec_ids, replay(Bigrams, PROMPT, plain_ids), torch.float32, scores)
 
 
-def test_sound_decoding_is_identical() -> None:
-    comparison = compare(Bigrams())
+@SAMPLINGS
+def test_sound_decoding_is_identical(sampling: Sampling) -> None:
+    comparison = compare(Bigrams(), sampling)
     assert comparison.equal
     assert not comparison.unexplained
 
 
-def test_one_wrong_rollback_is_unexplained() -> None:
-    comparison = compare(Bigrams(wrong_rollbacks=1))
+@SAMPLINGS
+def test_one_wrong_rollback_is_unexplained(sampling: Sampling) -> None:
+    comparison = compare(Bigrams(wrong_rollbacks=1), sampling)
     assert not comparison.equal
     assert comparison.unexplained
     tally = IdentityTally()
@@ -99,6 +116,34 @@ def test_only_a_tie_of_the_two_tokens_explains(row: Tensor, spec: int, unexplain
     assert comparison.position == 1
     assert comparison.unexplained == unexplained
     assert asked == [1]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_a_coupled_tie_is_one_of_logits_that_the_noise_has_moved(temperature: float) -> None:
+    coupling, sampling, position = Coupling(8, 4), Sampling(temperature), 5
+    scores = coupled_scores(coupling, sampling)
+    row = at(1.0, 2.0, 0.5, -1.0).double()
+    chosen = int(coupling.picks(distribution(row[None], sampling), position))
+    moved = scores(position, row)
+    assert int(moved.argmax()) == chosen
+    other = (chosen + 1) % 4
+    for gap in (5e-5, 2e-4):
+        # A logit counts in full whatever the temperature.
+        near = row.clone()
+        near[other] += moved[chosen] - moved[other] - gap
+        comparison = judge(
+            [0] * position + [chosen], [0] * position + [other], lambda _, r=near: r, torch.float32, scores
+        )
+        assert comparison.gap == pytest.approx(gap, rel=1e-6)
+        assert comparison.unexplained == (gap > 1e-4)
+
+
+def test_an_id_that_is_never_drawn_explains_nothing() -> None:
+    sampling = Sampling(1.0, top_k=2)
+    scores = coupled_scores(Coupling(0, 3), sampling)
+    row = at(3.0, 3.0, 3.0 - 1e-6)
+    chosen = int(scores(0, row).argmax())
+    assert judge([chosen], [2], lambda _: row, torch.float32, scores).unexplained
 
 
 def test_bfloat16_counts_in_ulps_of_the_top_logit() -> None:

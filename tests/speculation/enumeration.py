@@ -163,9 +163,10 @@ class TableDrafter:
         for slot in range(self.block):
             if self.confidence is not None:
                 confidence.append(self.confidence(prefix, slot))
-            row = self.logits(prefix) if self.support is None else self.logits(prefix)[self.support]
+            support = None if self.support is None else torch.tensor(self.support)
+            row = self.logits(prefix) if support is None else self.logits(prefix)[support]
             peaks.append(float(torch.logit(row.double().softmax(dim=0).max(), eps=1e-6)))
-            index, p = sample(slot, row)
+            index, p = sample(slot, row, support)
             rows.append(p)
             prefix += (index if self.support is None else self.support[index],)
         return Draft(

@@ -116,8 +116,8 @@ def test_draft_temperature_ignored() -> None:
 
     class DrawsAtTemperatureOne(TableDrafter):
         def draft(self, ids: list[int], features: Tensor | None, sample: Sample) -> Draft:
-            def hot(slot: int, logits: Tensor) -> tuple[int, Tensor]:
-                index, _ = sample(slot, logits * cold.temperature)
+            def hot(slot: int, logits: Tensor, support: Tensor | None) -> tuple[int, Tensor]:
+                index, _ = sample(slot, logits * cold.temperature, support)
                 return index, distribution(logits, cold)
 
             return super().draft(ids, features, hot)
@@ -269,10 +269,10 @@ class NoiseByPosition(TableDrafter):
     noise: dict[int, int]
 
     def draft(self, ids: list[int], features: Tensor | None, sample: Sample) -> Draft:
-        def remembered(slot: int, logits: Tensor) -> tuple[int, Tensor]:
+        def remembered(slot: int, logits: Tensor, support: Tensor | None) -> tuple[int, Tensor]:
             position = len(ids) + slot
             if position not in self.noise:
-                self.noise[position], _ = sample(slot, logits)
+                self.noise[position], _ = sample(slot, logits, support)
             # p_d is the same at every prefix of this case, so the same noise is the same token.
             return self.noise[position], distribution(logits, PLAIN)
 

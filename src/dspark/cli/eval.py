@@ -14,6 +14,7 @@ import typer
 from dspark.cli.options import (
     BUNDLED,
     DIFFERENT,
+    CoupledOption,
     DeviceOption,
     DrafterOption,
     DtypeOption,
@@ -64,6 +65,7 @@ def evaluate(
     top_k: TopKOption = 0,
     top_p: TopPOption = 1.0,
     seed: SeedOption = 0,
+    coupled: CoupledOption = False,
     target: TargetOption = BUNDLED,
     drafter: DrafterOption = BUNDLED,
     dtype: DtypeOption = "auto",
@@ -73,14 +75,13 @@ def evaluate(
     """Measure acceptance, speed and exactness.
 
     Decodes every prompt's first turn plainly, with the drafter and by prompt lookup, interleaved. Exit code 1
-    where drafting changed a greedy text by more than rounding explains.
+    where drafting changed a greedy or coupled text by more than rounding explains.
     """
     from dspark.cli.eval_table import print_table, unexplained
     from dspark.cli.machine import load_now, machine_facts
     from dspark.cli.pair import load_pair
     from dspark.evaluation.summary import summarise
     from dspark.foundation.artifacts import write_json
-    from dspark.speculation.planner.single import WHOLE
     from dspark.speculation.sampling import Sampling
 
     load = load_now()
@@ -89,16 +90,15 @@ def evaluate(
     messages = _messages(files, limit)
     pair = load_pair(target, drafter, dtype, device)
     tasks = _tasks(pair, messages, seed)
-    decoder = replace(pair.decoder, lookup=lookup)
-    if not planned:
-        decoder = replace(decoder, greedy=WHOLE, sampled=WHOLE)
-    trials, recorded = _trials(decoder, tasks, sampling, max_tokens)
+    decoder = _decoder(pair, lookup, planned)
+    trials, recorded = _trials(decoder, tasks, sampling, max_tokens, coupled)
     figures = summarise(trials)
     _add_confidence(figures, trials, recorded, pair.calibrations.of(sampling))
     if json is not None:
         settings = {"sampling": vars(sampling), "max_tokens": max_tokens, "seed": seed, "limit": limit}
-        settings |= {"planned": planned, "lookup": lookup, "machine": machine_facts(pair.target.device, load)}
-        write_json(json, figures | pair.asdict(decoder) | settings | {"files": _names(files)})
+        settings |= {"coupled": coupled, "planned": planned, "lookup": lookup}
+        settings |= {"machine": machine_facts(pair.target.device, load), "files": _names(files)}
+        write_json(json, figures | pair.asdict(decoder) | settings)
     print_table(figures)
     if unexplained(figures):
         raise typer.Exit(DIFFERENT)
@@ -151,8 +151,15 @@ def _tasks(pair: Pair, messages: list[tuple[str, str, list[dict[str, str]]]], se
     return tasks
 
 
+def _decoder(pair: Pair, lookup: bool, planned: bool) -> Decoder:
+    from dspark.speculation.planner.single import WHOLE
+
+    decoder = replace(pair.decoder, lookup=lookup)
+    return decoder if planned else replace(decoder, greedy=WHOLE, sampled=WHOLE)
+
+
 def _trials(
-    decoder: Decoder, tasks: list[Task], sampling: Sampling, max_tokens: int
+    decoder: Decoder, tasks: list[Task], sampling: Sampling, max_tokens: int, coupled: bool
 ) -> tuple[list[Trial], Recorded | None]:
     """Every task decoded in every mode, and its whole rounds by the task's number (None without a drafter)."""
     from dspark.calibration.record import Recorder
@@ -172,12 +179,12 @@ def _trials(
         number = numbers[task.domain, task.id]
         if recorder is not None and mode == "dspark":
             recorder.forget()  # a first time that only warms up
-        request = Request(number, task.prompt_ids, sampling, task.seed, max_tokens)
+        request = Request(number, task.prompt_ids, sampling, task.seed, max_tokens, coupled=coupled)
         completion = heard.answer(request, mode)
         decoder.target.chat.decode(completion.output_ids)
         return completion.rounds
 
-    judge = _judge(decoder.target) if sampling.greedy else None
+    judge = _judge(decoder.target, sampling) if sampling.greedy or coupled else None
     trials: list[Trial] = []
     with progress(len(tasks), "eval", "prompts") as bar:
         for trial in measure(tasks, decode, time.perf_counter, judge):
@@ -205,9 +212,10 @@ def _add_confidence(
         figures_of["confidence"] = confidence_of(recorded.at(rows), calibration)
 
 
-def _judge(target: Target) -> Callable[[Task, list[int], list[int]], Comparison]:
-    """Compares greedy texts; at a first difference plain's logits are computed anew, as plain did."""
-    from dspark.evaluation.identity import judge, replay
+def _judge(target: Target, sampling: Sampling) -> Callable[[Task, list[int], list[int]], Comparison]:
+    """Compares greedy or coupled texts; at a first difference plain's logits are computed anew, as plain did."""
+    from dspark.evaluation.identity import coupled_scores, judge, replay
+    from dspark.speculation.coupling import Coupling
     from dspark.targets.session import TargetSession
 
     def compare(task: Task, plain_ids: list[int], other_ids: list[int]) -> Comparison:
@@ -216,6 +224,10 @@ def _judge(target: Target) -> Callable[[Task, list[int], list[int]], Comparison]
         def fresh() -> TargetSession:
             return TargetSession(target, capacity)
 
-        return judge(plain_ids, other_ids, replay(fresh, task.prompt_ids, plain_ids), target.agreement)
+        logits_at = replay(fresh, task.prompt_ids, plain_ids)
+        if sampling.greedy:
+            return judge(plain_ids, other_ids, logits_at, target.agreement)
+        scores = coupled_scores(Coupling(task.seed, target.vocab_size), sampling)
+        return judge(plain_ids, other_ids, logits_at, target.agreement, scores)
 
     return compare

@@ -12,6 +12,7 @@ import typer
 
 from dspark.cli.options import (
     BUNDLED,
+    CoupledOption,
     DeviceOption,
     DrafterOption,
     DtypeOption,
@@ -42,6 +43,7 @@ def generate(
     top_k: TopKOption = 0,
     top_p: TopPOption = 1.0,
     seed: SeedOption = 0,
+    coupled: CoupledOption = False,
     target: TargetOption = BUNDLED,
     drafter: DrafterOption = BUNDLED,
     dtype: DtypeOption = "auto",
@@ -69,13 +71,14 @@ def generate(
     mode: Any = "plain" if plain else "dspark"
     started = time.perf_counter()
     decoder = replace(pair.decoder, lookup=lookup)
-    rounds = _stream(decoder.stream(Request("prompt", prompt_ids, sampling, seed, max_tokens), mode), chat)
+    request = Request("prompt", prompt_ids, sampling, seed, max_tokens, coupled=coupled)
+    rounds = _stream(decoder.stream(request, mode), chat)
     figures = _figures(rounds, time.perf_counter() - started)
     print(_line(figures), file=sys.stderr)
     if json is not None:
         ids = [token for each in rounds for token in each.tokens]
         answer = {"text": chat.decode(ids), "token_ids": ids, "finish_reason": rounds[-1].finish}
-        settings = {"mode": mode, "lookup": lookup, "sampling": vars(sampling), "seed": seed}
+        settings = {"mode": mode, "lookup": lookup, "sampling": vars(sampling), "seed": seed, "coupled": coupled}
         write_json(json, answer | figures | settings | {"prompt_tokens": len(prompt_ids)} | pair.asdict())
 
 

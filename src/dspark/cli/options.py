@@ -50,6 +50,14 @@ SeedOption = Annotated[int, typer.Option("--seed", help="Fixes every random draw
 TemperatureOption = Annotated[float, typer.Option("--temperature", help="0 is greedy.")]
 TopKOption = Annotated[int, typer.Option("--top-k", min=0, help="Keep the k likeliest tokens; 0 is off.")]
 TopPOption = Annotated[float, typer.Option("--top-p", help="Keep the likeliest tokens of this mass; 1 is off.")]
+CoupledOption = Annotated[
+    bool,
+    typer.Option(
+        "--coupled",
+        help="Draw so that the seed alone decides the text, drafted or not and whatever is verified, for somewhat fewer"
+        " accepted drafts; at temperature 0 that is so anyway.",
+    ),
+]
 LookupOption = Annotated[
     bool,
     typer.Option(

@@ -186,7 +186,8 @@ class Engine:
                 f"request {request.id} needs {len(request.prompt_ids) + limit} positions (prompt"
                 f" {len(request.prompt_ids)} and answer {limit}), the cache has {room}; shorten it"
             )
-        return Running(request, SeededDraws(request.seed), limit, lookup_of(self._mode, self._lookup))
+        lookup, coupling = lookup_of(self._mode, self._lookup), request.coupling(self.target.vocab_size)
+        return Running(request, SeededDraws(request.seed), limit, lookup, coupling)
 
     def _works(self, shares: Sequence[Share]) -> list[Work]:
         """Everybody's part, rounds with their drafts and how many of these are verified."""

@@ -39,7 +39,7 @@ def propose(
     drafts = [_copied(row) if row.lookup is not None and wanted(row, "lookup") else NO_DRAFT for row in rows]
     asking = [i for i, row in enumerate(rows) if blocks and not drafts[i].tokens and wanted(row, "drafter")]
     lap("lookup")
-    for (_, program, length), mine in _together(rows, asking, blocks, slots).items():
+    for (_, _, program, length), mine in _together(rows, asking, blocks, slots).items():
         assert blocks is not None
         made = _as_program if program else _slot_by_slot
         for i, draft in zip(mine, made(blocks, [rows[i] for i in mine], length, lap), strict=True):
@@ -52,14 +52,16 @@ def _together(
     asking: Sequence[int],
     blocks: DrafterBlocks | None,
     slots: Callable[[Running], int | None],
-) -> dict[tuple[bool, bool, int | None], list[int]]:
-    """Who drafts with whom: greedy requests or sampled ones, by a program or slot by slot, blocks of one length."""
-    groups: dict[tuple[bool, bool, int | None], list[int]] = {}
+) -> dict[tuple[bool, bool, bool, int | None], list[int]]:
+    """Who drafts with whom: greedy, coupled or sampled requests, by a program (which draws for no coupled ones) or
+    slot by slot, blocks of one length.
+    """
+    groups: dict[tuple[bool, bool, bool, int | None], list[int]] = {}
     compiled = blocks is not None and blocks.drafter.program is not None
     for i in asking:
-        sampling = rows[i].request.sampling
-        as_program = compiled and (sampling.greedy or draws(sampling))
-        groups.setdefault((sampling.greedy, as_program, slots(rows[i])), []).append(i)
+        sampling, coupled = rows[i].request.sampling, rows[i].coupling is not None
+        program = compiled and (sampling.greedy or (draws(sampling) and not coupled))
+        groups.setdefault((sampling.greedy, coupled, program, slots(rows[i])), []).append(i)
     return groups
 
 
@@ -98,7 +100,7 @@ def _slot_by_slot(blocks: DrafterBlocks, rows: Sequence[Running], length: int | 
     probs, sure, state = [], [], None
     for slot in range(base_RKV.shape[1]):
         logits_RV, state = drafter.next_logits(base_RKV[:, slot], hidden_RKd[:, slot], chain_RK[:, slot], state)
-        index_R, p_RV = sample(logits_RV, rows, slot, Purpose.DRAFT)
+        index_R, p_RV = sample(logits_RV, rows, slot, Purpose.DRAFT, drafter.support)
         chain_RK[:, slot + 1] = index_R if drafter.support is None else drafter.support[index_R]
         probs.append(p_RV)
         sure.append(peaks(logits_RV))
@@ -112,5 +114,5 @@ def _slot_by_slot(blocks: DrafterBlocks, rows: Sequence[Running], length: int | 
     return drafts
 
 
-def _no_sample(slot: int, logits_V: Tensor) -> tuple[int, Tensor]:
+def _no_sample(slot: int, logits_V: Tensor, support: Tensor | None) -> tuple[int, Tensor]:
     raise AssertionError("a copy draws nothing")

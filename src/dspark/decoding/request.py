@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from dspark.drafters.ngram import PromptLookup
 from dspark.nn.blocks import BlockTable
 from dspark.speculation.acceptance import Finish, Round
+from dspark.speculation.coupling import Coupling
 from dspark.speculation.draws import SeededDraws
 from dspark.speculation.sampling import Sampling
 
@@ -15,7 +18,9 @@ from dspark.speculation.sampling import Sampling
 class Request:
     """One prompt to be answered; ``seed`` fixes every draw of its answer.
 
-    ``ignore_stop``: the answer goes on to ``max_tokens``, whatever it says (for measurements).
+    ``ignore_stop``: the answer goes on to ``max_tokens``, whatever it says (for measurements). ``coupled``: the seed
+    fixes the text, too, whatever is drafted and verified (``speculation.coupling``); nothing to a greedy request, whose
+    text is fixed anyway.
     """
 
     id: str
@@ -24,6 +29,11 @@ class Request:
     seed: int
     max_tokens: int
     ignore_stop: bool = False
+    coupled: bool = False
+
+    def coupling(self, vocabulary: int) -> Coupling | None:
+        """The noise that its tokens are drawn with; None where they are drawn otherwise, or not at all."""
+        return Coupling(self.seed, vocabulary) if self.coupled and not self.sampling.greedy else None
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,7 @@ class Running:
     draws: SeededDraws
     limit: int
     lookup: PromptLookup | None = None
+    coupling: Coupling | None = None
     ids: list[int] = field(default_factory=list)
     table: BlockTable = field(default_factory=BlockTable)
     rounds: list[Round] = field(default_factory=list)
@@ -60,9 +71,19 @@ class Running:
         return self.ids[len(self.request.prompt_ids) :]
 
     @property
+    def written(self) -> int:
+        """Output tokens so far, and the output position of the next one."""
+        return len(self.ids) - len(self.request.prompt_ids)
+
+    @property
     def room(self) -> int:
         """Output tokens that may still come."""
-        return self.limit - (len(self.ids) - len(self.request.prompt_ids))
+        return self.limit - self.written
+
+    def picks(self, p_NV: Tensor, slot: int = 0, support: Tensor | None = None) -> Tensor:
+        """``Coupling.picks`` of the next round's slots from ``slot`` on; only of a coupled request."""
+        assert self.coupling is not None
+        return self.coupling.picks(p_NV, self.written + slot, support)
 
     @property
     def unread(self) -> int:

@@ -1,6 +1,7 @@
 """Sampling for many requests at once, each with its own settings and its own draws.
 
-Row for row the numbers are those of the reference loop: the same distribution, the same uniform, the same inverse CDF.
+Row for row the numbers are those of the reference loop: the same distribution, the same uniform, the same inverse CDF,
+or the same noise (a coupled request's).
 
 Legend: R requests, N rows of the target's logits, V vocabulary or a draft's support.
 """
@@ -21,10 +22,18 @@ from dspark.speculation.rejection import Verdict, acceptance, residual
 from dspark.speculation.sampling import Sampling, distribution, greedy_ids
 
 
-def sample(logits_RV: Tensor, rows: Sequence[Running], slot: int, purpose: Purpose) -> tuple[Tensor, Tensor | None]:
-    """One index for each row ``int64 [R]``, and the probabilities ``[R, V]`` that it was drawn from (None: certain)."""
+def sample(
+    logits_RV: Tensor, rows: Sequence[Running], slot: int, purpose: Purpose, support: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """One index for each row ``int64 [R]``, and the probabilities ``[R, V]`` that it was drawn from (None: certain).
+
+    ``support``: the target's ids of the columns, all of them if None. Coupled requests, whose tokens are certain given
+    their noise, must be among themselves.
+    """
     if all(row.request.sampling.greedy for row in rows):
         return largest_ids(logits_RV), None
+    if rows[0].coupling is not None:
+        return _own_picks(logits_RV, rows, slot, support), None
     indices_R = torch.empty(len(rows), dtype=torch.int64, device=logits_RV.device)
     p_RV = torch.empty(logits_RV.shape, dtype=_precision(logits_RV), device=logits_RV.device)
     for sampling, members in by_sampling(rows):
@@ -36,6 +45,16 @@ def sample(logits_RV: Tensor, rows: Sequence[Running], slot: int, purpose: Purpo
             u = [rows[i].draws.uniform(round=len(rows[i].rounds), slot=slot, purpose=purpose) for i in members]
             indices_R[members] = invert_rows(p, torch.tensor(u, dtype=torch.float64))
     return indices_R, p_RV
+
+
+def _own_picks(logits_RV: Tensor, rows: Sequence[Running], slot: int, support: Tensor | None) -> Tensor:
+    indices_R = torch.empty(len(rows), dtype=torch.int64, device=logits_RV.device)
+    for sampling, members in by_sampling(rows):
+        laws_1V = distribution(logits_RV[members], sampling).split(1)
+        indices_R[members] = torch.cat(
+            [rows[i].picks(p_1V, slot, support) for i, p_1V in zip(members, laws_1V, strict=True)]
+        )
+    return indices_R
 
 
 def largest_ids(logits: Tensor) -> Tensor:
@@ -62,6 +81,8 @@ def settle(
         some = ([rows[i] for i in members], [drafts[i].tokens[: lengths[i]] for i in members])
         if sampling.greedy:
             found = _greedy(mine_NV, some[1])
+        elif rows[members[0]].coupling is not None:
+            found = _coupled(distribution(mine_NV, sampling), *some)
         else:
             found = _sampled(distribution(mine_NV, sampling), *some, [drafts[i] for i in members])
         for i, verdict in zip(members, found, strict=True):
@@ -70,16 +91,27 @@ def settle(
 
 
 def by_sampling(rows: Sequence[Running]) -> Iterator[tuple[Sampling, list[int]]]:
-    """Numbers of the rows that share their settings."""
-    groups: dict[Sampling, list[int]] = {}
+    """Numbers of the rows that share their settings, and are coupled or not."""
+    groups: dict[tuple[Sampling, bool], list[int]] = {}
     for index, row in enumerate(rows):
-        groups.setdefault(row.request.sampling, []).append(index)
-    yield from groups.items()
+        groups.setdefault((row.request.sampling, row.coupling is not None), []).append(index)
+    yield from ((sampling, members) for (sampling, _), members in groups.items())
 
 
 def _greedy(logits_NV: Tensor, tokens: Sequence[list[int]]) -> list[Verdict]:
-    """Temperature 0: both laws are certain, and drafts stand while they are the target's own tokens."""
-    own = largest_ids(logits_NV).tolist()
+    """Temperature 0: both laws are certain."""
+    return _while_equal(largest_ids(logits_NV).tolist(), tokens)
+
+
+def _coupled(p_t_NV: Tensor, rows: Sequence[Running], tokens: Sequence[list[int]]) -> list[Verdict]:
+    """Both laws are certain given a request's noise."""
+    laws_nV = p_t_NV.split([len(drafted) + 1 for drafted in tokens])
+    own = [token for row, p_nV in zip(rows, laws_nV, strict=True) for token in row.picks(p_nV).tolist()]
+    return _while_equal(own, tokens)
+
+
+def _while_equal(own: Sequence[int], tokens: Sequence[list[int]]) -> list[Verdict]:
+    """Drafts stand while they are the target's ``own`` tokens, request by request."""
     verdicts, first = [], 0
     for drafted in tokens:
         accepted = next((k for k, token in enumerate(drafted) if token != own[first + k]), len(drafted))

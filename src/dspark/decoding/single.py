@@ -74,6 +74,7 @@ class Decoder:
             when=planning.when,
             calibration=planning.calibrations.of(request.sampling),
             context_limit=limit,
+            coupling=request.coupling(self.target.vocab_size),
         )
 
     def _engine(self, request: Request, mode: Mode) -> Engine:

@@ -42,8 +42,8 @@ class DSparkState:
 
         ``ids``: all committed target ids. ``features [n, L*d]``: tapped hidden states of the positions
         committed since the last call, in order, never the anchor's own (None: there are none). ``sample(slot,
-        logits [V_d])`` draws. Raises ValueError, before anything changes, where the rows and the committed
-        ids don't match.
+        logits [V_d], support)`` draws. Raises ValueError, before anything changes, where the rows and the
+        committed ids don't match.
         """
         rows = 0 if features is None else features.shape[0]
         if self.length + rows != len(ids) - 1:
@@ -79,7 +79,7 @@ class DSparkState:
             logits_1V, state = drafter.next_logits(
                 base_V[None], hidden_Kd[slot : slot + 1], chain[slot : slot + 1], state
             )
-            index, probs_V = sample(slot, logits_1V[0])
+            index, probs_V = sample(slot, logits_1V[0], drafter.support)
             sure.append(peaks(logits_1V[0]))
             tokens.append(index if draft_ids is None else draft_ids[index])
             probs.append(probs_V)

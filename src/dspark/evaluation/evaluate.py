@@ -42,7 +42,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Trial:
-    """One prompt decoded in every mode; greedy texts are compared with plain's."""
+    """One prompt decoded in every mode; greedy and coupled texts are compared with plain's."""
 
     task: Task
     runs: dict[Mode, Run]
@@ -58,7 +58,7 @@ def measure(tasks: Sequence[Task], decode: Decode, clock: Callable[[], float], j
 
     ``decode`` does all the work that a user waits for, down to the text. The first task is decoded once in
     every mode before anything is timed. ``judge(task, plain ids, other ids)`` compares texts, outside the
-    timed part; None where texts may differ (sampling).
+    timed part; None where texts may differ (sampling, unless coupled).
     """
     for mode in MODES if tasks else ():
         decode(tasks[0], mode)

@@ -20,6 +20,7 @@ from torch import Tensor
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Finish, Round, Source, survival
 from dspark.speculation.confidence import ConfidenceMap
+from dspark.speculation.coupling import Coupling
 from dspark.speculation.draws import CertainDraws, Draws, Purpose
 from dspark.speculation.rejection import Verdict, verify
 from dspark.speculation.sampling import Sampling, distribution
@@ -40,8 +41,9 @@ __all__ = [
     "verify_all",
 ]
 
-# (slot, logits over the draft's support) -> (index into the support, the probabilities it was drawn from).
-Sample = Callable[[int, Tensor], tuple[int, Tensor]]
+# (slot, logits over the draft's support, that support as in Draft) -> (index into the support, the probabilities it was
+# drawn from).
+Sample = Callable[[int, Tensor, Tensor | None], tuple[int, Tensor]]
 
 # (number of drafts, at least 1; their survival a[K], None without a confidence head) -> how many to verify.
 #
@@ -163,10 +165,12 @@ class OneRequest:
         stop_ids: Collection[int] = (),
         when: WhenToDraft = always,
         context_limit: int | None = None,
+        coupling: Coupling | None = None,
     ) -> None:
         self._limit = _output_limit(len(prompt_ids), max_tokens, context_limit)
         self._target, self._drafter, self._lookup, self._when = target, drafter, lookup, when
-        self._sampling, self._draws = sampling, CertainDraws() if sampling.greedy else draws
+        self._sampling, self._coupling = sampling, coupling
+        self._draws = CertainDraws() if sampling.greedy or coupling is not None else draws
         self._stops, self._prompt = frozenset(stop_ids), len(prompt_ids)
         self.ids = list(prompt_ids)
         """Prompt and output."""
@@ -181,18 +185,18 @@ class OneRequest:
     def start(self) -> Round:
         """Read the prompt and draw the first token."""
         step = self._target.extend(self.ids, logits=1)
-        p_V = distribution(step.logits_NV[-1], self._sampling)
+        (p_V,) = self._law(step.logits_NV, 0)
         token = self._draws.categorical(p_V, round=0, slot=0, purpose=Purpose.RESIDUAL)
         return self._commit(Draft([]), 0, Verdict(0, token), step.features_TF)
 
     def propose(self) -> Draft:
         """The next round's drafts; none where the last token of the room is due, which is always the target's own."""
-        draft, sample = Draft([]), _sampler(self._sampling, self._draws, len(self.rounds))
+        draft = Draft([])
         if self._lookup is not None and self._room > 1 and self._when(self.rounds, "lookup"):
-            draft = self._lookup.draft(self.ids, None, sample)
+            draft = self._lookup.draft(self.ids, None, self._sample)
         if self._drafter is not None and not draft.tokens and self._room > 1 and self._when(self.rounds, "drafter"):
             features_TF = torch.cat(self._unseen) if self._unseen else None
-            draft, self._unseen = self._drafter.draft(self.ids, features_TF, sample), []
+            draft, self._unseen = self._drafter.draft(self.ids, features_TF, self._sample), []
         return draft
 
     def settle(self, draft: Draft, length: int) -> Round:
@@ -200,7 +204,7 @@ class OneRequest:
         length = max(0, min(length, len(draft.tokens), self._room - 1))
         start, kept = self._target.length, draft.tokens[:length]
         step = self._target.extend([self.ids[-1], *kept], logits=length + 1)
-        p_t_NV = distribution(step.logits_NV, self._sampling)
+        p_t_NV = self._law(step.logits_NV, 0)
         p_d_KV = draft.dense(p_t_NV.shape[-1])[:length].to(p_t_NV.device)
         verdict = verify(kept, p_d_KV, p_t_NV, self._draws, len(self.rounds))
         committed = verdict.accepted + 1  # anchor and accepted drafts; the token after them has not run yet
@@ -208,9 +212,23 @@ class OneRequest:
         return self._commit(draft, length, verdict, None if step.features_TF is None else step.features_TF[:committed])
 
     @property
+    def _written(self) -> int:
+        """Output tokens so far, and the output position of the next one."""
+        return len(self.ids) - self._prompt
+
+    @property
     def _room(self) -> int:
         """Output tokens that may still come."""
-        return self._limit - (len(self.ids) - self._prompt)
+        return self._limit - self._written
+
+    def _law(self, logits_NV: Tensor, slot: int, support: Tensor | None = None) -> Tensor:
+        """What the next tokens are drawn from, those of the slots from ``slot`` on: p[N, V]."""
+        p_NV = distribution(logits_NV, self._sampling)
+        return p_NV if self._coupling is None else self._coupling.law(p_NV, self._written + slot, support)
+
+    def _sample(self, slot: int, logits_V: Tensor, support: Tensor | None) -> tuple[int, Tensor]:
+        (p_V,) = self._law(logits_V[None], slot, support)
+        return self._draws.categorical(p_V, round=len(self.rounds), slot=slot, purpose=Purpose.DRAFT), p_V
 
     def _commit(self, draft: Draft, length: int, verdict: Verdict, features_TF: Tensor | None) -> Round:
         """Take over a round's tokens, and the features of what has run."""
@@ -238,6 +256,7 @@ def generate(
     when: WhenToDraft = always,
     calibration: ConfidenceMap | None = None,
     context_limit: int | None = None,
+    coupling: Coupling | None = None,
 ) -> Iterator[Round]:
     """Yield the rounds of one completion; without a draft, or while ``when`` says no, one token a round.
 
@@ -248,7 +267,8 @@ def generate(
     The joined tokens of the rounds have exactly the law of plain decoding. Output ends behind the first stop
     id (which is kept), after max_tokens, or where prompt and output together fill context_limit positions.
     Never more is verified than the remaining room can hold: the room depends on the past only, so this is
-    lossless. Raises UserError as ``OneRequest`` does.
+    lossless. With ``coupling`` the tokens are drawn by its noise alone and not from ``draws``: the same text, that of
+    plain decoding, whatever drafts and hooks do. Raises UserError as ``OneRequest`` does.
     """
     request = OneRequest(
         target,
@@ -261,6 +281,7 @@ def generate(
         stop_ids=stop_ids,
         when=when,
         context_limit=context_limit,
+        coupling=coupling,
     )
     yield request.start()
     while not request.finished:
@@ -279,14 +300,6 @@ def _output_limit(prompt: int, max_tokens: int, context_limit: int | None) -> in
     if prompt >= context_limit:
         raise UserError(f"the prompt has {prompt} tokens, the context holds {context_limit}; shorten the prompt")
     return min(max_tokens, context_limit - prompt)
-
-
-def _sampler(sampling: Sampling, draws: Draws, round: int) -> Sample:
-    def sample(slot: int, logits_V: Tensor) -> tuple[int, Tensor]:
-        p_V = distribution(logits_V, sampling)
-        return draws.categorical(p_V, round=round, slot=slot, purpose=Purpose.DRAFT), p_V
-
-    return sample
 
 
 def cut(tokens: list[int], room: int, stops: frozenset[int]) -> tuple[list[int], Finish | None]:
