@@ -85,8 +85,7 @@ def evaluate(
     from dspark.speculation.sampling import Sampling
 
     load = load_now()
-    sampling = Sampling(temperature, top_k, top_p)
-    files = domains_of(prompts or [], domain or [])
+    sampling, files = Sampling(temperature, top_k, top_p), domains_of(prompts or [], domain or [])
     messages = _messages(files, limit)
     pair = load_pair(target, drafter, dtype, device)
     tasks = _tasks(pair, messages, seed)
