@@ -291,7 +291,7 @@ def test_calibration_is_kept_by_sampling_and_used(
     assert decoder.greedy.calibrations == decoder.sampled.calibrations == found
     shares = found.survival[Sampling(1.0)]
     assert len(shares) == 4 and sorted(shares, reverse=True) == list(shares)
-    assert set(decoder.sampled.blocks) == {Sampling(1.0), Sampling(0.5)}
+    assert set(decoder.sampled.special) == {Sampling(1.0), Sampling(0.5)}
     (drafter / CALIBRATION).write_text('{"regimes": [{"map": {}}]}')
     refused = cli("generate", "abc", *pair)
     assert refused.code == 2 and f"{CALIBRATION} holds no confidence maps" in refused.err

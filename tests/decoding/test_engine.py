@@ -28,6 +28,7 @@ SAMPLINGS = [Sampling(), Sampling(1.0), Sampling(0.8, top_k=12), Sampling(1.0, t
 MODES: tuple[Mode, ...] = ("plain", "dspark", "ngram")
 TOKENS = 40
 DOUBTS = Calibrations({s: Platt((1.0,) * 4, (-0.5 - i,) * 4) for i, s in enumerate((Sampling(), Sampling(1.0)))})
+COUNTED = Calibrations(DOUBTS.maps, {Sampling(1.0): (0.5, 0.3, 0.2, 0.1), Sampling(0.7): (0.9, 0.8, 0.7, 0.6)})
 
 
 def requests_of(samplings: Sequence[Sampling]) -> list[Request]:
@@ -98,6 +99,7 @@ def test_requests_with_settings_of_their_own_share_steps(draft_ids: tuple[int, .
         {"greedy": Planning(plan, when, 2)},
         {"greedy": Planning(plan), "sampled": Planning(plan, when, 3)},
         {"sampled": without_a_clock(4, [0.9, 0.8])},
+        {"sampled": without_a_clock(4, [], calibrations=COUNTED)},
         {"greedy": Planning(plan, calibrations=DOUBTS), "sampled": Planning(plan, calibrations=DOUBTS)},
     ):
         completions = list(Engine(target, requests, Limits(6, 512), "dspark", drafter, **more).run())

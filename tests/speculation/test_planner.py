@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from dspark.decoding.profile import REPEATS, WARM_UP, measure, measure_blocks, rising, time_rounds
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round, Source
+from dspark.speculation.confidence import Calibrations, untouched
 from dspark.speculation.planner.single import (
     _CREDIT,
     _FADING,
@@ -25,6 +27,7 @@ from dspark.speculation.planner.single import (
     with_slots,
     without_a_clock,
 )
+from dspark.speculation.sampling import Sampling
 from tiny import tiny_drafter, tiny_target
 
 CONDITIONAL = st.lists(st.floats(0, 1), min_size=1, max_size=7)
@@ -229,6 +232,25 @@ def test_without_a_clock_blocks_are_as_long_as_a_checkpoint_says() -> None:
     assert without_a_clock(7, [0.58, 0.33]) == without_a_clock(7, [0.58, 0.33]), "the same everywhere"
     sparing, generous = (without_a_clock(7, [0.6**k for k in range(1, 8)], shared) for shared in (False, True))
     assert (sparing.draft_slots or 7) < (generous.draft_slots or 7), "where rows cost little more are worth verifying"
+
+
+def test_a_sampling_whose_acceptance_was_counted_is_planned_by_it() -> None:
+    samplings = Sampling(), Sampling(1.0), Sampling(0.2, top_p=0.9)
+    maps = {each: untouched(7) for each in samplings}
+    counted = dict(zip(samplings, ((0.9,) * 7, (0.4, 0.2, 0.1), (0.75, 0.6, 0.5, 0.4)), strict=True))
+    planning = without_a_clock(7, [0.9**k for k in range(1, 8)], calibrations=Calibrations(maps, counted))
+    doubted, believed = (planning.of(each) for each in samplings[1:])
+    assert doubted.draft_slots == 2 and planning.of(Sampling(0.9)) is doubted
+    assert believed.draft_slots == 4 and planning.of(Sampling(0.3)) is believed
+    assert planning.of(Sampling()) is planning and planning.draft_slots is None
+    assert doubted.calibrations == believed.calibrations == planning.calibrations
+    # Where even the best block loses on average, one loss is enough to doubt for longer.
+    plain, lost = Round(0, (7,), 0, 0, 0, None), Round(1, (7,), 2, 2, 0, None)
+    loss = [plain, lost, *[plain] * 60]
+    rests = [[plan.when(loss[:n], "drafter") for n in range(2, 60)].index(True) for plan in (believed, doubted)]
+    assert 5 < rests[0] < 15 and rests[1] > 40
+    copied = [replace(each, source="lookup") for each in loss]
+    assert all(doubted.when(copied[:n], "lookup") == believed.when(copied[:n], "lookup") for n in range(2, 60))
 
 
 def test_the_core_is_measured_in_every_kind_of_round() -> None:

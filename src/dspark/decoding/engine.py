@@ -120,7 +120,8 @@ class Engine:
         if mode == "dspark" and drafter is not None:
             self._drafter = DrafterBlocks(drafter, count, limits.block)
             self._taps = drafter.config.target_layer_ids
-            for slots in (s for plan in (greedy, sampled) for s in (plan.draft_slots, *plan.blocks.values())):
+            plans = (each for plan in (greedy, sampled) for each in (plan, *plan.special.values()))
+            for slots in (plan.draft_slots for plan in plans):
                 if slots is not None and not 1 <= slots <= drafter.config.block_size:
                     raise UserError(f"draft_slots is {slots}; expected 1 to {drafter.config.block_size}, or none")
             drafted = max(drafter.config.block_size, LOOKUP_BLOCK if lookup else 0)
@@ -222,10 +223,11 @@ class Engine:
 
     def _slots(self, row: Running) -> int | None:
         """How many tokens the drafter drafts for the request (None: whole blocks)."""
-        return self._planning(row).slots(row.request.sampling)
+        return self._planning(row).draft_slots
 
     def _planning(self, row: Running) -> Planning:
-        return self._greedy if row.request.sampling.greedy else self._sampled
+        sampling = row.request.sampling
+        return (self._greedy if sampling.greedy else self._sampled).of(sampling)
 
     def _tell(self, works: Sequence[Work], verdicts: Sequence[Verdict], logits_NV: Tensor) -> None:
         """Tell an observer, before anything is committed."""

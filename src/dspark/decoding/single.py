@@ -56,8 +56,8 @@ class Decoder:
             if self.drafter is None:
                 raise UserError(NO_DRAFTER)
             taps = self.drafter.config.target_layer_ids
-            planning = self.greedy if request.sampling.greedy else self.sampled
-            state = DSparkState(self.drafter, planning.slots(request.sampling))
+            planning = (self.greedy if request.sampling.greedy else self.sampled).of(request.sampling)
+            state = DSparkState(self.drafter, planning.draft_slots)
         limit = self.target.max_positions
         # Exactly enough: no round verifies more than the room that is left.
         session = TargetSession(self.target, min(limit, len(request.prompt_ids) + request.max_tokens), taps)

@@ -8,7 +8,7 @@ that does not pay, the decision about x_k rests on what was known before x_k was
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -22,21 +22,21 @@ from dspark.speculation.sampling import Sampling
 @dataclass(frozen=True)
 class Planning:
     """How rounds are planned: how many of their drafts are verified, which of them draft, ``draft_slots``, how many
-    tokens the drafter then drafts (None: as many as in its training), ``blocks``, the same for samplings of which more
-    is known, and how confidence is read (as trained where nobody calibrated it). By default everything is drafted and
-    verified.
+    tokens the drafter then drafts (None: as many as in its training), how confidence is read (as trained where nobody
+    calibrated it), and ``special``, how the rounds of samplings are planned of which more is known. By default
+    everything is drafted and verified.
     """
 
     verify_length: VerifyLength = verify_all
     when: WhenToDraft = always
     draft_slots: int | None = None
     calibrations: Calibrations = Calibrations()
-    blocks: Mapping[Sampling, int | None] = field(default_factory=dict)
+    special: Mapping[Sampling, Planning] = field(default_factory=dict)
 
-    def slots(self, sampling: Sampling) -> int | None:
-        """How many tokens the drafter drafts for a request (None: as many as in its training)."""
-        near = nearest(sampling, self.blocks)
-        return self.draft_slots if near is None else self.blocks[near]
+    def of(self, sampling: Sampling) -> Planning:
+        """How a request with these settings, or the nearest ones that are special, is planned."""
+        near = nearest(sampling, self.special)
+        return self if near is None else self.special[near]
 
 
 WHOLE = Planning()
@@ -68,6 +68,8 @@ class EarlyStop:
 # In plain steps, what drafts may have lost and still be made; the share of a gain or loss that is left a round later;
 # and how little of one is no longer looked at.
 _CREDIT, _FADING, _FORGOTTEN = 0.6, 0.97, 0.01
+# The credit where drafts are known to lose on average.
+_DOUBT = 0.2
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,13 @@ class WhileItPays:
     without a draft takes. A drafted round gains what plain steps would have taken for its tokens, less its own price.
     Gains and losses fade from round to round, so drafting comes back after it failed, and the sooner the less it has
     lost; where no draft ever stands, one that loses half a plain step is tried every 20 rounds. The prices are those
-    measured at the start, and the past is the request's own, so its rounds don't depend on its neighbours.
+    measured at the start, and the past is the request's own, so its rounds don't depend on its neighbours. ``credit``
+    of the drafter's own drafts, in plain steps (None: as large as that of copies).
     """
 
     seconds: tuple[float, ...]
     plain: float
+    credit: float | None = None
 
     def __post_init__(self) -> None:
         if not self.seconds or not all(0 < each < float("inf") for each in (*self.seconds, self.plain)):
@@ -91,7 +95,8 @@ class WhileItPays:
 
     def __call__(self, rounds: Sequence[Round], source: Source) -> bool:
         """Whether ``source`` may propose in the next round."""
-        balance, left = _CREDIT * self.plain, 1.0
+        credit = _CREDIT if source == "lookup" or self.credit is None else self.credit
+        balance, left = credit * self.plain, 1.0
         for index in range(len(rounds) - 1, 0, -1):
             each = rounds[index]
             if each.drafted and each.source == source:
@@ -158,15 +163,23 @@ def without_a_clock(
     How many drafts are verified decides which draws a sampled request uses, so measured prices would make a seed mean
     other texts on another machine, or on this one tomorrow. ``block``: K; ``survival`` as for ``best_slots``, empty
     where nobody knows: then blocks are whole. ``shared``: whether the target's rows share a reading of its weights.
-    Where ``calibrations`` have counted survival for a sampling, its blocks are as long as that says.
+    Where ``calibrations`` have counted survival for a sampling, its blocks are as long as that says, and if even these
+    lose on average drafts have less credit.
     """
     draft, verified = _SHARED if shared else _ONE_BY_ONE
     seconds = tuple(1 + draft + verified * drafts for drafts in range(block + 1))
 
-    def slots(survival: Sequence[float]) -> int | None:
-        found = best_slots(survival, seconds, seconds[0]) if survival else block
-        return found if found < block else None
+    def planned(survival: Sequence[float], credit: float | None = None) -> Planning:
+        slots = best_slots(survival, seconds, seconds[0]) if survival else block
+        pays = WhileItPays(seconds, 1.0, credit)
+        return Planning(EarlyStop(seconds), pays, slots if slots < block else None, calibrations)
 
-    counted = calibrations.survival.items()
-    blocks = {sampling: slots(each) for sampling, each in counted if each and not sampling.greedy}
-    return Planning(EarlyStop(seconds), WhileItPays(seconds, 1.0), slots(survival), calibrations, blocks)
+    def doubted(survival: Sequence[float]) -> bool:
+        return all(1 + sum(survival[:k]) < seconds[k] for k in range(1, min(len(survival), block) + 1))
+
+    special = {
+        sampling: planned(counted, _DOUBT if doubted(counted) else None)
+        for sampling, counted in calibrations.survival.items()
+        if counted and not sampling.greedy
+    }
+    return replace(planned(survival), special=special)
