@@ -22,7 +22,8 @@ def table(figures: dict[str, Any], key: str, digits: int = 3) -> Iterator[str]:
     yield "| | " + " | ".join(str(k + 1) for k in slots) + " |"
     yield "|---" * (len(slots) + 1) + "|"
     for name, label in _MAPS.items():
-        cells = (f"{figures[name][key][k]:.{digits}f}" for k in slots)
+        values = (figures[name][key][k] for k in slots)
+        cells = ("-" if value is None else f"{value:.{digits}f}" for value in values)
         yield f"| {label} | " + " | ".join(cells) + " |"
 
 
@@ -39,7 +40,8 @@ def domains(figures: dict[str, Any]) -> Iterator[str]:
     for name, each in {**figures["domains"], "all": figures}.items():
         sts, chosen = excess(each, "after")[0], excess(each, "chosen")[0]
         brier = " | ".join(f"{each[m]['brier'][0]:.3f}" for m in ("before", "after", "chosen"))
-        auc = " | ".join(f"{each[m]['auc'][0]:.3f}" for m in ("after", "chosen"))
+        found = (each[m]["auc"][0] for m in ("after", "chosen"))
+        auc = " | ".join("-" if value is None else f"{value:.3f}" for value in found)
         yield f"| {name} | {each['judged_rounds']} | {sts:.1f} % | {chosen:.1f} % | {brier} | {auc} |"
 
 
@@ -48,13 +50,14 @@ def lines(path: Path) -> Iterator[str]:
     figures = read_json(path)
     sampling = figures["sampling"]
     title = "Greedy" if not sampling["temperature"] else f"Temperature {sampling['temperature']:g}"
-    title += f", top-p {sampling['top_p']:g}" if sampling["top_p"] < 1 else ""
+    title += f", top-k {sampling['top_k']}" * bool(sampling["top_k"])
+    title += f", top-p {sampling['top_p']:g}" * (sampling["top_p"] < 1)
     judged, kind = figures["judged_rounds"], figures["chosen"]["kind"]
     yield f"## {title}"
     yield ""
     yield f"{figures['rounds'] - judged} rounds were fitted to, {judged} of other prompts judge; chosen: {kind}."
     for name, key in (("Brier score", "brier"), ("Log-loss", "log_loss"), ("AUC", "auc"), ("ECE", "ece")):
-        yield from ("", f"{name} of prefixes of 1, 2, 3, 5 and 7 drafts:", "", *table(figures, key))
+        yield from ("", f"{name} of prefixes of so many drafts:", "", *table(figures, key))
     over = ", ".join(f"{each:.2f}" for each in excess(figures, "chosen"))
     yield from ("", f"ECE of the chosen map above that of a perfect predictor, per cent, by position: {over}.", "")
     yield from ("The first draft, prompts by prompts:", "")

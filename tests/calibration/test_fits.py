@@ -171,8 +171,12 @@ def test_what_a_map_stores_it_is_again() -> None:
         {"kind": "platt", "slopes": [1.0]},
         {"kind": "guess"},
         {"kind": "platt", "slopes": [1], "offsets": []},
+        {"kind": "logistic", "slopes": [[1]], "peak_slopes": [[1]], "offsets": [[1]]},
+        {"kind": "temperatures", "temperatures": [0.0]},
+        {"kind": "isotonic", "knots": [[0, 1]], "probabilities": [[0.5, 0.4]]},
+        {"kind": "isotonic", "knots": [[0, 1]], "probabilities": [[-1, 0.4]]},
     ):
-        with pytest.raises(UserError, match="here holds a confidence map.*calibrate again"):
+        with pytest.raises(UserError, match="here holds a .*map.*calibrate again"):
             from_json(wrong, "here")
 
 

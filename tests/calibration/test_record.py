@@ -6,23 +6,32 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch import Tensor
 
-from dspark.calibration.choose import Split, best_kind, constant_survival, scores_of, survival_through
+from dspark.calibration.choose import (
+    Split,
+    best_kind,
+    confidence_of,
+    constant_survival,
+    scores_of,
+    survival_through,
+)
 from dspark.calibration.outcomes import Outcomes
-from dspark.calibration.record import Recorded, record
-from dspark.decoding.engine import Engine, Limits
+from dspark.calibration.record import Recorded, Recorder, record
+from dspark.decoding.engine import Engine, Limits, Work
 from dspark.decoding.request import Request
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import RoundTally
 from dspark.speculation.confidence import sigmoid, untouched
+from dspark.speculation.rejection import Verdict
 from dspark.speculation.sampling import Sampling
 from tiny import tiny_drafter, tiny_target
 
 LIMITS = Limits(6, 1024)
 
 
-def requests_of(sampling: Sampling, count: int = 24) -> list[Request]:
-    return [Request(f"{i}", [1, 5 + i, 9, 3 + i % 7], sampling, i, 60) for i in range(count)]
+def requests_of(sampling: Sampling, count: int = 24, **more: bool) -> list[Request]:
+    return [Request(f"{i}", [1, 5 + i, 9, 3 + i % 7], sampling, i, 60, **more) for i in range(count)]
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["modules", "compiled"])
@@ -36,11 +45,11 @@ def test_what_is_recorded_is_what_was_decoded(
     if packed:
         drafter.pack()
     heard: list[int] = []
-    recorded = record(target, drafter, requests_of(sampling), LIMITS, heard.append)
+    requests = requests_of(sampling, ignore_stop=True)
+    recorded = record(target, drafter, requests, LIMITS, heard.append)
     tally = RoundTally()
-    for answer in Engine(target, requests_of(sampling), LIMITS, "dspark", drafter, lookup=False).run():
-        whole = [r for r in answer.rounds[1:] if r.verified == 4]
-        tally.extend(r for r in whole if r.finish != "stop" or r.accepted < len(r.tokens))  # no draft was the end
+    for answer in Engine(target, requests, LIMITS, "dspark", drafter, lookup=False).run():
+        tally.extend(r for r in answer.rounds[1:] if r.verified == 4)
     assert heard == list(range(1, 25)) and tally.accepted > 0
     outcomes = recorded.outcomes
     assert len(outcomes) == tally.rounds and set(recorded.prompt) <= set(range(24))
@@ -66,6 +75,28 @@ def test_halves_share_no_prompt() -> None:
     assert (split.named["a"] | split.named["b"]).sum() == len(judging)
     with pytest.raises(UserError, match="no whole round belongs to the prompts that judge"):
         Split.of(recorded, 24, {"none": 1})
+
+
+def test_blocks_that_hold_a_stop_id_are_left_out_whatever_became_of_them() -> None:
+    target = tiny_target(sharpness=1.5)
+    drafter, stops, drafts = tiny_drafter(target), frozenset(target.stop_ids), []
+    recorder = Recorder(4, stops, {f"{i}": i for i in range(24)})
+
+    def observe(work: Work, verdict: Verdict, logits_nV: Tensor) -> None:
+        recorder(work, verdict, logits_nV)
+        if work.length == 4:
+            drafts.append((bool(stops & {*work.draft.tokens}), verdict.accepted))
+
+    list(Engine(target, requests_of(Sampling(1.0)), LIMITS, "dspark", drafter, lookup=False, observe=observe).run())
+    assert [n for stopped, n in drafts if not stopped] == recorder.recorded().outcomes.accepted.tolist()
+    assert {n > 0 for stopped, n in drafts if stopped} == {False, True}, "a rule by what was accepted would differ"
+
+
+def test_of_coupled_drafts_nobody_knows_the_chance() -> None:
+    target = tiny_target(sharpness=1.5)
+    recorded = record(target, tiny_drafter(target), requests_of(Sampling(1.0), coupled=True), LIMITS, lambda _: None)
+    found = confidence_of(recorded, None)
+    assert np.isnan(recorded.oracle).all() and np.isnan(found["oracle_auc"]).all() and found["brier"][0] > 0
 
 
 def test_nothing_to_record_is_said() -> None:
@@ -108,7 +139,10 @@ def test_recorded_rounds_are_kept_whole_or_refused(tmp_path: Path) -> None:
     assert (judges == judged).all() and (again.oracle == recorded.oracle).all()
     assert (again.outcomes.peaks == recorded.outcomes.peaks).all() and (again.prompt == recorded.prompt).all()
     (tmp_path / "broken.npz").write_bytes((tmp_path / "rounds.npz").read_bytes()[:-9])
-    for name in ("broken.npz", "nowhere.npz"):
+    (tmp_path / "empty.npz").write_bytes(b"")
+    np.save(tmp_path / "one.npy", recorded.oracle)
+    Recorded(recorded.outcomes, recorded.oracle[1:], recorded.prompt).save(tmp_path / "uneven.npz", judged)
+    for name in ("broken.npz", "nowhere.npz", "empty.npz", "one.npy", "uneven.npz"):
         with pytest.raises(UserError, match="holds no recorded rounds"):
             Recorded.load(tmp_path / name)
 

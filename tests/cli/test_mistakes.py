@@ -44,6 +44,8 @@ def refused(outcome: Outcome, *names: str) -> None:
         (["generate", "x", "--top-p", "1.5"], ["top_p is 1.5"]),
         (["generate", "x", "--top-k", "-2"], ["--top-k"]),
         (["generate", "x", "--json", "."], ["--json ."]),
+        (["calibrate", "--prompts", "x", "--plots", "/dev/null"], ["--plots /dev/null"]),
+        (["calibrate", "--prompts", "x", "--judge", "a/y.jsonl", "--judge", "b/y.jsonl"], ["--judge", "same name"]),
         (["generate", "x", "--device", "abacus"], ["abacus"]),
         (["generate", "x", "--json", "/dev/null"], ["--json /dev/null"]),
         (["generate", "x", "--dtype", "int3"], ["dspark: dtype 'int3'", "float32"]),

@@ -296,6 +296,8 @@ def test_calibration_is_kept_by_sampling_and_used(
     refused = cli("generate", "abc", *pair)
     assert refused.code == 2 and f"{CALIBRATION} holds no confidence maps" in refused.err
     assert cli("calibrate", *pair, "--prompts", prompts, "--map", "guess").code == 2
+    overlap = cli("calibrate", *pair, "--prompts", others, "--judge", prompts_file("r.jsonl", "yw", "new"))
+    assert overlap.code == 2 and "1 prompts of --judge are among --prompts" in overlap.err
     again = cli("calibrate", *pair, "--prompts", prompts, "--max-tokens", 60)
     assert again.code == 0 and "replaced: " in again.out and set(read_calibrations(drafter, 4).maps) == {Sampling()}
 

@@ -103,9 +103,10 @@ def test_greedy_blocks_may_be_shorter_and_sampled_ones_are_whole(slots: int) -> 
 @pytest.mark.parametrize("slots", [0, 5])
 def test_blocks_of_no_length_are_refused(slots: int) -> None:
     target = tiny_target()
-    decoder = Decoder(target, tiny_drafter(target), Planning(draft_slots=slots))
-    with pytest.raises(UserError, match="draft_slots is"):
-        decoder.answer(Request("one", [1, 5], GREEDY, 0, 4), "dspark")
+    for planning in (Planning(draft_slots=slots), Planning(special={GREEDY: Planning(draft_slots=slots)})):
+        decoder = Decoder(target, tiny_drafter(target), planning)
+        with pytest.raises(UserError, match="draft_slots is"):
+            decoder.answer(Request("one", [1, 5], GREEDY, 0, 4), "dspark")
 
 
 def test_greedy_requests_draft_while_it_pays_and_sampled_ones_always() -> None:

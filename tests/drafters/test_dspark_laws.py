@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from dspark.drafters.heads import peaks
 from dspark.drafters.state import DSparkState
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
@@ -273,6 +274,15 @@ def test_rows_that_do_not_match_the_committed_ids_are_refused(make_drafter, gree
     with pytest.raises(ValueError, match="5 rows and was given 0 more"):
         state.draft([1, 2, 3, 4, 5, 6, 7], None, greedy([]))
     assert state.length == 5
+
+
+@pytest.mark.parametrize("width", [64, 50_257], ids=["compiled", "PyTorch"])
+def test_peaks_do_not_depend_on_other_rows(width):
+    logits = torch.randn(5, width, generator=torch.Generator().manual_seed(0)) * 3
+    together = peaks(logits)
+    assert torch.equal(together, torch.cat([peaks(row) for row in logits.split(1)]))
+    assert_close(together.double(), torch.logit(logits.double().softmax(-1).amax(-1)), rtol=1e-4, atol=1e-4)
+    assert 14 < float(peaks(torch.tensor([[99.0, 0.0]]))) < 16
 
 
 def test_without_a_confidence_head_a_drafter_is_as_sure_as_its_own_laws(make_drafter, greedy):

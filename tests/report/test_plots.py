@@ -56,10 +56,11 @@ def draw_costs(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("draw", "points"), [(draw_reliability, 3 * 2 * 15), (draw_thresholds, 0), (draw_costs, 2 * 2 + 3)]
+    ("draw", "points", "lines"),
+    [(draw_reliability, 3 * 2 * 15, 3 * 3), (draw_thresholds, 0, 3 * 2), (draw_costs, 2 * 2 + 3, 1)],
 )
 def test_plots_show_every_point_and_are_the_same_again(
-    draw: Callable[[Path], None], points: int, tmp_path: Path
+    draw: Callable[[Path], None], points: int, lines: int, tmp_path: Path
 ) -> None:
     first, second = tmp_path / "first.svg", tmp_path / "second.svg"
     draw(first)
@@ -68,3 +69,7 @@ def test_plots_show_every_point_and_are_the_same_again(
     inside = [each for group in ElementTree.parse(first).iter() if "clip-path" in group.attrib for each in group]
     marks = [each for each in inside if each.tag == USE and each.attrib[XLINK]]
     assert len(marks) == points
+    drawn = [
+        each for each in ElementTree.parse(first).iter() if each.tag.endswith("path") and "clip-path" in each.attrib
+    ]
+    assert len(drawn) == lines and all(each.attrib["d"].count("L") >= 1 for each in drawn)

@@ -15,7 +15,6 @@ WRONG = {
     "too doubtful": Logistic((0.5,) * BLOCK, (0.2,) * BLOCK, (-4.0,) * BLOCK),
     "upside down": Logistic((-0.5,) * BLOCK, (-0.2,) * BLOCK, (0.0,) * BLOCK),
 }
-PEAKS = np.linspace(-1.0, 3.0, 9)[::-1, None].repeat(BLOCK, axis=1)
 AS_TRAINED = Logistic((1.0,) * BLOCK, (0.0,) * BLOCK, (0.0,) * BLOCK)
 AT, PEAKS = (
     each.reshape(-1, 1).repeat(BLOCK, axis=1) for each in np.meshgrid(np.linspace(-1.5, 2.5, 5), np.linspace(-1, 3, 5))

@@ -17,8 +17,8 @@ from dspark.calibration.fits import fit_isotonic, fit_logistic, fit_platt, fit_t
 from dspark.calibration.outcomes import Flags, Numbers, Outcomes
 from dspark.calibration.record import Recorded
 from dspark.foundation.errors import UserError
-from dspark.speculation.confidence import ConfidenceMap, untouched
-from dspark.speculation.scores import Scores, log_loss
+from dspark.speculation.confidence import ConfidenceMap, as_json, untouched
+from dspark.speculation.scores import Scores, auc, log_loss
 
 Fit = Callable[[Outcomes], ConfidenceMap]
 FITS: dict[str, Fit] = {
@@ -124,8 +124,9 @@ def compare(split: Split, chosen: str) -> dict[str, Any]:
         }
 
     domains = {name: figures(split.recorded.at(rows)) for name, rows in split.named.items() if rows.any()}
-    temperatures = list(fit_temperatures(fitted).temperatures)
-    return {"temperatures": temperatures} | figures(split.judging) | {"domains": domains}
+    return (
+        {"temperatures": as_json(maps["temperatures"])["temperatures"]} | figures(split.judging) | {"domains": domains}
+    )
 
 
 def judged(calibration: ConfidenceMap, outcomes: Outcomes) -> dict[str, Any]:
@@ -136,7 +137,7 @@ def judged(calibration: ConfidenceMap, outcomes: Outcomes) -> dict[str, Any]:
 
 def constant_survival(fitted: Outcomes, count: int) -> Numbers:
     """``[count, K]``: the rates of ``fitted`` for everybody, the baseline that knows nothing of a draft."""
-    return np.tile(fitted.stood.mean(axis=0) if len(fitted) else np.full(fitted.block, np.nan), (count, 1))
+    return np.tile(fitted.survival, (count, 1))
 
 
 def confidence_of(recorded: Recorded, calibration: ConfidenceMap | None) -> dict[str, Any]:
@@ -144,19 +145,25 @@ def confidence_of(recorded: Recorded, calibration: ConfidenceMap | None) -> dict
 
     The constant is the best in hindsight: the rate of these very rounds.
     """
-    outcomes, oracle = recorded.outcomes, recorded.oracle.cumprod(axis=1)
-    used = columns(scores_of(survival_through(calibration or untouched(outcomes.block), outcomes), outcomes))
-    trained = columns(scores_of(survival_through(untouched(outcomes.block), outcomes), outcomes))
-    constant = columns(scores_of(constant_survival(outcomes, len(outcomes)), outcomes))
+    outcomes = recorded.outcomes
     kept = ("ece", "perfect_ece", "brier", "log_loss", "auc")
+
+    def scored(calibration: ConfidenceMap) -> dict[str, list[float]]:
+        found = columns(scores_of(survival_through(calibration, outcomes), outcomes))
+        return {name: found[name] for name in kept}
+
+    trained = scored(untouched(outcomes.block))
+    rates = outcomes.survival
     return {
         "rounds": len(outcomes),
         "map": None if calibration is None else calibration.kind,
-        **{name: used[name] for name in kept},
-        "oracle_auc": columns(scores_of(oracle, outcomes))["auc"],
-        "constant_brier": constant["brier"],
-        "constant_log_loss": constant["log_loss"],
-        "as_trained": {name: trained[name] for name in kept},
+        **(trained if calibration is None else scored(calibration)),
+        "oracle_auc": [
+            auc(p_N, y_N) for p_N, y_N in zip(recorded.oracle.cumprod(axis=1).T, outcomes.stood.T, strict=True)
+        ],
+        "constant_brier": [rate * (1 - rate) for rate in rates],
+        "constant_log_loss": [log_loss(np.full(1, rate), np.full(1, rate)) for rate in rates],
+        "as_trained": trained,
     }
 
 

@@ -5,12 +5,10 @@ Legend: N rounds, K slots of a block, B bins.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from dspark.calibration.choose import survival_through
-from dspark.calibration.outcomes import Outcomes
+from dspark.calibration.outcomes import Numbers, Outcomes
 from dspark.speculation.confidence import ConfidenceMap
 from dspark.speculation.scores import bins_of
 
@@ -25,12 +23,11 @@ def reliability(calibration: ConfidenceMap, outcomes: Outcomes) -> list[dict[str
     return [_binned(survival[:, k], outcomes.stood[:, k].astype(np.float64)) for k in range(outcomes.block)]
 
 
-def _binned(p_N: np.ndarray[Any, np.dtype[np.float64]], y_N: np.ndarray[Any, np.dtype[np.float64]]) -> Any:
+def _binned(p_N: Numbers, y_N: Numbers) -> dict[str, list[float]]:
     bin_N = bins_of(p_N)
     count = np.bincount(bin_N)
     there = count > 0
-    means = (np.bincount(bin_N, weights=each)[there] / count[there] for each in (p_N, y_N))
-    predicted, rate = means
+    predicted, rate = (np.bincount(bin_N, weights=each)[there] / count[there] for each in (p_N, y_N))
     return {"predicted": predicted.tolist(), "rate": rate.tolist()}
 
 

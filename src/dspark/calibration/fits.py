@@ -76,7 +76,7 @@ def _slot(outcomes: Outcomes, k: int) -> tuple[Numbers, Numbers, Numbers]:
 
 
 def _logistic(known_NF: Numbers, happened_N: Numbers) -> tuple[float, ...]:
-    """Slopes and offset, by Newton's method; the prior, for the first slope alone, pulls by so many observations."""
+    """Slopes and offset, by Newton's method; the prior pulls towards a first slope of 1 and nothing else."""
     inputs_N = np.concatenate((known_NF, np.ones((len(known_NF), 1))), axis=1)
     before = np.eye(inputs_N.shape[1])[0]
     weights = before.copy()

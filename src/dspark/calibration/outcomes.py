@@ -62,8 +62,8 @@ class Outcomes:
 
     @property
     def survival(self) -> tuple[float, ...]:
-        """``[K]``: the share of rounds whose drafts 1..k were all accepted."""
-        return tuple(self.stood.mean(axis=0).tolist())
+        """``[K]``: the share of rounds whose drafts 1..k were all accepted; NaN of no rounds."""
+        return tuple((self.stood.sum(axis=0) / len(self)).tolist()) if len(self) else (float("nan"),) * self.block
 
     def whole(self) -> Outcomes:
         """Rounds that verified every draft; UserError where there are none."""

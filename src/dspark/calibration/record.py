@@ -5,6 +5,7 @@ Legend: N rounds, K slots of a block, V vocabulary.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dspark.calibration.outcomes import Flags, Outcomes
+from dspark.calibration.outcomes import Flags, Numbers, Outcomes
 from dspark.decoding.engine import Engine, Limits, Work
 from dspark.decoding.request import Request
 from dspark.drafters.dspark import DSparkDrafter
@@ -26,13 +27,12 @@ from dspark.speculation.rejection import Verdict
 from dspark.speculation.sampling import Sampling, distribution
 from dspark.targets.model import Target
 
-Numbers = NDArray[np.float64]
-
 
 @dataclass(frozen=True)
 class Recorded:
     """Whole rounds: their ``outcomes``, the probability ``oracle [N, K]`` with which each draft really was to be
-    accepted (c*, Eq. 8; of a greedy draft 0 or 1), and the number of the ``prompt [N]`` that they belong to.
+    accepted (c*, Eq. 8; of a greedy draft 0 or 1, of a coupled one NaN), and the number of the ``prompt [N]`` that they
+    belong to.
     """
 
     outcomes: Outcomes
@@ -43,7 +43,7 @@ class Recorded:
         return len(self.prompt)
 
     def save(self, path: Path, judged: Flags) -> None:
-        """As NumPy's arrays logits, peaks, accepted, oracle, prompt and ``judged [N]``, rounds that no map has seen."""
+        """As NumPy's arrays logits, peaks, accepted, oracle, prompt and ``judged [N]``, the rounds that judged maps."""
 
         def write(temporary: Path) -> None:
             outcomes = self.outcomes
@@ -62,13 +62,16 @@ class Recorded:
 
     @classmethod
     def load(cls, path: Path) -> tuple[Recorded, Flags]:
-        """What ``save`` wrote, and which of the rounds no map has seen; UserError for anything else."""
+        """What ``save`` wrote, and which of the rounds judged the maps; UserError for anything else."""
         names = ("logits", "peaks", "accepted", "oracle", "prompt", "judged")
         try:
             with np.load(path) as kept:
                 logits, peaks, accepted, oracle, prompt, judged = (kept[name] for name in names)
-                outcomes = Outcomes(logits, peaks, np.full_like(accepted, logits.shape[1]), accepted)
-        except (OSError, KeyError, ValueError, BadZipFile) as error:
+            outcomes = Outcomes(logits, peaks, np.full_like(accepted, logits.shape[1]), accepted)
+            count = len(outcomes)
+            if oracle.shape != logits.shape or not len(prompt) == len(judged) == count or judged.dtype != np.bool_:
+                raise ValueError(f"arrays for {count}, {len(oracle)}, {len(prompt)} and {len(judged)} rounds")
+        except (OSError, EOFError, LookupError, TypeError, ValueError, BadZipFile, zlib.error) as error:
             raise UserError(f"{path} holds no recorded rounds ({first_line(error)}); record them again") from error
         return cls(outcomes, oracle, prompt), judged
 
@@ -79,14 +82,13 @@ class Recorded:
 
 class Recorder:
     """Hears the verdicts of one drafter's rounds (``Engine``'s ``observe``) and keeps those of whole blocks, by the
-    number that ``begin`` gave.
+    ``numbers`` of their requests' ids.
 
-    ``waiting``: logits are kept until ``work_out`` is called, where hearing must take no time of its own.
+    Blocks that hold a stop id are left out, stood it or not: what is drafted behind it is nobody's answer.
     """
 
-    def __init__(self, block: int, stop_ids: Iterable[int], numbers: Mapping[str, int], waiting: bool = False) -> None:
-        self._block, self._stop_ids, self._numbers, self._waiting = block, frozenset(stop_ids), numbers, waiting
-        self._heard: list[tuple[Work, Verdict, Tensor]] = []
+    def __init__(self, block: int, stop_ids: Iterable[int], numbers: Mapping[str, int]) -> None:
+        self._block, self._stop_ids, self._numbers = block, frozenset(stop_ids), numbers
         self._logits: list[Tensor] = []
         self._peaks: list[Tensor] = []
         self._oracle: list[Tensor] = []
@@ -94,34 +96,23 @@ class Recorder:
         self._prompt: list[int] = []
 
     def __call__(self, work: Work, verdict: Verdict, logits_nV: Tensor) -> None:
-        draft = work.draft
+        draft, row = work.draft, work.row
         if work.length < self._block or draft.source != "drafter":
             return  # the first token, a copy, an answer near its limit or a shorter block
-        if self._stop_ids & {*draft.tokens[: verdict.accepted]} and not work.row.request.ignore_stop:
-            return  # drafts behind the answer's end
-        self._heard.append((work, verdict, logits_nV))
-        if not self._waiting:
-            self.work_out()
-
-    def forget(self) -> None:
-        """What waits to be worked out, and no more."""
-        self._heard = []
-
-    def work_out(self) -> None:
-        """Take over what was heard and let go of its logits."""
-        for work, verdict, logits_nV in self._heard:
-            draft = work.draft
-            assert draft.confidence is not None and draft.peaks is not None, "the drafter's own have both"
-            self._logits.append(draft.confidence.double().cpu())
-            self._peaks.append(draft.peaks.double().cpu())
-            self._oracle.append(chances(draft, verdict, logits_nV[:-1], work.row.request.sampling).cpu())
-            self._accepted.append(verdict.accepted)
-            self._prompt.append(self._numbers[work.row.request.id])
-        self._heard = []
+        if self._stop_ids & {*draft.tokens} and not row.request.ignore_stop:
+            return
+        assert draft.confidence is not None and draft.peaks is not None, "the drafter's own have both"
+        self._logits.append(draft.confidence.double().cpu())
+        self._peaks.append(draft.peaks.double().cpu())
+        known = torch.full((self._block,), torch.nan, dtype=torch.float64)
+        if row.coupling is None:
+            known = chances(draft, verdict, logits_nV[:-1], row.request.sampling).cpu()
+        self._oracle.append(known)
+        self._accepted.append(verdict.accepted)
+        self._prompt.append(self._numbers[row.request.id])
 
     def recorded(self) -> Recorded:
         """All that was heard, be it nothing."""
-        self.work_out()
         empty = torch.zeros(0, self._block, dtype=torch.float64)
         lists = self._logits, self._peaks, self._oracle
         logits, peaks, oracle = ((torch.stack(each) if each else empty).numpy() for each in lists)

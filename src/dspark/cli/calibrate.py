@@ -26,7 +26,7 @@ from dspark.cli.options import (
 from dspark.foundation.errors import UserError
 
 if TYPE_CHECKING:
-    from dspark.calibration.outcomes import Outcomes
+    from dspark.calibration.choose import Split
     from dspark.calibration.record import Recorded
     from dspark.decoding.request import Request
     from dspark.drafters.dspark import DSparkDrafter
@@ -52,10 +52,32 @@ OutOption = Annotated[
         help="Where the maps go; those of other samplings in it are kept. Decoding reads those in a drafter's folder.",
     ),
 ]
+
+
+def _folder(path: Path | None) -> Path | None:
+    """Make a folder for plots, or refuse the place, before hours of work and not after."""
+    if path is not None:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--plots {path} can't be made ({error.strerror}); give a folder's path") from error
+        writable("--plots")(path / "reliability.svg")
+    return path
+
+
 PlotsOption = Annotated[
     Path | None,
     typer.Option(
-        "--plots", metavar="DIR", help="Draw reliability.svg and thresholds.svg there, of the rounds that judge."
+        "--plots",
+        metavar="DIR",
+        callback=_folder,
+        help="Draw reliability.svg and thresholds.svg there, of the rounds that judge.",
+    ),
+]
+MapOption = Annotated[
+    str,
+    typer.Option(
+        "--map", help="best (on prompts left out of the fit), temperatures (STS), platt, isotonic or logistic."
     ),
 ]
 RoundsOption = Annotated[
@@ -73,12 +95,7 @@ def calibrate(
     prompts: Annotated[list[Path], typer.Option("--prompts", metavar="FILE...", help="Prompts, JSONL.")],
     judge: JudgeOption = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only N prompts, of the files in turn.")] = None,
-    kind: Annotated[
-        str,
-        typer.Option(
-            "--map", help="best (on prompts left out of the fit), temperatures (STS), platt, isotonic or logistic."
-        ),
-    ] = _BEST,
+    kind: MapOption = _BEST,
     out: OutOption = None,
     rounds: RoundsOption = None,
     plots: PlotsOption = None,
@@ -109,26 +126,28 @@ def calibrate(
         raise UserError(f"--map is {kind!r}; expected {_BEST}, {', '.join(FITS)}")
     sampling, file = Sampling(temperature, top_k, top_p), out or resolve_drafter(drafter) / CALIBRATION
     writable("--out")(file)
+    sets = _sets(prompts, judge)
     loaded, model = load_drafting(target, drafter, dtype, device)
     known = _known(file, model.config.block_size)
-    answers = [_requests(loaded, files, limit, sampling, seed, max_tokens) for files in _sets(prompts, judge)]
+    answers = [_requests(loaded, files, limit, sampling, seed, max_tokens) for files in sets]
+    _check(answers, bool(judge))
     recorded = _record(loaded, model, [each for some in answers for each in some], slots)
     others = {each.stem: len(some) for each, some in zip(judge or [], answers[1:], strict=True)}
     split = Split.of(recorded, len(answers[0]), others)
     chosen = best_kind(split.fitted) if kind == _BEST else kind
     figures = {"rounds": len(recorded)} | compare(split, chosen)
-    _print(figures)
-    judged = FITS[chosen](split.fitted.outcomes)
-    figures |= _curves(judged, split.judging.outcomes, plots, f"{loaded.name}, {_name(sampling)}")
     kept = split.fitted.outcomes if judge else recorded.outcomes
     write_json(file, known.with_regime(sampling, FITS[chosen](kept), kept.survival).asdict())
-    print(f"confidence map: {file}")
     if rounds is not None:
         recorded.save(rounds, split.judge)
+    _print(figures)
+    print(f"confidence map: {file}")
+    figures |= _curves(FITS[chosen](split.fitted.outcomes), split, plots, f"{loaded.name}, {_name(sampling)}")
     if json is not None:
         settings = {"sampling": vars(sampling), "max_tokens": max_tokens, "seed": seed, "drafter": drafter}
-        settings |= {"prompts": [str(each) for each in prompts], "judge": [str(each) for each in judge or []]}
-        write_json(json, figures | settings)
+        write_json(
+            json, figures | settings | {"prompts": list(map(str, prompts)), "judge": list(map(str, judge or []))}
+        )
 
 
 def _sets(prompts: list[Path], judge: list[Path] | None) -> list[list[Path]]:
@@ -142,7 +161,8 @@ def _sets(prompts: list[Path], judge: list[Path] | None) -> list[list[Path]]:
 def _name(sampling: Sampling) -> str:
     if sampling.greedy:
         return "greedy"
-    return f"temperature {sampling.temperature:g}" + (f", top-p {sampling.top_p:g}" if sampling.top_p < 1 else "")
+    more = f", top-k {sampling.top_k}" * bool(sampling.top_k) + f", top-p {sampling.top_p:g}" * (sampling.top_p < 1)
+    return f"temperature {sampling.temperature:g}{more}"
 
 
 def _known(file: Path, block: int) -> Calibrations:
@@ -172,9 +192,22 @@ def _requests(
         if len(ids) + max_tokens < target.max_positions:
             requests.append(Request(prompt.id, ids, sampling, own, max_tokens))
     requests.sort(key=lambda request: request.seed)  # a hash: each half gets a share of every file
-    if len(requests) < 2:
-        raise UserError(f"{len(requests)} of the prompts fit the target's context; expected at least two, one a half")
     return requests
+
+
+def _check(answers: list[list[Request]], judged: bool) -> None:
+    """Refuse prompts too few to be judged, and those that would judge a fit to themselves."""
+    least = 1 if judged else 2
+    if min(map(len, answers)) < least:
+        counts = ", ".join(str(len(some)) for some in answers)
+        raise UserError(
+            f"{counts} of the prompts fit the target's context; expected at least {least}"
+            + (" of each file of --judge and of --prompts" if judged else ", one a half")
+        )
+    fitted = {tuple(each.prompt_ids) for each in answers[0]}
+    twice = [each.id for some in answers[1:] for each in some if tuple(each.prompt_ids) in fitted]
+    if twice:
+        raise UserError(f"{len(twice)} prompts of --judge are among --prompts, {twice[0]!r} for one; take them out")
 
 
 def _record(target: Target, drafter: DSparkDrafter, requests: list[Request], slots: int) -> Recorded:
@@ -190,17 +223,18 @@ def _record(target: Target, drafter: DSparkDrafter, requests: list[Request], slo
         return record(target, drafter, requests, limits, lambda done: bar.advance(1))
 
 
-def _curves(chosen: ConfidenceMap, judged: Outcomes, folder: Path | None, title: str) -> dict[str, Any]:
+def _curves(chosen: ConfidenceMap, split: Split, folder: Path | None, title: str) -> dict[str, Any]:
     """Reliability and the sweep of a threshold, before and after the fit, and their plots where they are wanted."""
     from dspark.calibration.curves import reliability, threshold_sweep
-    from dspark.report.plots import reliability_plot, threshold_plot
     from dspark.speculation.confidence import untouched
 
+    judged = split.judging.outcomes
     maps = {"before": untouched(judged.block), "chosen": chosen}
     reliable = {name: reliability(each, judged) for name, each in maps.items()}
     swept = {name: threshold_sweep(each, judged) for name, each in maps.items()}
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+        from dspark.report.plots import reliability_plot, threshold_plot
+
         reliability_plot(folder / "reliability.svg", reliable["before"], reliable["chosen"], title)
         threshold_plot(folder / "thresholds.svg", swept["before"], swept["chosen"], title)
     return {"reliability": reliable, "thresholds": swept}

@@ -41,6 +41,16 @@ if TYPE_CHECKING:
     from dspark.targets.model import Target
 
 
+PlannedOption = Annotated[
+    bool,
+    typer.Option(
+        "--planned",
+        help="Draft and verify as much as pays here, as `generate` does; else all, to see it judged, and what"
+        " confidence said of it.",
+    ),
+]
+
+
 def evaluate(
     prompts: Annotated[
         list[Path] | None,
@@ -53,12 +63,7 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="N prompts a domain, taken from its files in turn.")
     ] = None,
-    planned: Annotated[
-        bool,
-        typer.Option(
-            "--planned", help="Draft and verify as much as pays here, as `generate` does; else all, to see it judged."
-        ),
-    ] = False,
+    planned: PlannedOption = False,
     lookup: LookupOption = True,
     max_tokens: MaxTokensOption = 128,
     temperature: TemperatureOption = 0.0,
@@ -90,7 +95,7 @@ def evaluate(
     pair = load_pair(target, drafter, dtype, device)
     tasks = _tasks(pair, messages, seed)
     decoder = _decoder(pair, lookup, planned)
-    trials, recorded = _trials(decoder, tasks, sampling, max_tokens, coupled)
+    trials, recorded = _trials(decoder, tasks, sampling, max_tokens, coupled, not planned)
     figures = summarise(trials)
     _add_confidence(figures, trials, recorded, pair.calibrations.of(sampling))
     if json is not None:
@@ -158,28 +163,29 @@ def _decoder(pair: Pair, lookup: bool, planned: bool) -> Decoder:
 
 
 def _trials(
-    decoder: Decoder, tasks: list[Task], sampling: Sampling, max_tokens: int, coupled: bool
+    decoder: Decoder, tasks: list[Task], sampling: Sampling, max_tokens: int, coupled: bool, whole: bool
 ) -> tuple[list[Trial], Recorded | None]:
-    """Every task decoded in every mode, and its whole rounds by the task's number (None without a drafter)."""
+    """Every task decoded in every mode and, where rounds are ``whole`` and there is a drafter, its rounds by the task's
+    number, heard in a decoding of their own: nothing that is timed is listened to.
+    """
     from dspark.calibration.record import Recorder
     from dspark.decoding.request import Request
     from dspark.evaluation.evaluate import measure
     from dspark.evaluation.summary import tally_of
     from dspark.foundation.progress import progress
 
-    numbers = {(task.domain, task.id): str(number) for number, task in enumerate(tasks)}
+    requests = {
+        (task.domain, task.id): Request(f"{i}", task.prompt_ids, sampling, task.seed, max_tokens, coupled=coupled)
+        for i, task in enumerate(tasks)
+    }
     recorder = None
-    if decoder.drafter is not None:
-        block, stops = decoder.drafter.config.block_size, decoder.target.stop_ids
-        recorder = Recorder(block, stops, {name: int(name) for name in numbers.values()}, waiting=True)
+    if decoder.drafter is not None and whole:
+        block, numbers = decoder.drafter.config.block_size, {f"{i}": i for i in range(len(tasks))}
+        recorder = Recorder(block, decoder.target.stop_ids, numbers)
     heard = replace(decoder, observe=recorder)
 
     def decode(task: Task, mode: Mode) -> Sequence[Round]:
-        number = numbers[task.domain, task.id]
-        if recorder is not None and mode == "dspark":
-            recorder.forget()  # a first time that only warms up
-        request = Request(number, task.prompt_ids, sampling, task.seed, max_tokens, coupled=coupled)
-        completion = heard.answer(request, mode)
+        completion = decoder.answer(requests[task.domain, task.id], mode)
         decoder.target.chat.decode(completion.output_ids)
         return completion.rounds
 
@@ -189,7 +195,7 @@ def _trials(
         for trial in measure(tasks, decode, time.perf_counter, judge):
             trials.append(trial)
             if recorder is not None:
-                recorder.work_out()  # outside of what is timed
+                heard.answer(requests[trial.task.domain, trial.task.id], "dspark")
             bar.advance(1, tau=tally_of(trials, "dspark").tau)
     return trials, None if recorder is None else recorder.recorded()
 

@@ -12,7 +12,7 @@ import typer
 from dspark.foundation.errors import UserError
 
 BUNDLED = "smollm2-135m"
-DIFFERENT = 1  # exit code where drafting changed a greedy text by more than rounding explains
+DIFFERENT = 1  # exit code where drafting changed a greedy or coupled text by more than rounding explains
 
 
 def writable(option: str) -> Callable[[Path | None], Path | None]:

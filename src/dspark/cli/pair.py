@@ -70,6 +70,7 @@ def load_pair(target: str = BUNDLED, drafter: str | None = BUNDLED, dtype: str =
     from dspark.decoding.profile import measure, measure_blocks
     from dspark.decoding.single import Decoder
     from dspark.drafters.checkpoint import read_calibrations, read_survival
+    from dspark.speculation.confidence import nearest
     from dspark.speculation.planner.single import WHOLE, EarlyStop, Planning, WhileItPays, without_a_clock
     from dspark.speculation.sampling import Sampling
 
@@ -79,7 +80,8 @@ def load_pair(target: str = BUNDLED, drafter: str | None = BUNDLED, dtype: str =
     loaded, model = load_drafting(target, str(folder), dtype, device)
     whole = measure(loaded, model)
     calibrations = read_calibrations(folder, model.config.block_size)
-    survival = calibrations.survival.get(Sampling()) or read_survival(folder)
+    counted = nearest(Sampling(), calibrations.survival)
+    survival = (calibrations.survival[counted] if counted else ()) or read_survival(folder)
     slots, prices = measure_blocks(loaded, model, whole, survival)
     pays = WhileItPays(prices.rounds, prices.plain)
     greedy, sampled = Planning(EarlyStop(prices.rounds), pays, slots, calibrations), WHOLE

@@ -173,15 +173,14 @@ def peaks(logits: Tensor) -> Tensor:
     ``[..., V_d]`` (at temperature 1, whatever the request's).
     """
     logits_RV = logits.float().reshape(-1, logits.shape[-1])
-    if can_make_law(logits_RV):
-        mass_R = masses(logits_RV)
-    else:
-        mass_R = (logits_RV - logits_RV.amax(dim=-1, keepdim=True)).exp().sum(dim=-1)
+    # A softmax sums each row by itself; a sum may share one row out among threads, and its company would count.
+    compiled = can_make_law(logits_RV)
+    mass_R = masses(logits_RV) if compiled else logits_RV.softmax(dim=-1).amax(dim=-1).reciprocal()
     return peaks_of_mass(mass_R).reshape(logits.shape[:-1])
 
 
 def peaks_of_mass(mass: Tensor) -> Tensor:
-    """The same of ``sum(exp(logits - max))``; at most 15 (``speculation.confidence.CLAMP``)."""
+    """The same of ``sum(exp(logits - max))``; about 15 at most (``speculation.confidence.CLAMP``)."""
     return -(mass - 1).clamp(min=_SUREST).log()
 
 

@@ -157,6 +157,11 @@ class Calibrations:
             raise UserError(f"{where} holds no confidence maps (a list of regimes); calibrate again")
         maps = {Sampling(**each["sampling"]): from_json(each["map"], where) for each in regimes}
         survival = {Sampling(**each["sampling"]): tuple(each.get("survival", ())) for each in regimes}
+        uneven = [each for sampling, each in survival.items() if each and len(each) != maps[sampling].block]
+        if uneven:
+            raise UserError(
+                f"{where} counts survival of {len(uneven[0])} drafts beside maps of others; calibrate again"
+            )
         short = [each.block for each in maps.values() if each.block < block]
         if short:
             raise UserError(
@@ -190,13 +195,27 @@ def from_json(stored: dict[str, Any], where: str) -> ConfidenceMap:
     """A map as it was stored; UserError, naming ``where``, for what is none."""
     kind = MAPS.get(str(stored.get("kind")))
     values = {name: _tupled(value) for name, value in stored.items() if name != "kind"}
-    if kind is None or set(values) != {each.name for each in fields(kind)} or not _alike([*values.values()]):
+    known = kind is not None and set(values) == {each.name for each in fields(kind)} and _alike([*values.values()])
+    nested = any(isinstance(each, tuple) for value in values.values() if known for each in value)
+    if kind is None or not known or nested != (kind is Isotonic):
         raise UserError(
             f"{where} holds a confidence map of kind {stored.get('kind')!r} with {sorted(values)}; expected one of"
             f" {sorted(MAPS)} with as many numbers for each: calibrate again"
         )
     found: ConfidenceMap = kind(**values)
+    if not _means_something(found):
+        raise UserError(f"{where} holds a {found.kind} map whose numbers mean nothing; calibrate again")
     return found
+
+
+def _means_something(calibration: ConfidenceMap) -> bool:
+    """Whether temperatures are positive, and an isotonic map's knots and probabilities rise, the latter from 0 to 1."""
+    if isinstance(calibration, Temperatures):
+        return min(calibration.temperatures) > 0
+    if isinstance(calibration, Isotonic):
+        rising = (*calibration.knots, *((0.0, *slot, 1.0) for slot in calibration.probabilities))
+        return all(list(each) == sorted(each) for each in rising)
+    return True
 
 
 def _alike(values: list[Any]) -> bool:
@@ -241,5 +260,7 @@ def _is_regime(stored: Any) -> bool:
     sampling = stored["sampling"]
     names, shares = {each.name for each in fields(Sampling)}, stored.get("survival", [])
     if not isinstance(shares, list) or not all(isinstance(each, int | float) and 0 <= each <= 1 for each in shares):
+        return False
+    if shares != sorted(shares, reverse=True):
         return False
     return set(sampling) <= names and all(isinstance(each, int | float) for each in sampling.values())

@@ -45,7 +45,7 @@ __all__ = [
 # drawn from).
 Sample = Callable[[int, Tensor, Tensor | None], tuple[int, Tensor]]
 
-# (number of drafts, at least 1; their survival a[K], None without a confidence head) -> how many to verify.
+# (number of drafts, at least 1; their survival a[K], None where nothing is known of it) -> how many to verify.
 #
 # To stay lossless the decision about x_k may depend on the past and on what was known before x_k was drawn,
 # so a hook that reads the present survival must walk it from the left and stop early (Algorithm 1). A search

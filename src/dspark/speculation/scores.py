@@ -80,7 +80,7 @@ def auc(p_N: Numbers, happened_N: NDArray[np.bool_]) -> float:
     """The chance that of two, one that happened and one that did not, the former was the more expected; ties half."""
     positive = int(happened_N.sum())
     negative = len(happened_N) - positive
-    if not positive or not negative:
+    if not positive or not negative or np.isnan(p_N).any():
         return float("nan")
     ordered = np.sort(p_N)
     ranks_N = (np.searchsorted(ordered, p_N, "left") + np.searchsorted(ordered, p_N, "right") + 1) / 2

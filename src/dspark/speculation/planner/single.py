@@ -48,8 +48,8 @@ class EarlyStop:
     """Algorithm 1 for a single request, as a ``VerifyLength``.
 
     ``seconds[l]``: what a complete round takes that verifies ``l`` drafts, for l = 0..K; its reciprocals are the
-    paper's SPS. Without survival (a drafter without a confidence head) every draft is verified. UserError for seconds
-    that are none.
+    paper's SPS. Without survival (of a draft that says nothing of itself) every draft is verified. UserError for
+    seconds that are none.
     """
 
     seconds: tuple[float, ...]
@@ -161,25 +161,20 @@ def without_a_clock(
     """Plans from prices that no clock has measured, for requests whose texts depend on how rounds are planned.
 
     How many drafts are verified decides which draws a sampled request uses, so measured prices would make a seed mean
-    other texts on another machine, or on this one tomorrow. ``block``: K; ``survival`` as for ``best_slots``, empty
-    where nobody knows: then blocks are whole. ``shared``: whether the target's rows share a reading of its weights.
-    Where ``calibrations`` have counted survival for a sampling, its blocks are as long as that says, and if even these
-    lose on average drafts have less credit.
+    other texts on another machine, or on this one tomorrow. ``block``: K; ``survival`` as for ``best_slots``, of
+    temperature 1, empty where nobody knows: then blocks are whole. ``shared``: whether the target's rows share a
+    reading of its weights. Where ``calibrations`` have counted survival for a sampling, its blocks are as long as that
+    says, and if even these lose on average drafts have less credit.
     """
     draft, verified = _SHARED if shared else _ONE_BY_ONE
     seconds = tuple(1 + draft + verified * drafts for drafts in range(block + 1))
 
-    def planned(survival: Sequence[float], credit: float | None = None) -> Planning:
-        slots = best_slots(survival, seconds, seconds[0]) if survival else block
-        pays = WhileItPays(seconds, 1.0, credit)
+    def planned(shares: Sequence[float]) -> Planning:
+        slots = best_slots(shares, seconds, seconds[0]) if shares else block
+        loses = all(1 + sum(shares[:k]) < seconds[k] for k in range(1, min(len(shares), block) + 1))
+        pays = WhileItPays(seconds, 1.0, _DOUBT if shares and loses else None)
         return Planning(EarlyStop(seconds), pays, slots if slots < block else None, calibrations)
 
-    def doubted(survival: Sequence[float]) -> bool:
-        return all(1 + sum(survival[:k]) < seconds[k] for k in range(1, min(len(survival), block) + 1))
-
-    special = {
-        sampling: planned(counted, _DOUBT if doubted(counted) else None)
-        for sampling, counted in calibrations.survival.items()
-        if counted and not sampling.greedy
-    }
+    counted = {Sampling(1.0): tuple(survival), **calibrations.survival}  # training counts at temperature 1
+    special = {each: planned(shares) for each, shares in counted.items() if shares and not each.greedy}
     return replace(planned(survival), special=special)
