@@ -13,6 +13,7 @@ from torch import Tensor
 from dspark.drafters.ngram import PromptLookup
 from dspark.kernels.law import can_make_law
 from dspark.kernels.machine import can_compile
+from dspark.speculation import loop, recalibration
 from dspark.speculation.acceptance import acceptance_probability
 from dspark.speculation.confidence import ConfidenceMap, Isotonic, Logistic, Platt
 from dspark.speculation.draws import Draws, Purpose
@@ -168,6 +169,23 @@ def test_early_stopped_rounds_end_to_end() -> None:
     measured = measure(target, drafter, Sampling(1.0), tokens=4, verify_length=lambda: hook)
     assert_law(measured)
     assert measured.verified < measured.drafted
+
+
+@pytest.mark.parametrize("calibration", [None, Logistic((1.0,) * 2, (0.5,) * 2, (0.0,) * 2)], ids=["trained", "map"])
+def test_confidence_tilted_by_the_requests_own_rounds_is_lossless(
+    calibration: ConfidenceMap | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recalibration, "_SPREAD", 4.0)
+    monkeypatch.setattr(loop, "LEVEL", recalibration.Tilt(precision=0.25))
+    target = random_logits(2, "tilted")
+    drafter = drafter_of("sequential", 2, target, 2, torch.float64)
+    hook = early_stop([1, 0.65, 0.55])
+    tilted = measure(target, drafter, Sampling(1.0), tokens=5, verify_length=lambda: hook, calibration=calibration)
+    assert_law(tilted)
+    monkeypatch.setattr(recalibration.Tilt, "after", lambda self, *over: self)
+    level = measure(target, drafter, Sampling(1.0), tokens=5, verify_length=lambda: hook, calibration=calibration)
+    assert_law(level)
+    assert 0 < tilted.verified < tilted.drafted and tilted.verified != pytest.approx(level.verified)
 
 
 @pytest.mark.parametrize("sampling", [Sampling(1.0), Sampling(0.7, top_k=2)], ids=str)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dspark.speculation.confidence import Logistic, sigmoid
-from dspark.speculation.recalibration import Recalibration, explores
+from dspark.speculation.recalibration import LEVEL, Recalibration, explores
 
 BLOCK = 4
 TRUTH = Logistic((0.4, 0.5, 0.6, 0.7), (0.8, 0.9, 1.0, 1.1), (0.3, 0.0, 0.0, -0.2))
@@ -74,6 +74,35 @@ def test_what_was_not_verified_teaches_nothing() -> None:
     assert learned.weights[0].tolist() != start.weights[0].tolist()
     assert (learned.weights[1:] == start.weights[1:]).all() and (learned.curvature[1:] == start.curvature[1:]).all()
     assert learned.map.conditional(*np.ones((2, 1)))[0] < AS_TRAINED.conditional(*np.ones((2, 1)))[0]
+
+
+def test_a_request_of_another_kind_is_soon_seen_for_what_it_is() -> None:
+    numbers, believed = np.random.default_rng(0), np.array([0.8, 0.75, 0.7, 0.7])
+    for shift in (-1.5, 0.0, 1.0):
+        truth = sigmoid(np.log(believed / (1 - believed)) + shift)
+        errors = []
+        for _ in range(200):
+            tilt = LEVEL
+            for _ in range(40):
+                accepted = int((numbers.random(BLOCK) < truth).cumprod().sum())
+                tilt = tilt.after(believed, min(BLOCK, accepted + 1), accepted)
+            errors.append(np.abs(tilt.conditional(believed) - truth).mean())
+        untilted = np.abs(believed - truth).mean()
+        assert np.mean(errors) < max(0.06, 0.4 * untilted)
+
+
+def test_a_tilt_learns_of_what_was_verified_alone_and_keeps_the_order() -> None:
+    believed = np.array([0.9, 0.5, 0.5, 0.5])
+    assert LEVEL.after(believed, 0, 0) is LEVEL
+    np.testing.assert_allclose(LEVEL.conditional(believed), believed)
+    # Of four drafts only the first was verified: what the others were believed to be makes no difference.
+    others = np.array([0.9, 0.1, 0.2, 0.99])
+    assert LEVEL.after(believed, 1, 1) == LEVEL.after(others, 1, 1) != LEVEL
+    assert LEVEL.after(believed, 1, 0).log_odds < 0 < LEVEL.after(believed, 4, 4).log_odds
+    rising = np.linspace(0.0, 1.0, 11)
+    for tilt in (LEVEL.after(believed, 1, 0), LEVEL.after(believed, 4, 4)):
+        c = tilt.conditional(rising)
+        assert (np.diff(c) > 0).all() and ((c > 0) & (c < 1)).all()
 
 
 def test_rounds_explore_by_their_number_alone() -> None:

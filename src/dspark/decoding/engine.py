@@ -28,6 +28,7 @@ from dspark.drafters.blocks import DrafterBlocks
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round, Source
+from dspark.speculation.confidence import ConfidenceMap
 from dspark.speculation.cost import Load
 from dspark.speculation.draws import SeededDraws
 from dspark.speculation.loop import Draft, cut
@@ -199,8 +200,8 @@ class Engine:
             draft = NO_DRAFT if share.count else next(drafts)
             length = len(draft.tokens)
             if length and self._drafter is not None:
-                planning, sampling = self._planning(share.row), share.row.request.sampling
-                length = planning.verify_length(length, draft.survival(planning.calibrations.of(sampling)))
+                survival = draft.survival(self._calibration(share.row), share.row.tilt)
+                length = self._planning(share.row).verify_length(length, survival)
             length = max(0, min(length, len(draft.tokens), share.row.room - 1))
             works.append(Work(share.row, share.count, draft, length))
         return works
@@ -229,6 +230,10 @@ class Engine:
         sampling = row.request.sampling
         return (self._greedy if sampling.greedy else self._sampled).of(sampling)
 
+    def _calibration(self, row: Running) -> ConfidenceMap | None:
+        """How the drafter's confidence is read for the request."""
+        return self._planning(row).calibrations.of(row.request.sampling)
+
     def _tell(self, works: Sequence[Work], verdicts: Sequence[Verdict], logits_NV: Tensor) -> None:
         """Tell an observer, before anything is committed."""
         if self._observe is not None:
@@ -245,6 +250,8 @@ class Engine:
         row.rounds.append(
             Round(len(row.rounds), tuple(tokens), len(draft.tokens), work.length, accepted, finish, draft.source)
         )
+        if work.length:
+            row.tilt = draft.teaches(row.tilt, self._calibration(row), row.rounds[-1])
         row.ids += tokens
         stay = (work.count or 1) + verdict.accepted
         self.pool.truncate(row.table, work.start + stay)

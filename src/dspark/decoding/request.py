@@ -11,6 +11,7 @@ from dspark.nn.blocks import BlockTable
 from dspark.speculation.acceptance import Finish, Round
 from dspark.speculation.coupling import Coupling
 from dspark.speculation.draws import SeededDraws
+from dspark.speculation.recalibration import LEVEL, Tilt
 from dspark.speculation.sampling import Sampling
 
 
@@ -61,6 +62,7 @@ class Running:
     ids: list[int] = field(default_factory=list)
     table: BlockTable = field(default_factory=BlockTable)
     rounds: list[Round] = field(default_factory=list)
+    tilt: Tilt = LEVEL
 
     def __post_init__(self) -> None:
         self.ids = self.ids or list(self.request.prompt_ids)

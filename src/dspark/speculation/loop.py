@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from dspark.foundation.errors import UserError
-from dspark.speculation.acceptance import Finish, Round, Source, survival
-from dspark.speculation.confidence import ConfidenceMap
+from dspark.speculation.acceptance import Finish, Round, Source
+from dspark.speculation.confidence import ConfidenceMap, Numbers, sigmoid
 from dspark.speculation.coupling import Coupling
 from dspark.speculation.draws import CertainDraws, Draws, Purpose
+from dspark.speculation.recalibration import LEVEL, Tilt
 from dspark.speculation.rejection import Verdict, verify
 from dspark.speculation.sampling import Sampling, distribution
 
@@ -110,16 +111,32 @@ class Draft:
         p_KV[:, self.support] = self.probs
         return p_KV
 
-    def survival(self, through: ConfidenceMap | None = None) -> Tensor | None:
-        """a[K], the running product of c_k, which are read ``through`` a map if there is one; None without
-        confidence. A map is the drafter's: what a copy says of itself is not read through it.
+    def believed(self, through: ConfidenceMap | None = None) -> Numbers | None:
+        """c[K], read ``through`` a map if there is one; None without confidence. A map is the drafter's: what a copy
+        says of itself is not read through it.
         """
         if self.confidence is None:
             return None
+        logits = self.confidence.double().cpu().numpy()
         if through is None or self.source == "lookup":
-            return survival(torch.sigmoid(self.confidence))
-        peaks = None if self.peaks is None else self.peaks.double().cpu().numpy()
-        return survival(torch.from_numpy(through.conditional(self.confidence.double().cpu().numpy(), peaks)))
+            return sigmoid(logits)
+        return through.conditional(logits, None if self.peaks is None else self.peaks.double().cpu().numpy())
+
+    def survival(self, through: ConfidenceMap | None = None, tilt: Tilt = LEVEL) -> Tensor | None:
+        """a[K], the running product of c_k as they are ``believed``, those of the drafter tilted; None without
+        confidence.
+        """
+        believed = self.believed(through)
+        if believed is None:
+            return None
+        return torch.from_numpy((believed if self.source == "lookup" else tilt.conditional(believed)).cumprod())
+
+    def teaches(self, tilt: Tilt, through: ConfidenceMap | None, round: Round) -> Tilt:
+        """The request's tilt after the round that these drafts were made for; copies teach nothing of the drafter."""
+        believed = self.believed(through)
+        if believed is None or self.source == "lookup":
+            return tilt
+        return tilt.after(believed, min(round.observed, len(believed)), round.accepted)
 
 
 class DrafterState(Protocol):
@@ -262,7 +279,8 @@ def generate(
 
     ``lookup`` reads ids alone and goes before the drafter, which drafts where it proposes nothing: the committed ids
     decide between the two and no draw of the round, so both keep the target's law. Features of rounds that the drafter
-    sat out come with its next call. ``verify_length`` sees survival as ``calibration`` reads the drafter's confidence.
+    sat out come with its next call. ``verify_length`` sees survival as ``calibration`` reads the drafter's confidence,
+    tilted by what this request's rounds have shown.
 
     The joined tokens of the rounds have exactly the law of plain decoding. Output ends behind the first stop
     id (which is kept), after max_tokens, or where prompt and output together fill context_limit positions.
@@ -284,10 +302,13 @@ def generate(
         coupling=coupling,
     )
     yield request.start()
+    tilt = LEVEL
     while not request.finished:
         draft = request.propose()
-        asked = verify_length(len(draft.tokens), draft.survival(calibration)) if draft.tokens else 0
-        yield request.settle(draft, asked)
+        asked = verify_length(len(draft.tokens), draft.survival(calibration, tilt)) if draft.tokens else 0
+        round = request.settle(draft, asked)
+        tilt = draft.teaches(tilt, calibration, round)
+        yield round
 
 
 def _output_limit(prompt: int, max_tokens: int, context_limit: int | None) -> int:

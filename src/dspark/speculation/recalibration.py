@@ -24,6 +24,9 @@ Numbers = NDArray[np.float64]
 # of the average kind), and the farthest that a slope or offset moves in one step.
 _FADING, _TRUST, _FARTHEST = 0.998, 8.0, 0.5
 _LEAST = _TRUST * np.eye(3) / 4
+# Variance of a request's tilt before anything is known of it, and what a round leaves of what was known before it.
+_SPREAD, _KEPT = 0.2, 0.97
+_SUREST = 1e-7  # no draft is believed to be surer
 # One round of so many verifies its whole block.
 EXPLORING = 32
 
@@ -78,3 +81,36 @@ class Recalibration:
         curvature = kept + told_K33
         step_K3 = np.linalg.solve(curvature, uphill_K3[..., None])[..., 0]
         return replace(self, weights=self.weights + step_K3.clip(-_FARTHEST, _FARTHEST), curvature=curvature)
+
+
+@dataclass(frozen=True)
+class Tilt:
+    """How much better or worse a request's drafts fare than they are believed to, in log-odds: learned from its own
+    rounds that are over, so that a text of another kind than those of the fit is soon seen for what it is.
+
+    A value, begun anew for each request: what is learned of it is nobody else's, and a seed stays a text.
+    ``precision``: what is known, one over its variance.
+    """
+
+    log_odds: float = 0.0
+    precision: float = 1 / _SPREAD
+
+    def conditional(self, believed: Numbers) -> Numbers:
+        """``c [K]`` as they were believed, tilted."""
+        kept = believed.clip(_SUREST, 1 - _SUREST)
+        return sigmoid(np.log(kept / (1 - kept)) + self.log_odds)
+
+    def after(self, believed: Numbers, observed: int, accepted: int) -> Tilt:
+        """With a round that is over: the fate of its first ``observed`` drafts is known, ``accepted`` of them stood.
+
+        One step of Newton's method with a normal prior, older rounds fading.
+        """
+        if not observed:
+            return self
+        c_K = self.conditional(believed[:observed])
+        precision = _KEPT * self.precision + (1 - _KEPT) / _SPREAD + float((c_K * (1 - c_K)).sum())
+        return Tilt(self.log_odds + (accepted - float(c_K.sum())) / precision, precision)
+
+
+LEVEL = Tilt()
+"""Of a request that nothing is known of."""
