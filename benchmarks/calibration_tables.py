@@ -12,7 +12,14 @@ from typing import Any
 
 from dspark.foundation.artifacts import read_json
 
-_MAPS = {"before": "as trained", "after": "STS", "chosen": "chosen", "constant": "constant", "oracle": "oracle c*"}
+_MAPS = {
+    "before": "as trained",
+    "after": "STS",
+    "chosen": "chosen",
+    "tilted": "chosen, tilted by the request's own rounds",
+    "constant": "constant",
+    "oracle": "oracle c*",
+}
 _SHOWN = (0, 1, 2, 4, 6)  # positions
 
 
@@ -34,15 +41,15 @@ def excess(figures: dict[str, Any], name: str) -> list[float]:
 
 
 def domains(figures: dict[str, Any]) -> Iterator[str]:
-    """STS beside the chosen map, domain by domain, of the first draft."""
-    yield "| prompts | rounds | excess ECE, STS | chosen | Brier, as trained | STS | chosen | AUC, STS | chosen |"
-    yield "|---" * 9 + "|"
+    """STS beside the chosen map, tilted or not, domain by domain, of the first draft."""
+    each_map = "as trained | STS | chosen | tilted"
+    yield f"| prompts | rounds | excess ECE, per cent: {each_map} | Brier: {each_map} | AUC: {each_map} |"
+    yield "|---" * 14 + "|"
     for name, each in {**figures["domains"], "all": figures}.items():
-        sts, chosen = excess(each, "after")[0], excess(each, "chosen")[0]
-        brier = " | ".join(f"{each[m]['brier'][0]:.3f}" for m in ("before", "after", "chosen"))
-        found = (each[m]["auc"][0] for m in ("after", "chosen"))
-        auc = " | ".join("-" if value is None else f"{value:.3f}" for value in found)
-        yield f"| {name} | {each['judged_rounds']} | {sts:.1f} % | {chosen:.1f} % | {brier} | {auc} |"
+        maps = ("before", "after", "chosen", "tilted")
+        cells = [f"{excess(each, m)[0]:.1f}" for m in maps] + [f"{each[m]['brier'][0]:.3f}" for m in maps]
+        cells += ["-" if each[m]["auc"][0] is None else f"{each[m]['auc'][0]:.3f}" for m in maps]
+        yield f"| {name} | {each['judged_rounds']} | " + " | ".join(cells) + " |"
 
 
 def lines(path: Path) -> Iterator[str]:
@@ -58,8 +65,10 @@ def lines(path: Path) -> Iterator[str]:
     yield f"{figures['rounds'] - judged} rounds were fitted to, {judged} of other prompts judge; chosen: {kind}."
     for name, key in (("Brier score", "brier"), ("Log-loss", "log_loss"), ("AUC", "auc"), ("ECE", "ece")):
         yield from ("", f"{name} of prefixes of so many drafts:", "", *table(figures, key))
-    over = ", ".join(f"{each:.2f}" for each in excess(figures, "chosen"))
-    yield from ("", f"ECE of the chosen map above that of a perfect predictor, per cent, by position: {over}.", "")
+    yield from ("", "ECE above that of a perfect predictor, per cent, by position:", "")
+    for name in ("before", "after", "chosen", "tilted"):
+        yield f"- {_MAPS[name]}: " + ", ".join(f"{each:.2f}" for each in excess(figures, name))
+    yield ""
     yield from ("The first draft, prompts by prompts:", "")
     yield from domains(figures)
 

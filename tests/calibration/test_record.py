@@ -15,14 +15,17 @@ from dspark.calibration.choose import (
     constant_survival,
     scores_of,
     survival_through,
+    tilted,
 )
 from dspark.calibration.outcomes import Outcomes
 from dspark.calibration.record import Recorded, Recorder, record
 from dspark.decoding.engine import Engine, Limits, Work
 from dspark.decoding.request import Request
+from dspark.decoding.single import Decoder
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import RoundTally
 from dspark.speculation.confidence import sigmoid, untouched
+from dspark.speculation.planner.single import Planning
 from dspark.speculation.rejection import Verdict
 from dspark.speculation.sampling import Sampling
 from tiny import tiny_drafter, tiny_target
@@ -97,6 +100,23 @@ def test_of_coupled_drafts_nobody_knows_the_chance() -> None:
     recorded = record(target, tiny_drafter(target), requests_of(Sampling(1.0), coupled=True), LIMITS, lambda _: None)
     found = confidence_of(recorded, None)
     assert np.isnan(recorded.oracle).all() and np.isnan(found["oracle_auc"]).all() and found["brier"][0] > 0
+
+
+def test_survival_is_tilted_as_the_loop_tilts_it() -> None:
+    target = tiny_target(sharpness=1.5)
+    drafter, seen = tiny_drafter(target), []
+
+    def heard(drafted: int, survival: Tensor) -> int:
+        seen.append(survival.tolist())
+        return drafted
+
+    request = Request("0", [1, 5, 9, 3], Sampling(1.0), 0, 60, ignore_stop=True)
+    decoder = Decoder(target, drafter, sampled=Planning(verify_length=heard), lookup=False)
+    rounds = list(decoder.reference(request, "dspark"))
+    recorded = record(target, drafter, [request], LIMITS, lambda _: None)
+    whole = [a for a, r in zip(seen, rounds[1:], strict=False) if r.verified == 4]
+    assert len(whole) == len(recorded) > 5
+    np.testing.assert_allclose(tilted(untouched(4), recorded), whole, rtol=1e-5)
 
 
 def test_nothing_to_record_is_said() -> None:

@@ -176,7 +176,7 @@ def test_eval_judges_confidence_in_rounds_that_verified_a_whole_block(
         assert all(0 <= error <= 1 for error in found["ece"] + found["perfect_ece"] + found["brier"])
         assert found["constant_brier"] == pytest.approx(rate * (1 - rate), abs=0.06), "of nearly the same rounds"
         assert temperature or found["oracle_auc"][0] == 1.0, "a greedy draft stands or does not"
-        assert found["map"] is None and found["as_trained"]["brier"] == found["brier"]
+        assert found["map"] is None and found["as_trained"]["brier"] != found["brier"], "tilted, as plans read it"
     parts = [f["confidence"]["rounds"] for f in figures["domains"].values()]
     assert figures["confidence"]["rounds"] == sum(parts)
     assert f"confidence in {sum(parts)} whole rounds, as it was trained" in table
@@ -277,6 +277,7 @@ def test_calibration_is_kept_by_sampling_and_used(
             assert len(figures[name]["ece"]) == len(figures[name]["brier"]) == len(figures[name]["auc"]) == 4
             assert all(0 <= each <= 1 for each in figures[name]["brier"])
         assert figures["after"] == figures["maps"]["temperatures"]
+        assert len(figures["tilted"]["brier"]) == 4 and figures["tilted"]["brier"] != figures["chosen"]["brier"]
         assert more or figures["oracle"]["brier"][0] == 0, "a greedy draft stands or does not"
         assert {each.name for each in (tmp_path / "plots").iterdir()} == {"reliability.svg", "thresholds.svg"}
         swept = figures["thresholds"]["chosen"]

@@ -18,6 +18,7 @@ from dspark.calibration.outcomes import Flags, Numbers, Outcomes
 from dspark.calibration.record import Recorded
 from dspark.foundation.errors import UserError
 from dspark.speculation.confidence import ConfidenceMap, as_json, untouched
+from dspark.speculation.recalibration import LEVEL, Tilt
 from dspark.speculation.scores import Scores, auc, log_loss
 
 Fit = Callable[[Outcomes], ConfidenceMap]
@@ -105,12 +106,16 @@ class Split:
 
 def compare(split: Split, chosen: str) -> dict[str, Any]:
     """Scores, on the rounds that judge, of the confidence without a fit ("before"), of sequential temperatures
-    ("after"), of the ``chosen`` kind, of all of them, of a constant and of the oracle; the same by name.
+    ("after"), of the ``chosen`` kind and as plans read it ("tilted"), of all kinds, of a constant and of the oracle;
+    the same by name.
     """
     fitted = split.fitted.outcomes
     maps = {kind: fit(fitted) for kind, fit in FITS.items()}
 
-    def figures(some: Recorded) -> dict[str, Any]:
+    in_turn = tilted(maps[chosen], split.recorded)
+
+    def figures(rows: Flags) -> dict[str, Any]:
+        some = split.recorded.at(rows)
         outcomes, count = some.outcomes, len(some)
         scored = {kind: judged(each, outcomes) for kind, each in maps.items()}
         return {
@@ -118,15 +123,28 @@ def compare(split: Split, chosen: str) -> dict[str, Any]:
             "before": judged(untouched(outcomes.block), outcomes),
             "after": scored["temperatures"],
             "chosen": {"kind": chosen, **scored[chosen]},
+            "tilted": columns(scores_of(in_turn[rows], outcomes)),
             "maps": scored,
             "constant": columns(scores_of(constant_survival(fitted, count), outcomes)),
             "oracle": columns(scores_of(some.oracle.cumprod(axis=1), outcomes)),
         }
 
-    domains = {name: figures(split.recorded.at(rows)) for name, rows in split.named.items() if rows.any()}
-    return (
-        {"temperatures": as_json(maps["temperatures"])["temperatures"]} | figures(split.judging) | {"domains": domains}
-    )
+    domains = {name: figures(rows) for name, rows in split.named.items() if rows.any()}
+    return {"temperatures": as_json(maps["temperatures"])["temperatures"]} | figures(split.judge) | {"domains": domains}
+
+
+def tilted(calibration: ConfidenceMap, recorded: Recorded) -> Numbers:
+    """``a [N, K]`` as rounds are planned by it: the map's, tilted by what the rounds of the same prompt before it have
+    shown (recorded rounds of a prompt are in their order).
+    """
+    believed, outcomes = recorded.outcomes.through(calibration), recorded.outcomes
+    tilts: dict[int, Tilt] = {}
+    survival = np.empty_like(believed)
+    for i, prompt in enumerate(recorded.prompt.tolist()):
+        tilt, accepted = tilts.get(prompt, LEVEL), int(outcomes.accepted[i])
+        survival[i] = tilt.conditional(believed[i]).cumprod()
+        tilts[prompt] = tilt.after(believed[i], min(outcomes.block, accepted + 1), accepted)
+    return survival
 
 
 def judged(calibration: ConfidenceMap, outcomes: Outcomes) -> dict[str, Any]:
@@ -141,29 +159,29 @@ def constant_survival(fitted: Outcomes, count: int) -> Numbers:
 
 
 def confidence_of(recorded: Recorded, calibration: ConfidenceMap | None) -> dict[str, Any]:
-    """How good confidence was, position by position, as it was used (through ``calibration``, or as trained).
+    """How good confidence was, position by position, as rounds are planned by it: through ``calibration`` (None: as
+    trained), tilted.
 
     The constant is the best in hindsight: the rate of these very rounds.
     """
     outcomes = recorded.outcomes
     kept = ("ece", "perfect_ece", "brier", "log_loss", "auc")
 
-    def scored(calibration: ConfidenceMap) -> dict[str, list[float]]:
-        found = columns(scores_of(survival_through(calibration, outcomes), outcomes))
+    def scored(survival: Numbers) -> dict[str, list[float]]:
+        found = columns(scores_of(survival, outcomes))
         return {name: found[name] for name in kept}
 
-    trained = scored(untouched(outcomes.block))
-    rates = outcomes.survival
+    trained, rates = untouched(outcomes.block), outcomes.survival
     return {
         "rounds": len(outcomes),
         "map": None if calibration is None else calibration.kind,
-        **(trained if calibration is None else scored(calibration)),
+        **scored(tilted(calibration or trained, recorded)),
         "oracle_auc": [
             auc(p_N, y_N) for p_N, y_N in zip(recorded.oracle.cumprod(axis=1).T, outcomes.stood.T, strict=True)
         ],
         "constant_brier": [rate * (1 - rate) for rate in rates],
         "constant_log_loss": [log_loss(np.full(1, rate), np.full(1, rate)) for rate in rates],
-        "as_trained": trained,
+        "as_trained": scored(survival_through(trained, outcomes)),
     }
 
 

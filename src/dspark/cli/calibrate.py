@@ -243,9 +243,9 @@ def _curves(chosen: ConfidenceMap, split: Split, folder: Path | None, title: str
 def _print(figures: dict[str, Any]) -> None:
     rounds, others, kind = figures["rounds"], figures["judged_rounds"], figures["chosen"]["kind"]
     print(f"{rounds} rounds, judged on {others} of other prompts; kept: {kind}")
-    rows = {"as trained": figures["before"], **figures["maps"], "constant": figures["constant"]}
-    rows["oracle"] = figures["oracle"]
+    rows = {"as trained": figures["before"], **figures["maps"], f"{kind}, tilted": figures["tilted"]}
+    rows |= {"constant": figures["constant"], "oracle": figures["oracle"]}
     table = (("ECE", "ece"), ("perfect", "perfect_ece"), ("Brier", "brier"), ("log-loss", "log_loss"), ("AUC", "auc"))
     for label, key in table:
         for name, column in rows.items():
-            print(f"{label:8} {name:13}" + "".join(f"{value:8.3f}" for value in column[key]))
+            print(f"{label:8} {name:20}" + "".join(f"{value:8.3f}" for value in column[key]))
