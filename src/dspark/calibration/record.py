@@ -84,14 +84,16 @@ class Recorder:
     """Hears the verdicts of one drafter's rounds (``Engine``'s ``observe``) and keeps those of whole blocks, by the
     ``numbers`` of their requests' ids.
 
-    Blocks that hold a stop id are left out, stood it or not: what is drafted behind it is nobody's answer.
+    Blocks that hold a stop id are left out, stood it or not: what is drafted behind it is nobody's answer. What is kept
+    is Python's own numbers: small tensors would lie between a step's large ones, whose room could then never be given
+    back (docs/lab_log.md).
     """
 
     def __init__(self, block: int, stop_ids: Iterable[int], numbers: Mapping[str, int]) -> None:
         self._block, self._stop_ids, self._numbers = block, frozenset(stop_ids), numbers
-        self._logits: list[Tensor] = []
-        self._peaks: list[Tensor] = []
-        self._oracle: list[Tensor] = []
+        self._logits: list[list[float]] = []
+        self._peaks: list[list[float]] = []
+        self._oracle: list[list[float]] = []
         self._accepted: list[int] = []
         self._prompt: list[int] = []
 
@@ -102,20 +104,19 @@ class Recorder:
         if self._stop_ids & {*draft.tokens} and not row.request.ignore_stop:
             return
         assert draft.confidence is not None and draft.peaks is not None, "the drafter's own have both"
-        self._logits.append(draft.confidence.double().cpu())
-        self._peaks.append(draft.peaks.double().cpu())
-        known = torch.full((self._block,), torch.nan, dtype=torch.float64)
+        self._logits.append(draft.confidence.tolist())
+        self._peaks.append(draft.peaks.tolist())
+        known = [float("nan")] * self._block
         if row.coupling is None:
-            known = chances(draft, verdict, logits_nV[:-1], row.request.sampling).cpu()
+            known = chances(draft, verdict, logits_nV[:-1], row.request.sampling).tolist()
         self._oracle.append(known)
         self._accepted.append(verdict.accepted)
         self._prompt.append(self._numbers[row.request.id])
 
     def recorded(self) -> Recorded:
         """All that was heard, be it nothing."""
-        empty = torch.zeros(0, self._block, dtype=torch.float64)
         lists = self._logits, self._peaks, self._oracle
-        logits, peaks, oracle = ((torch.stack(each) if each else empty).numpy() for each in lists)
+        logits, peaks, oracle = (np.array(each, dtype=np.float64).reshape(-1, self._block) for each in lists)
         accepted, prompt = (np.array(each, dtype=np.int64) for each in (self._accepted, self._prompt))
         return Recorded(Outcomes(logits, peaks, np.full_like(accepted, self._block), accepted), oracle, prompt)
 
