@@ -33,7 +33,7 @@ from dspark.kernels import machine
 from dspark.kernels.machine import Program
 from dspark.nn import block_attention
 from dspark.nn.packed import PackedLinear, PanelLinear
-from dspark.nn.stack import _CALLS, Stack
+from dspark.nn.stack import Stack
 from dspark.speculation.sampling import Sampling
 from dspark.targets import lean
 from dspark.targets.compiled import MOST_ROWS
@@ -129,9 +129,9 @@ def parts_of(stack: Stack, batch: RaggedBatch, repeats: int) -> dict[str, float]
     rotation = torch.zeros(rows, 1, 4096, dtype=torch.complex64)
     prepared.aim(rotation, batch.rows_T, batch.plan.seen)
     table, starts, kernels = prepared.program.table, prepared.program.starts, prepared.program._kernels
-    found = {}
+    found, calls = {}, len(kernels) // len(stack.layers)
     for name, places in PARTS.items():
-        chosen = [i for i in range(len(kernels)) if i % _CALLS in places]
+        chosen = [i for i in range(len(kernels)) if i % calls in places]
         part = Program([(kernels[i], tuple(table[starts[i] : starts[i + 1]].tolist())) for i in chosen])
         found[name] = timed(part.run, repeats)
     return found

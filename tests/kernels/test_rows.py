@@ -12,6 +12,7 @@ from dspark.kernels.rows import (
     HeadNorms,
     can_row,
     can_search,
+    copy_call,
     first_largest,
     follow_call,
     gate_name,
@@ -32,6 +33,14 @@ def test_norms(tokens: int) -> None:
     found = norm_rows(x, weight, 1e-5)
     torch.testing.assert_close(found, rms_norm(x, (64,), weight, 1e-5), rtol=2e-6, atol=1e-7)
     assert torch.equal(found[:, -1:], norm_rows(x[:, -1:].contiguous(), weight, 1e-5)), "alone or in a team"
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 300])
+def test_copies(tokens: int) -> None:
+    x, out = random(tokens, 72), torch.zeros(tokens + 1, 72)
+    kernel, table = copy_call(x, out[:tokens])
+    kernel(*table)
+    assert torch.equal(out[:tokens], x) and not out[tokens:].any()
 
 
 @pytest.mark.parametrize("tokens", [1, _ALONE // 48 + 5])

@@ -54,6 +54,12 @@ def norm_call(x: Tensor, out: Tensor, weight: Tensor, eps: float) -> Call:
     return _norm(), (x.data_ptr(), out.data_ptr(), x.numel() // width, weight.data_ptr(), width, bits(eps))
 
 
+def copy_call(x: Tensor, out: Tensor) -> Call:
+    """The rows of ``x`` written to ``out``."""
+    width = x.shape[-1]
+    return _copy(), (x.data_ptr(), out.data_ptr(), x.numel() // width, width)
+
+
 def gate_rows(both: Tensor, act: str) -> Tensor:
     """``act(gate) * up`` of ``[..., 2 I]``, the gate before the other."""
     out = both.new_empty(*both.shape[:-1], both.shape[-1] // 2)
@@ -211,6 +217,22 @@ def _normed(code: Code, x: Value, out: Value, weights: Value, width: Value, eps:
         return []
 
     code.loop(code.number(0), width, _LANES, [], scale)
+
+
+@cache
+def _copy() -> Kernel:
+    def body(code: Code, table: list[Value], row: Value) -> None:
+        source, destination, _, width = table
+        offset = code.build.mul(row, width)
+        x, out = (code.at(code.pointer(each), offset, F32) for each in (source, destination))
+
+        def numbers(k: Value, _: list[Value]) -> list[Value]:
+            code.store(code.load(x, k, F32, _LANES), out, k, F32)
+            return []
+
+        code.loop(code.number(0), width, _LANES, [], numbers)
+
+    return row_kernel(4, body, rows_at=2)
 
 
 @cache

@@ -16,13 +16,12 @@ from torch import Tensor, nn
 
 from dspark.kernels.attention import Seen, attention_call
 from dspark.kernels.machine import Call, Program, Rooms, can_compile
-from dspark.kernels.rows import HeadNorms, can_row, gate_call, norm_call, turn_call
+from dspark.kernels.rows import HeadNorms, can_row, copy_call, gate_call, norm_call, turn_call
 from dspark.nn.cache import KVCache
 from dspark.nn.lean import LeanMLP, LeanNorm
 from dspark.nn.packed import PanelLinear
 from dspark.nn.shelf import Shelf
 
-_CALLS = 9  # of a layer
 Ends = Callable[[Tensor], tuple[Sequence[Call], Sequence[Call]]]
 
 
@@ -71,20 +70,30 @@ class StackLayer:
 class StackProgram:
     """The calls of layers for one number of rows and one cache, with what they read and write.
 
-    ``x_Td`` is what the first layer reads and the last one leaves. ``ends`` gives calls to be made before them, which
-    fill it, and after them, which read it.
+    ``x_Td`` is what the first layer reads and the last one leaves, ``kept`` what the layers ``taps`` leave. ``ends``
+    gives calls to be made before them, which fill it, and after them, which read it.
     """
 
     def __init__(
-        self, layers: Sequence[StackLayer], rows: int, cache: KVCache, rooms: Rooms, ends: Ends = no_ends
+        self,
+        layers: Sequence[StackLayer],
+        rows: int,
+        cache: KVCache,
+        rooms: Rooms,
+        ends: Ends = no_ends,
+        taps: Sequence[int] = (),
     ) -> None:
         self.x_Td = rooms.room("x", layers[0].input_norm.weight.numel(), rows).view(rows, -1)
         before, after = ends(self.x_Td)
-        own = [call for layer in layers for call in _layer_calls(layer, self.x_Td, cache, rooms)]
-        assert len(own) == _CALLS * len(layers)
-        self.program, self._first = Program([*before, *own, *after]), len(before)
-        inner = self.program.starts[len(before) : len(before) + len(own)]
-        self._rotations, self._seen = (_first_two(inner[number::_CALLS]) for number in (2, 3))
+        self.kept = {tap: rooms.room(f"tap {tap}", self.x_Td.shape[1], rows).view(rows, -1) for tap in taps}
+        own, firsts = list(before), []
+        for index, layer in enumerate(layers):
+            firsts.append(len(own))
+            own += _layer_calls(layer, self.x_Td, cache, rooms)
+            own += [copy_call(self.x_Td, self.kept[index])] if index in self.kept else []
+        self.program, self._layers = Program([*own, *after]), (len(before), len(own))
+        starts = self.program.starts
+        self._rotations, self._seen = (_first_two([starts[first + number] for first in firsts]) for number in (2, 3))
 
     def aim(self, rotation_T1C: Tensor, rows_T: Tensor, seen: Seen) -> None:
         """Say where the step's rows belong; the arguments must live until it has run. See ``Stack.run``."""
@@ -94,9 +103,9 @@ class StackProgram:
         table[self._rotations] = torch.tensor((rotation_T1C.data_ptr(), rows_T.data_ptr()))
         table[self._seen] = torch.tensor((seen.blocks.data_ptr(), seen.tokens_T3.data_ptr()))
 
-    def run_layers(self, first: int, end: int) -> None:
-        """Run layers ``first`` to ``end``, without what comes before and after them."""
-        self.program.run(self._first + _CALLS * first, self._first + _CALLS * end)
+    def run_layers(self) -> None:
+        """Run the layers, without what comes before and after them."""
+        self.program.run(*self._layers)
 
 
 class Stack:
@@ -113,20 +122,21 @@ class Stack:
 
         Their keys and values are written to ``rows_T`` of ``cache``; ``rotation_T1C``: as ``lean.turn`` takes it.
         """
+        last = len(self.layers) - 1
         with self._shelf.lock:
-            prepared = self.prepare(len(x_Td), cache)
+            prepared = self.prepare(len(x_Td), cache, sorted({*taps} - {-1, last}))
             prepared.x_Td.copy_(x_Td)
             prepared.aim(rotation_T1C, rows_T, seen)
-            found, done = {}, 0
-            for tap in sorted({*taps, len(self.layers) - 1} - {-1}):
-                prepared.run_layers(done, tap + 1)
-                done = tap + 1
-                found[tap] = prepared.x_Td.clone()
-        return found
+            prepared.run_layers()
+            return {tap: left.clone() for tap, left in (*prepared.kept.items(), (last, prepared.x_Td))}
 
-    def prepare(self, rows: int, cache: KVCache) -> StackProgram:
-        """The program for steps of that many rows."""
-        return self._shelf.get(cache, rows, (rows,), lambda rooms: StackProgram(self.layers, rows, cache, rooms))
+    def prepare(self, rows: int, cache: KVCache, taps: Sequence[int] = ()) -> StackProgram:
+        """The program for steps of that many rows, which keeps what the layers ``taps`` leave."""
+
+        def make(rooms: Rooms) -> StackProgram:
+            return StackProgram(self.layers, rows, cache, rooms, taps=taps)
+
+        return self._shelf.get(cache, rows, (rows, *taps), make)
 
 
 def product_call(linear: nn.Module, source: Tensor, out: Tensor, rooms: Rooms, more: Tensor | None = None) -> Call:
