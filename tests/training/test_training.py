@@ -147,7 +147,7 @@ def test_training_sees_what_decoding_sees() -> None:
         rest = iter(example.ids[anchor + 1 :])
         decoded = []
 
-        def forced(slot: int, logits: torch.Tensor, rest: Any = rest, decoded: list[Any] = decoded) -> Any:
+        def forced(slot: int, logits: torch.Tensor, _: Any, rest: Any = rest, decoded: list[Any] = decoded) -> Any:
             decoded.append(logits.clone())
             return next(rest), torch.softmax(logits, -1)
 
