@@ -111,7 +111,6 @@ def compare(split: Split, chosen: str) -> dict[str, Any]:
     """
     fitted = split.fitted.outcomes
     maps = {kind: fit(fitted) for kind, fit in FITS.items()}
-
     in_turn = tilted(maps[chosen], split.recorded)
 
     def figures(rows: Flags) -> dict[str, Any]:

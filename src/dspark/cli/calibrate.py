@@ -94,7 +94,9 @@ RoundsOption = Annotated[
 def calibrate(
     prompts: Annotated[list[Path], typer.Option("--prompts", metavar="FILE...", help="Prompts, JSONL.")],
     judge: JudgeOption = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only N prompts, of the files in turn.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Only N prompts to fit to, and N a --judge file.")
+    ] = None,
     kind: MapOption = _BEST,
     out: OutOption = None,
     rounds: RoundsOption = None,
