@@ -14,19 +14,19 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 
-from dspark.calibration.choose import FITS, best_kind, survival_through
+from dspark.calibration.choose import FITS, best_kind
 from dspark.calibration.record import Recorded
 from dspark.foundation.artifacts import read_json, write_json
 from dspark.speculation.cost import CostModel, Load
 from dspark.speculation.planner.guard import Guard
 from dspark.speculation.planner.plan import Counts, Numbers, Present
-from dspark.speculation.planner.scheduler import Form, Memory, Scheduler
+from dspark.speculation.planner.scheduler import Form, Scheduler
 
 _CONTEXT = 256
 _REQUESTS = (1, 2, 4, 8, 16, 32, 64)
@@ -41,16 +41,18 @@ FORMS: dict[str, tuple[Form, int, Guard | None]] = {
 
 @dataclass(frozen=True)
 class Trace:
-    """Survival ``[N, K]`` as it is believed, and accepted drafts ``[N]``, prompt by prompt ``[N]``."""
+    """Conditional acceptance ``[N, K]`` as it is believed before a request has shown anything, and accepted drafts
+    ``[N]``, prompt by prompt ``[N]``.
+    """
 
-    survival: Numbers
+    believed: Numbers
     accepted: Counts
     prompt: Counts
 
     @property
     def block(self) -> int:
         """K."""
-        return self.survival.shape[1]
+        return self.believed.shape[1]
 
     def prompts(self) -> Iterator[Counts]:
         """Numbers of each prompt's rounds, again and again, in an order of their own."""
@@ -62,66 +64,82 @@ class Streams:
     """Requests that take up one prompt after another."""
 
     def __init__(self, trace: Trace, requests: int) -> None:
-        self._prompts, self._left = trace.prompts(), [np.zeros(0, dtype=np.int64)] * requests
+        self._prompts = trace.prompts()
+        self._left = [next(self._prompts) for _ in range(requests)]
 
-    def next_rounds(self, ended: list[int]) -> Counts:
-        """The round of each request; ``ended`` hears the slots whose prompt is another than before."""
-        numbers = []
-        for slot, left in enumerate(self._left):
-            if not len(left):
-                left = next(self._prompts)
-                ended.append(slot)
-            numbers.append(left[0])
-            self._left[slot] = left[1:]
-        return np.array(numbers)
+    def next_rounds(self) -> tuple[Counts, Counts]:
+        """The round of each request, and the slots where it is the last of its prompt."""
+        numbers = np.array([left[0] for left in self._left])
+        self._left = [left[1:] for left in self._left]
+        ended = [slot for slot, left in enumerate(self._left) if not len(left)]
+        for slot in ended:
+            self._left[slot] = next(self._prompts)
+        return numbers, np.array(ended, dtype=np.int64)
 
 
-def costs_of(model: CostModel, requests: int, drafting: bool, block: int, drafts: int) -> Numbers:
-    """Seconds of steps that verify 0..``drafts`` drafts."""
-    drafted = requests if drafting else 0
-    return model.rounds(Load(requests, requests, requests * _CONTEXT, drafted, drafted * block * _CONTEXT), drafts)
+def costs_of(model: CostModel, requests: int, drafting: int, block: int, drafts: int) -> Numbers:
+    """Seconds of steps that verify 0..``drafts`` drafts where ``drafting`` of the requests draft."""
+    context = requests * _CONTEXT
+    return model.rounds(Load(requests, requests, context, context, drafting, drafting * block * _CONTEXT), drafts)
+
+
+@dataclass
+class Gained:
+    """What steps yielded and took."""
+
+    requests: int
+    tokens: int = 0
+    seconds: float = 0.0
+    verified: int = 0
+    drafted: int = 0
+    steps: int = 0
+
+    def step(self, lengths: Counts, accepted: Counts, drafting: int, seconds: Numbers) -> None:
+        """One more; ``seconds`` by the number of drafts that are verified."""
+        self.tokens += self.requests + int(np.minimum(lengths, accepted).sum())
+        self.seconds += float(seconds[lengths.sum()])
+        self.verified += int(lengths.sum())
+        self.drafted += drafting
+        self.steps += 1
+
+    def figures(self) -> dict[str, float]:
+        """Tokens a second and, by round, tokens, verified drafts and how many drafted."""
+        rounds = self.steps * self.requests
+        return {
+            "tokens_per_second": self.tokens / self.seconds,
+            "tau": self.tokens / rounds,
+            "verified": self.verified / rounds,
+            "drafting": self.drafted / rounds,
+        }
 
 
 def replay(trace: Trace, model: CostModel, requests: int, plan: Scheduler | int | None) -> dict[str, float]:
-    """Tokens a second of so many requests: planned, at a fixed length, or without drafts (None)."""
+    """So many requests planned, at a fixed length, or without drafts (None)."""
     streams, steps = Streams(trace, requests), max(1, len(trace.accepted) // requests)
-    drafted = costs_of(model, requests, True, trace.block, requests * trace.block)
-    plain = float(costs_of(model, requests, False, trace.block, 0)[0])
-    slots, tokens, seconds, verified, drew = np.arange(requests), 0, 0.0, 0, 0
-    memory = plan.begin(requests, trace.block) if isinstance(plan, Scheduler) else None
+    most = requests * trace.block
+    costs = [costs_of(model, requests, drafting, trace.block, most) for drafting in range(requests + 1)]
+    slots, gained = np.arange(requests), Gained(requests)
+    if not isinstance(plan, Scheduler):
+        drafting, lengths = (0, 0) if plan is None else (requests, plan)
+        for _ in range(steps):
+            rounds, _ = streams.next_rounds()
+            gained.step(np.full(requests, lengths), trace.accepted[rounds], drafting, costs[drafting])
+        return gained.figures()
+    memory = plan.begin(requests, trace.block)
     for _ in range(steps):
-        ended: list[int] = []
-        rounds = streams.next_rounds(ended)
-        lengths = np.full(requests, plan if isinstance(plan, int) else 0)
-        drafting = plan is not None
-        if isinstance(plan, Scheduler):
-            assert memory is not None
-            lengths, drafting, memory = _planned(
-                plan, memory, trace.survival[rounds], slots, np.array(ended, dtype=int)
-            )
-        tokens += requests + int(np.minimum(lengths, trace.accepted[rounds]).sum())
-        seconds += float(drafted[lengths.sum()]) if drafting else plain
-        verified, drew = verified + int(lengths.sum()), drew + drafting
-    return {
-        "tokens_per_second": tokens / seconds,
-        "tau": tokens / (steps * requests),
-        "verified": verified / (steps * requests),
-        "drafting": drew / steps,
-    }
-
-
-def _planned(
-    scheduler: Scheduler, memory: Memory, survival: Numbers, slots: Counts, begun: Counts
-) -> tuple[Counts, bool, Memory]:
-    """Lengths of a step; ``begun``: slots whose request is new."""
-    if len(begun):
-        fresh = tuple(past.without(begun) for past in memory.pasts)
-        memory = replace(memory, pasts=fresh)
-    drafting, memory = scheduler.drafts(memory, slots)
-    block = survival.shape[1]
-    present = Present(survival, np.full(len(slots), block if drafting else 0))
-    lengths = np.array(scheduler.plan(memory, present, slots).lengths)
-    return lengths, drafting, scheduler.after(memory, present, slots, slots[:0])
+        rounds, ended = streams.next_rounds()
+        accepted = trace.accepted[rounds]
+        asked, memory = plan.drafts(memory, slots)
+        believed, tilts = trace.believed[rounds], memory.tilts
+        tilted = np.stack([tilt.conditional(each) for tilt, each in zip(tilts, believed, strict=True)])
+        present = Present(tilted.cumprod(axis=1), np.where(np.isin(slots, asked), trace.block, 0))
+        lengths = np.array(plan.plan(memory, present, slots).lengths)
+        stood = np.minimum(lengths, accepted)
+        known = zip(tilts, believed, np.minimum(lengths, accepted + 1).tolist(), stood.tolist(), strict=True)
+        tilts = tuple(tilt.after(each, observed, n) for tilt, each, observed, n in known)
+        memory = plan.after(memory, present, slots, ended, tilts=tilts)
+        gained.step(lengths, accepted, len(asked), costs[len(asked)])
+    return gained.figures()
 
 
 def main() -> None:
@@ -134,7 +152,7 @@ def main() -> None:
     recorded, judged = Recorded.load(options.rounds)
     kind = best_kind(recorded.at(~judged))
     fitted, replayed = FITS[kind](recorded.at(~judged).outcomes), recorded.at(judged)
-    trace = Trace(survival_through(fitted, replayed.outcomes), replayed.outcomes.accepted, replayed.prompt)
+    trace = Trace(replayed.outcomes.through(fitted), replayed.outcomes.accepted, replayed.prompt)
     model = CostModel.of(read_json(options.cost), str(options.cost))
     rows = [_row(trace, model, requests) for requests in _REQUESTS]
     if options.json:
@@ -149,8 +167,8 @@ def _row(trace: Trace, model: CostModel, requests: int) -> dict[str, object]:
     planned = {}
     for name, (form, delay, guard) in FORMS.items():
         scheduler = Scheduler(
-            lambda count, drafts: costs_of(model, count, True, trace.block, drafts),
-            lambda count: float(costs_of(model, count, False, trace.block, 0)[0]),
+            lambda count, drafts: costs_of(model, count, count, trace.block, drafts),
+            lambda count: float(costs_of(model, count, 0, trace.block, 0)[0]),
             form,
             delay,
             guard,

@@ -251,7 +251,7 @@ def test_profile_writes_a_cost_model_that_reads_again(cli: Cli, tiny: list[objec
     assert (tmp_path / "cost.svg").read_text().startswith("<?xml")
     assert CostModel.of(read(kept), "cost.json") == CostModel.of(figures["model"], "profile.json")
     refused = cli("profile", *tiny, "--memory-gb", 1e-9)
-    assert refused.code == 2 and "no room for the cache of a single request" in refused.err
+    assert refused.code == 2 and "no room for the caches of 64 requests" in refused.err
 
 
 def test_calibration_is_kept_by_sampling_and_used(

@@ -2,58 +2,79 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 
 from dspark.decoding import costs
-from dspark.decoding.costs import Setting, check_settings, fit_costs, settings_of, time_steps
+from dspark.decoding.costs import Contexts, Setting, check_settings, fit_costs, settings_of, time_steps
+from dspark.decoding.engine import BLOCK
 from dspark.speculation.cost import Load
 from tiny import tiny_drafter, tiny_target
+
+CONTEXTS = Contexts(near=BLOCK, far=3 * BLOCK, most_far=2, room=40)
 
 
 def test_every_kind_of_step_is_timed_at_the_load_that_was_asked_for() -> None:
     target = tiny_target(max_position_embeddings=1024)
-    drafter = tiny_drafter(target)
-    measured = time_steps(target, drafter, [Setting(3, 300, (0, 2, 4))])
-    assert len(measured) == costs._REPEATS * 4 and all(seconds > 0 for _, seconds in measured)
-    for (load, _), length in zip(measured, itertools.cycle((None, 0, 2, 4)), strict=False):
-        assert (load.requests, load.tokens) == (3, 3 * (1 + (length or 0)))
-        assert load.drafting == (0 if length is None else 3)
-        assert 300 <= load.reads / load.tokens <= 300 + 5 * 17
-        assert load.reads_drafting == (0 if length is None else 3 * 4 * load.reads / load.tokens)
+    settings = [Setting(r, far, length) for r, far in ((1, 0), (3, 0), (3, 2)) for length in (None, 0, 2, 4)]
+    measured = time_steps(target, tiny_drafter(target), settings, CONTEXTS)
+    assert len(measured) == len(settings)
+    for setting, (load, seconds) in zip(settings, measured, strict=True):
+        assert seconds > 0
+        assert (load.requests, load.tokens) == (setting.requests, setting.requests * (1 + (setting.length or 0)))
+        assert load.drafting == (0 if setting.length is None else setting.requests)
+        cached = setting.requests * CONTEXTS.near + setting.far * (CONTEXTS.far - CONTEXTS.near)
+        assert cached <= load.context <= cached + setting.requests * CONTEXTS.room
+        assert load.reads == (1 + (setting.length or 0)) * load.context
+        assert load.reads_drafting == (0 if setting.length is None else 4 * load.context)
 
 
-def test_contexts_are_pretended_in_whole_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contexts_are_pretended_and_requests_go_on_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each reads a single token of its prompt, be it the first time or when it begins anew."""
     seen: list[int] = []
     target = tiny_target(max_position_embeddings=1024)
     right = target.forward
     monkeypatch.setattr(target, "forward", lambda ids, *rest: (seen.append(len(ids)), right(ids, *rest))[1])
-    time_steps(target, tiny_drafter(target), [Setting(2, 300, (0,))])
-    assert seen[0] == 2 * (300 - 256) and max(seen[1:]) == 2
+    bench = costs._Bench(target, tiny_drafter(target), 2, CONTEXTS)
+    loads = [bench.step(Setting(2, 1, 0))[1] for _ in range(150)]
+    assert seen[0] == 4 and max(seen[1:]) == 2 and len(seen) > 151, "somebody began anew"
+    assert {load.requests for load in loads} == {2}
+    contexts = [load.context for load in loads]
+    assert min(contexts) >= 4 * BLOCK and max(contexts) <= 4 * BLOCK + 2 * CONTEXTS.room
 
 
-def test_a_context_that_ends_ends_the_measurement() -> None:
-    target = tiny_target()
-    measured = time_steps(target, tiny_drafter(target), [Setting(2, 250, (4,))])
-    assert len(measured) < costs._REPEATS * 2
+def test_contexts_fit_the_cache_and_the_window() -> None:
+    assert Contexts.of(1024, 8192, 64, 10**6) == Contexts(BLOCK, 1024, 64, 256)
+    some = Contexts.of(1024, 8192, 64, 64 * 512 + 1408 * 5)
+    assert some is not None and some.most_far == 5
+    assert Contexts.of(1024, 8192, 64, 64 * 512 - 1) is None
+    assert Contexts.of(100, 8192, 8, 10**6) == Contexts(100, 100, 0, 256)
+    small = Contexts.of(1024, 256, 4, 10**6)
+    assert small is not None and small.near + 1 + small.room <= 256 and small.most_far == 0
 
 
-def test_the_grid_covers_what_is_asked_and_fits() -> None:
-    grid = settings_of(7, 20, (64, 256), lambda positions: positions < 10_000)
-    assert {(each.requests, each.context) for each in grid} == {*itertools.product((1, 2, 4, 8), (64, 256)), (16, 64)}
-    assert all(each.lengths == (0, 1, 2, 3, 5, 7) for each in grid)
-    assert settings_of(2, 1, (64,), lambda positions: True) == [Setting(1, 64, (0, 1, 2))]
-    for each in check_settings(7, 20, 256, 50):
-        assert 1 <= each.requests <= 20 and 64 <= each.context <= 256 and max(each.lengths) <= 7
+def test_the_grid_covers_what_is_asked() -> None:
+    grid = settings_of(7, 20, CONTEXTS)
+    assert {each.requests for each in grid} == {1, 2, 4, 8, 16, 20}
+    assert {each.length for each in grid if each.requests == 1} == {None, *range(8)}
+    assert max(each.requests * (1 + (each.length or 0)) for each in grid) == 160
+    assert {each.far for each in grid} == {0, 1, 2}
+    assert {each.length for each in settings_of(2, 4, CONTEXTS)} == {None, 0, 1, 2}
+    for each in check_settings(7, 20, CONTEXTS, 50):
+        assert 1 <= each.requests <= 20 and 0 <= each.far <= min(2, each.requests) and (each.length or 0) <= 7
 
 
 def test_the_model_of_a_measurement_foretells_it() -> None:
     def truth(load: Load) -> float:
-        return 5e-3 + 3e-4 * load.tokens + 1e-7 * load.reads + (2e-3 + 5e-4 * load.drafting) * bool(load.drafting)
+        return (
+            5e-3
+            + 3e-4 * load.tokens
+            + 2e-7 * load.context
+            + 1e-7 * load.reads
+            + (2e-3 + 5e-4 * load.drafting) * bool(load.drafting)
+        )
 
     loads = [
-        Load(r * (1 + n), r, r * (1 + n) * context, drafting * r, drafting * r * 7 * context)
+        Load(r * (1 + n), r, r * context, r * (1 + n) * context, drafting * r, drafting * r * 7 * context)
         for r in (1, 2, 4, 8)
         for n in (0, 1, 3, 7)
         for context in (64, 512)

@@ -25,7 +25,7 @@ from dspark.speculation.planner.guard import Guard
 from dspark.speculation.planner.past import Past
 from dspark.speculation.planner.plan import Counts, Plan, Present
 from dspark.speculation.planner.scheduler import Form, Memory, Scheduler
-from dspark.speculation.recalibration import Recalibration
+from dspark.speculation.recalibration import LEVEL, Recalibration, Tilt
 from dspark.speculation.sampling import Sampling
 from dspark.speculation.together import generate_together, step
 from enumeration import (
@@ -43,6 +43,7 @@ from enumeration import (
 )
 
 PLAIN = Sampling(1.0)
+TILTS = (Tilt(0.4, 6.0), Tilt(-0.3, 9.0))
 FORMS: list[Form] = ["price", "averaged", "literal", "algorithm 1"]
 Ids = tuple[int, ...]
 Confidence = Callable[[Ids, int], float]
@@ -120,7 +121,7 @@ def key_of(memory: Memory) -> Any:
     """What a memory says, as something that can be looked up."""
     values = [*memory.pasts, *([memory.learned] if memory.learned else [])]
     arrays = [array for value in values for array in vars(value).values()]
-    return memory.resting, memory.steps, tuple(array.tobytes() for array in arrays)
+    return memory.tilts, memory.resting, memory.steps, tuple(array.tobytes() for array in arrays)
 
 
 def run(case: Case, scheduler: Scheduler, start: list[Ids], memory: Memory, steps: int) -> Outcome:
@@ -215,7 +216,7 @@ def pasts_of(block: int) -> list[Past]:
 def one_step_after(pasts: list[Past], form: Form, curve: Any, case: Case) -> None:
     trimmed = 0.0
     for past in pasts:
-        outcome = run(case, Scheduler(curve, lambda r: 1.0, form), [(0, 1), (0, 2)], Memory((past,)), steps=1)
+        outcome = run(case, Scheduler(curve, lambda r: 1.0, form), [(0, 1), (0, 2)], Memory((past,), TILTS), steps=1)
         assert outcome.drafted > 0 and outcome.error < 1e-9
         trimmed += outcome.drafted - outcome.verified if outcome.accepted > 0 else 0.0
     assert trimmed > 0.1
@@ -268,6 +269,7 @@ def test_confidence_that_is_learned_on_the_way_and_rounds_that_explore(form: For
     outcome = run(case, scheduler, [(0, 1)], scheduler.begin(1, 2, doubtful), steps=3)
     assert_lossless(outcome)
     assert len({memory.learned.weights.tobytes() for memory in outcome.memories if memory.learned}) > 10
+    assert len({memory.tilts for memory in outcome.memories}) > 10
 
 
 @pytest.mark.parametrize("sampling", [Sampling(0.6), Sampling(1.0, top_k=2)], ids=str)
@@ -283,7 +285,7 @@ def test_requests_with_blocks_of_their_own_and_other_sampling(sampling: Sampling
     case.sampling, case.drafter = sampling, Shy
     for past in pasts_of(2)[:4]:
         for start in ([(0, 1), (0, 1, 2)], [(0, 2), (0, 1)]):
-            outcome = run(case, Scheduler(CURVES["curve"], lambda r: 1.0), start, Memory((past,)), steps=1)
+            outcome = run(case, Scheduler(CURVES["curve"], lambda r: 1.0), start, Memory((past,), TILTS), steps=1)
             assert outcome.error < 1e-9
             assert (outcome.drafted > 0) == (len(start[1]) % 2 == 1)
 
@@ -319,7 +321,7 @@ class CountsThePresent(Scheduler):
     """A budget of the past, to which the present confidences are added first."""
 
     def plan(self, memory: Memory, present: Present, slots: Counts) -> Plan:
-        return super().plan(Memory((memory.oldest.after(present, slots),)), present, slots)
+        return super().plan(replace(memory, pasts=(memory.oldest.after(present, slots),)), present, slots)
 
 
 class RestsAfterALook(Scheduler):
@@ -341,7 +343,7 @@ class BreaksTiesByLuck(Scheduler):
 
 @pytest.mark.parametrize("broken", [Searches, CountsThePresent, RestsAfterALook, BreaksTiesByLuck])
 def test_control_a_planner_that_knows_too_much_bends_the_law(broken: type[Scheduler]) -> None:
-    start, memory = [(0, 1), (0, 1)], Memory((Past.nothing(2, 2),))
+    start, memory = [(0, 1), (0, 1)], Memory((Past.nothing(2, 2),), (LEVEL, LEVEL))
     form: Form = "literal"
     sound = run(app_a(), Scheduler(steep, lambda r: 1.0, form), start, memory, steps=1)
     assert sound.drafted > 0 and sound.error < 1e-12

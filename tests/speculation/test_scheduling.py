@@ -18,6 +18,7 @@ from dspark.speculation.planner.past import Past
 from dspark.speculation.planner.plan import Numbers, Plan, Present
 from dspark.speculation.planner.price import convex_slopes, worth_their_price
 from dspark.speculation.planner.scheduler import Scheduler
+from dspark.speculation.recalibration import LEVEL, Tilt
 
 Rows = list[list[float]]
 # Few values, so that ties, certain drafts and hopeless ones are frequent.
@@ -216,7 +217,15 @@ class TestPast:
     def test_nobody_drafted_yet(self) -> None:
         past = Past.nothing(2, 3)
         assert past.averaged(np.array([0, 1])).tolist() == [1.0] * 6
-        assert past.after(Present.of([[], []]), np.array([0, 1])) is past
+        idle = past.after(Present.of([[], []]), np.array([0, 1]))
+        assert idle.averaged(np.array([0, 1])).tolist() == [1.0] * 6
+
+    def test_what_all_have_shown_fades_while_nobody_drafts(self) -> None:
+        past = Past.nothing(2, 1)
+        for row in [[[0.9], [0.9]]] * 10 + [[[], []]] * 200 + [[[0.1], []]]:
+            past = past.after(Present.of(row), np.array([0, 1]))
+        assert 0.1 < past.mean()[0] < 0.25
+        assert past.forgotten().as_last_seen(np.arange(2)) == pytest.approx([past.mean()[0]] * 2)
 
     def test_a_new_request_is_expected_to_be_like_the_others(self) -> None:
         past = Past.nothing(3, 2)
@@ -244,9 +253,11 @@ class TestPast:
     def test_a_scheduler_forgets_a_slot_in_all_that_it_remembers(self) -> None:
         scheduler, slots = Scheduler(lambda r, n: np.ones(n + 1), lambda r: 1.0, "literal", delay=3), np.array([0, 1])
         memory = scheduler.begin(2, 1)
+        tilts = Tilt(0.5), Tilt(-0.5)
         for ended in ([], [0]):
-            memory = scheduler.after(memory, Present.of([[0.9], [0.1]]), slots, np.array(ended, dtype=int))
+            memory = scheduler.after(memory, Present.of([[0.9], [0.1]]), slots, np.array(ended, dtype=int), tilts=tilts)
         assert all(np.isnan(past.recent[0]).all() for past in memory.pasts) and memory.steps == 2
+        assert memory.tilts == (LEVEL, tilts[1])
 
     def test_positions_that_were_not_drafted_are_not_counted(self) -> None:
         past = Past.nothing(1, 3)
@@ -295,8 +306,20 @@ class TestScheduler:
         scheduler = self.scheduler(guard=Guard(soonest=3))
         memory, drafted = scheduler.begin(2, 2), []
         for _ in range(8):
-            drafting, memory = scheduler.drafts(memory, slots)
-            drafted.append(drafting)
-            present = Present.of([[0.05, 0.01] if drafting else []] * 2)
+            asked, memory = scheduler.drafts(memory, slots)
+            drafted.append(asked.tolist())
+            present = Present.of([[0.05, 0.01] if i in asked else [] for i in slots])
             memory = scheduler.after(memory, present, slots, ended=slots[:0])
-        assert drafted == [True, False, False, False, True, False, False, False]
+        assert drafted == [[0, 1], [], [], [], [0], [], [], []], "a probe asks one of a few"
+
+    def test_a_probe_that_finds_good_drafts_wakes_everybody(self) -> None:
+        slots = np.arange(16)
+        scheduler = self.scheduler(guard=Guard(soonest=3), seconds=lambda r, n: 1.0 + 0.02 * np.arange(n + 1.0))
+        memory, drafted = scheduler.begin(16, 2), []
+        for _ in range(12):
+            asked, memory = scheduler.drafts(memory, slots)
+            drafted.append(len(asked))
+            good = len(drafted) > 4
+            present = Present.of([([0.95, 0.9] if good else [0.05, 0.01]) if i in asked else [] for i in slots])
+            memory = scheduler.after(memory, present, slots, ended=slots[:0])
+        assert drafted[:7] == [16, 0, 0, 0, 2, 16, 16]

@@ -15,7 +15,7 @@ from dspark.foundation.errors import UserError
 if TYPE_CHECKING:
     from dspark.speculation.cost import CostModel, Load
 
-_CHECKS = 12  # loads between those of the grid that judge the fit
+_CHECKS = 24  # loads between those of the grid that judge the fit
 _SHOWN_CONTEXT = 256
 _SHOWN_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
@@ -23,7 +23,9 @@ _SHOWN_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 def profile(
     requests: Annotated[int, typer.Option("--requests", min=1, help="Most requests at once.")] = 64,
     context: Annotated[int, typer.Option("--context", min=1, help="Longest context.")] = 1024,
-    memory: Annotated[float, typer.Option("--memory-gb", help="Memory for caches; larger loads are left out.")] = 4.0,
+    memory: Annotated[
+        float, typer.Option("--memory-gb", help="Memory for caches; fewer long contexts with less.")
+    ] = 4.0,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE", callback=writable("--out"), help="Write the cost model to FILE."),
@@ -46,22 +48,23 @@ def profile(
     """
     from dspark.cli.machine import load_now, machine_facts
     from dspark.cli.pair import load_drafting
-    from dspark.decoding.costs import check_settings, fit_costs, settings_of, time_steps
+    from dspark.decoding.costs import Contexts, check_settings, fit_costs, settings_of, time_steps
     from dspark.foundation.artifacts import write_json
 
     load = load_now()
     loaded, model = load_drafting(target, drafter, dtype, device)
-    block, most = model.config.block_size, loaded.max_positions // 2
-    contexts = sorted({min(each, context, most) for each in (64, 256, context)})
-    position = loaded.new_cache(1, 1).bytes
-    settings = settings_of(block, requests, contexts, lambda positions: positions * position <= memory * 1e9)
-    if not settings:
-        raise UserError(f"--memory-gb {memory:g} has no room for the cache of a single request; give it more")
-    measured = time_steps(loaded, model, settings)
-    largest = max(each.requests for each in settings)
-    checks = check_settings(block, largest, min(contexts[-1], int(memory * 1e9 / position / largest / 2)), _CHECKS)
+    block, position = model.config.block_size, loaded.new_cache(1, 1).bytes
+    contexts = Contexts.of(context, loaded.max_positions, requests, int(memory * 1e9 / position))
+    if contexts is None:
+        raise UserError(
+            f"--memory-gb {memory:g} has no room for the caches of {requests} requests; give it more, or profile for"
+            " fewer --requests"
+        )
+    settings = settings_of(block, requests, contexts)
+    checks = check_settings(block, requests, contexts, _CHECKS)
+    steps = time_steps(loaded, model, [*settings, *checks], contexts)
+    measured, checked = steps[: len(settings)], steps[len(settings) :]
     costs = fit_costs(measured)
-    checked = time_steps(loaded, model, checks)
     figures = _figures(costs, measured, block) | {"median_error": _error(costs, checked)}
     figures |= {"target": loaded.name, "drafter": drafter, "machine": machine_facts(loaded.device, load)}
     _print(figures)
@@ -104,7 +107,7 @@ def _step(costs: CostModel, tokens: int) -> float:
     """Seconds of a step of ``tokens`` tokens of one request each."""
     from dspark.speculation.cost import Load
 
-    return costs.seconds(Load(tokens, tokens, tokens * _SHOWN_CONTEXT))
+    return costs.seconds(Load(tokens, tokens, tokens * _SHOWN_CONTEXT, tokens * _SHOWN_CONTEXT))
 
 
 def _draft(costs: CostModel, requests: int, block: int) -> float:
@@ -112,7 +115,7 @@ def _draft(costs: CostModel, requests: int, block: int) -> float:
     from dspark.speculation.cost import Load
 
     reads = requests * block * _SHOWN_CONTEXT
-    return costs.seconds(Load(0, 0, 0, requests, reads))
+    return costs.seconds(Load(0, 0, drafting=requests, reads_drafting=reads))
 
 
 def _print(figures: dict[str, object]) -> None:

@@ -1,7 +1,8 @@
 """The cost model of this machine: steps of the core itself, timed for many sizes of load.
 
 Contexts are pretended: blocks that nobody has written are published under random ids, so that requests find their
-prompts read and a step over many long contexts needs none of the time that reading them would take.
+prompts read and a step over many long contexts needs none of the time that reading them would take. All settings are
+timed in turn, again and again, so that what else this machine does meanwhile is in all of them.
 
 Legend: R requests, K drafts of a block.
 """
@@ -10,14 +11,16 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from dspark.decoding.admission import Share
 from dspark.decoding.engine import BLOCK, Engine, Limits
 from dspark.decoding.kvcache import BlockPool
-from dspark.decoding.request import Request
+from dspark.decoding.request import Completion, Request
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.nn.blocks import BlockTable
 from dspark.speculation.acceptance import Round, Source
@@ -26,116 +29,167 @@ from dspark.speculation.planner.single import Planning
 from dspark.speculation.sampling import Sampling
 from dspark.targets.model import Target
 
-# Steps of each kind: the first warm up, the others are counted.
-_WARM_UP, _REPEATS = 1, 3
-_PLAIN = -1  # the kind of a step without a draft, before lengths 0, 1, ...
+# A setting is timed once, and again until it has had so many seconds or turns.
+_SECONDS, _TURNS = 0.15, 7
+# Positions behind a request's context for its answer and drafts, before it begins anew.
+_ROOM = 256
 _MOST_KNOTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A load to be timed: so many requests with so long a context each, which verify ``lengths`` drafts in turn."""
+    """A step to be timed: of so many requests, ``far`` of which have the long context; ``length``: how many drafts each
+    verifies, None where nobody drafts.
+    """
 
     requests: int
-    context: int
-    lengths: tuple[int, ...]
+    far: int
+    length: int | None
 
 
-def settings_of(block: int, most_requests: int, contexts: Sequence[int], fits: Callable[[int], bool]) -> list[Setting]:
-    """A grid over 1, 2, 4, ... ``most_requests``, ``contexts`` and lengths; ``fits`` says whether a cache of so many
-    positions may be had.
+@dataclass(frozen=True)
+class Contexts:
+    """Cached positions of a ``near`` request and of a ``far`` one, how many of the latter there are at most, and
+    positions for answers behind them.
     """
-    lengths = tuple(sorted({n for n in (0, 1, 2, 3, 5, 7, 11, 15) if n < block} | {block}))
-    requests = [count for power in range(12) if (count := 2**power) <= most_requests]
-    grid = [Setting(count, context, lengths) for count in requests for context in contexts]
-    return [each for each in grid if fits(_positions(each))]
+
+    near: int
+    far: int
+    most_far: int
+    room: int
+
+    @classmethod
+    def of(cls, longest: int, limit: int, requests: int, positions: int) -> Contexts | None:
+        """Up to ``longest``, for as many of so many requests as a cache of ``positions`` has room for, in a context
+        window of ``limit``; None where there is no room for them even with short ones.
+        """
+        room = min(_ROOM, limit // 2)
+        near = max(1, min(BLOCK, longest, limit - room - 1))
+        far = max(near, min(longest, limit - room - 1) // BLOCK * BLOCK)
+        few = cls(near, far, 0, room)
+        left = positions - requests * few.held(near)
+        if left < 0:
+            return None
+        return cls(near, far, min(requests, left // few.held(far)) if far > near else 0, room)
+
+    def held(self, context: int) -> int:
+        """Positions of a request in the cache."""
+        return -(-(context + 1 + self.room) // BLOCK) * BLOCK
 
 
-def check_settings(block: int, most_requests: int, longest: int, count: int, seed: int = 0) -> list[Setting]:
-    """Loads between those of a grid, to judge a fit by."""
+def settings_of(block: int, most: int, contexts: Contexts) -> list[Setting]:
+    """A grid over 1, 2, 4, ... ``most`` requests, lengths and contexts; of many requests fewer lengths."""
+    counts = sorted({most, *(2**power for power in range(12) if 2**power <= most)})
+    grid = []
+    for index, count in enumerate(counts):
+        lengths = range(block + 1) if count <= 2 else ((0, 2, 5), (0, 1, 3, block))[index % 2]
+        grid += [Setting(count, 0, length) for length in (None, *sorted({min(each, block) for each in lengths}))]
+        far = min(count, contexts.most_far)
+        grid += [Setting(count, far, length) for length in (None, 0, min(3, block)) if far]
+    return grid
+
+
+def check_settings(block: int, most: int, contexts: Contexts, count: int, seed: int = 0) -> list[Setting]:
+    """Settings anywhere between those of a grid, to judge a fit by."""
     numbers = random.Random(seed)
-    return [
-        Setting(
-            numbers.randint(1, most_requests),
-            numbers.randint(min(64, longest), longest),
-            tuple(numbers.sample(range(block + 1), min(2, block + 1))),
-        )
-        for _ in range(count)
-    ]
+    settings = []
+    for _ in range(count):
+        requests = round(most ** numbers.random())
+        far = numbers.randint(0, min(requests, contexts.most_far))
+        settings.append(Setting(requests, far, numbers.choice((None, *range(block + 1)))))
+    return settings
 
 
-def time_steps(target: Target, drafter: DSparkDrafter, settings: Iterable[Setting]) -> list[tuple[Load, float]]:
-    """Loads of the core's steps and the seconds they took: for every setting plain steps and rounds of all its lengths,
-    in turn, so that what else this machine does meanwhile is in all of them.
-    """
-    return [step for setting in settings for step in _time(target, drafter, setting)]
+def time_steps(
+    target: Target, drafter: DSparkDrafter, settings: Sequence[Setting], contexts: Contexts
+) -> list[tuple[Load, float]]:
+    """For every setting the load of its median step, and the seconds that took."""
+    bench = _Bench(target, drafter, max(each.requests for each in settings), contexts)
+    for length in (None, 0):
+        bench.step(Setting(1, 0, length))  # warms up
+    steps: dict[int, list[tuple[float, Load]]] = defaultdict(list)
+    for turn in range(_TURNS):
+        order = list(range(len(settings)))
+        random.Random(turn).shuffle(order)
+        for number in order:
+            taken = sum(seconds for seconds, _ in steps[number])
+            if not turn or taken * (turn + 1) / turn <= _SECONDS:
+                steps[number].append(bench.step(settings[number]))
+    medians = (sorted(steps[n], key=lambda step: step[0])[(len(steps[n]) - 1) // 2] for n in range(len(settings)))
+    return [(load, seconds) for seconds, load in medians]
 
 
 def fit_costs(measured: Sequence[tuple[Load, float]]) -> CostModel:
-    """The model of what was measured, with a knot at every size that it may bend at."""
+    """The model of what was measured, with a knot at every round size that was."""
     tokens = {load.tokens for load, _ in measured}
     requests = {load.drafting for load, _ in measured if load.drafting}
     return CostModel.fit(
         measured,
-        tokens=[knot for knot in _MOST_KNOTS if knot == 1 or knot <= max(tokens)],
+        tokens=[knot for knot in _MOST_KNOTS if knot == 1 or knot in tokens],
         requests=[1, *(count for count in sorted(requests) if count > 1)],
     )
 
 
-class _Command:
-    """What the next step does, whoever asks."""
+class _Bench:
+    """The core with requests under way, near and far ones, of which each step takes some.
 
-    def __init__(self) -> None:
-        self.kind = _PLAIN
+    They go on for ever: one that is answered is asked again.
+    """
 
-    def drafts(self, rounds: Sequence[Round], source: Source) -> bool:
-        """Whether it drafts."""
-        return self.kind != _PLAIN
+    def __init__(self, target: Target, drafter: DSparkDrafter, near: int, contexts: Contexts) -> None:
+        self._length: int | None = None
+        self._near = contexts.near
+        kinds = [contexts.near] * near + [contexts.far] * contexts.most_far
+        numbers, tokens = random.Random(0), max(1, contexts.room - drafter.config.block_size - 1)
+        prompts = [numbers.choices(range(target.vocab_size), k=kind + 1) for kind in kinds]
+        self._engine = Engine(
+            target,
+            [Request(f"{i}", ids, Sampling(), i, tokens, ignore_stop=True) for i, ids in enumerate(prompts)],
+            Limits(len(kinds), sum(map(contexts.held, kinds)), step_tokens=2**20),
+            "dspark",
+            drafter,
+            lookup=False,
+            greedy=Planning(self._verifies, self._drafts),
+        )
+        for ids in prompts:
+            _pretend(self._engine.pool, ids)
 
-    def length(self, drafted: int, survival: Tensor | None) -> int:
+    def step(self, setting: Setting) -> tuple[float, Load]:
+        """Seconds of a step as it was asked for, and what it worked on."""
+        ready = sorted(
+            self._ready(), key=lambda share: share.row.written
+        )  # in turn, so that contexts stay what they are
+        kinds: tuple[list[Share], list[Share]] = ([], [])
+        for share in ready:
+            kinds[len(share.row.request.prompt_ids) > self._near + 1].append(share)
+        near, far = kinds
+        shares = far[: setting.far] + near[: setting.requests - setting.far]
+        self._length = setting.length
+        started = time.perf_counter()
+        done = self._engine.step(shares)
+        seconds = time.perf_counter() - started
+        self._again(done)
+        return seconds, self._engine.load
+
+    def _ready(self) -> list[Share]:
+        """A round for everybody; those that begin read the last token of their prompts before."""
+        shares = self._engine.admission.shares()
+        while reading := [share for share in shares if share.count]:
+            self._again(self._engine.step(reading))
+            shares = self._engine.admission.shares()
+        return shares
+
+    def _again(self, done: Sequence[Completion]) -> None:
+        for each in done:
+            self._engine.admission.submit(each.request)
+
+    def _drafts(self, rounds: Sequence[Round], source: Source) -> bool:
+        """Whether the next round drafts, whoever asks."""
+        return self._length is not None
+
+    def _verifies(self, drafted: int, survival: Tensor | None) -> int:
         """How many drafts it verifies."""
-        return self.kind
-
-
-def _time(target: Target, drafter: DSparkDrafter, setting: Setting) -> list[tuple[Load, float]]:
-    numbers, command = random.Random(setting.context), _Command()
-    kinds = (_PLAIN, *setting.lengths)
-    steps = 1 + len(kinds) * (_WARM_UP + _REPEATS)
-    room = 1 + steps * (max(setting.lengths) + 1)
-    requests = [
-        Request(f"{i}", numbers.choices(range(target.vocab_size), k=setting.context), Sampling(), i, room, True)
-        for i in range(setting.requests)
-    ]
-    engine = Engine(
-        target,
-        requests,
-        Limits(setting.requests, _positions(setting), step_tokens=2**20),
-        "dspark",
-        drafter,
-        lookup=False,
-        greedy=Planning(command.length, command.drafts),
-    )
-    for request in requests:
-        _pretend(engine.pool, request.prompt_ids)
-    engine.step(engine.admission.shares())  # the last positions of the prompts, which are read
-    measured: list[tuple[Load, float]] = []
-    for repeat in range(_WARM_UP + _REPEATS):
-        for command.kind in kinds:
-            shares = engine.admission.shares()
-            if len(shares) < setting.requests:  # lucky drafts have used up somebody's room
-                return measured
-            started = time.perf_counter()
-            engine.step(shares)
-            if repeat >= _WARM_UP:
-                measured.append((engine.load, time.perf_counter() - started))
-    return measured
-
-
-def _positions(setting: Setting) -> int:
-    """What the cache of a setting holds."""
-    rounds = (len(setting.lengths) + 1) * (_WARM_UP + _REPEATS) + 2
-    each = setting.context + rounds * (max(setting.lengths) + 1) + BLOCK
-    return setting.requests * -(-each // BLOCK) * BLOCK
+        return self._length or 0
 
 
 def _pretend(pool: BlockPool, ids: Sequence[int]) -> None:

@@ -213,6 +213,7 @@ class Engine:
         return Load(
             tokens=sum(len(work.ids) for work in works),
             requests=len(works),
+            context=sum(work.start for work in works),
             reads=sum(len(work.ids) * work.start for work in works),
             drafting=len(drafting),
             reads_drafting=slots * sum(drafting),

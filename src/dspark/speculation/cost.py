@@ -2,11 +2,12 @@
 
 A step's time is a sum of parts that only grow:
 
-    rising(tokens) + a * requests + b * positions read + (drafting: rising(requests) + c * positions read)
+    rising(tokens) + a * requests + b * context + c * positions read + (drafting: rising(requests) + d * positions read)
 
 The first is the staircase of the matrix products, as it was measured; with captured sizes a step counts as the next
-larger one. The model is linear in weights that are none below zero, so a fit never says that more work takes less time,
-and a step that took longer than foretold raises those parts that made up its time.
+larger one. A request's context is fetched once a step, and read by each of its tokens. The model is linear in weights
+that are none below zero, so a fit never says that more work takes less time, and a step that took longer than foretold
+raises those parts that made up its time.
 
 Legend: F features of a load (the parts), M measured steps, N drafts.
 """
@@ -29,17 +30,19 @@ Numbers = NDArray[np.float64]
 # How fast real steps move the model, and the largest surprise (a share of the foretold time) that counts.
 _LEARNING, _SURPRISE = 0.05, 0.5
 _KEYS = ("tokens", "requests", "weights", "padded")
+_PRICES = 4  # of a request, its context, and of positions read by it and by its drafts
 
 
 @dataclass(frozen=True)
 class Load:
     """What a step works on: ``tokens`` of the target's pass (anchors, drafts that are verified, pieces of prompts) of
-    ``requests``, and the positions that these tokens' attention ``reads``; ``drafting`` requests for which the drafter
-    drafts first, and what its attention ``reads_drafting``.
+    ``requests``, whose cached positions are the ``context``, and the positions that these tokens' attention ``reads``;
+    ``drafting`` requests for which the drafter drafts first, and what its attention ``reads_drafting``.
     """
 
     tokens: int
     requests: int
+    context: int = 0
     reads: int = 0
     drafting: int = 0
     reads_drafting: int = 0
@@ -50,7 +53,7 @@ class CostModel:
     """Seconds of a step.
 
     ``tokens`` and ``requests``: knots of the two rising curves, from 1 on; ``weights [F]``: what a step and a draft
-    take at the least knot, what each further knot adds, and the prices of a request and of positions read; ``padded``:
+    take at the least knot, what each further knot adds, and the prices of a request and of positions; ``padded``:
     sizes that steps are rounded up to (captured graphs), none where they take what they take.
 
     UserError for knots or weights that are none.
@@ -65,7 +68,7 @@ class CostModel:
         for name, knots in (("tokens", self.tokens), ("requests", self.requests)):
             if not knots or knots[0] != 1 or list(knots) != sorted(set(knots)):
                 raise UserError(f"a cost model's {name} are {list(knots)}; expected rising whole numbers from 1 on")
-        count = len(self.tokens) + len(self.requests) + 3
+        count = len(self.tokens) + len(self.requests) + _PRICES
         if len(self.weights) != count or not all(0 <= weight < float("inf") for weight in self.weights):
             raise UserError(f"a cost model has the weights {list(self.weights)}; expected {count}, none below zero")
 
@@ -83,7 +86,7 @@ class CostModel:
         wrong = [seconds for _, seconds in measured if not 0 < seconds < float("inf")]
         if wrong or not measured:
             raise UserError(f"a cost model needs measured steps with positive seconds; found {wrong or 'no steps'}")
-        empty = cls(tuple(tokens), tuple(requests), (0.0,) * (len(tokens) + len(requests) + 3), tuple(padded))
+        empty = cls(tuple(tokens), tuple(requests), (0.0,) * (len(tokens) + len(requests) + _PRICES), tuple(padded))
         features_MF = np.array([empty._features(load) / seconds for load, seconds in measured])
         return replace(empty, weights=tuple(not_negative(features_MF, np.ones(len(measured))).tolist()))
 
@@ -100,7 +103,7 @@ class CostModel:
         rising_N = _rising(self._padded(load.tokens + more), self.tokens) @ weights[:count]
         reads = load.reads / max(1, load.tokens)
         rest = self.seconds(load) - float(self._features(load)[:count] @ weights[:count])
-        total: Numbers = rising_N + rest + weights[count + 1] * reads * more
+        total: Numbers = rising_N + rest + weights[count + 2] * reads * more
         return total
 
     def refined(self, load: Load, seconds: float) -> CostModel:
@@ -143,7 +146,7 @@ class CostModel:
         """``[F]``: the parts of a load whose prices are the weights."""
         step = _rising(self._padded(np.array([load.tokens])), self.tokens)[0]
         draft = _rising(np.array([load.drafting]), self.requests)[0]
-        return np.concatenate((step, (load.requests, load.reads), draft, (load.reads_drafting,)))
+        return np.concatenate((step, (load.requests, load.context, load.reads), draft, (load.reads_drafting,)))
 
 
 def _rising(values: NDArray[np.int64], knots: tuple[int, ...]) -> Numbers:

@@ -11,6 +11,7 @@ from dspark.speculation.confidence import ConfidenceMap
 from dspark.speculation.loop import Draft, OneRequest
 from dspark.speculation.planner.plan import Counts, Present
 from dspark.speculation.planner.scheduler import Memory, Outcomes, Scheduler
+from dspark.speculation.recalibration import Tilt
 
 
 def generate_together(
@@ -31,19 +32,23 @@ def generate_together(
 def step(
     requests: Sequence[OneRequest], scheduler: Scheduler, memory: Memory, calibration: ConfidenceMap | None = None
 ) -> tuple[list[Round], Memory]:
-    """A round of everybody under way; a request's slot is its number. What is learned goes before ``calibration``."""
+    """A round of everybody under way; a request's slot is its number. What is learned goes before ``calibration``, and
+    each request's own rounds tilt it.
+    """
     slots = np.array([i for i, request in enumerate(requests) if not request.finished], dtype=np.int64)
     through = calibration if memory.learned is None else memory.learned.map
-    drafting, memory = scheduler.drafts(memory, slots)
-    drafts = [requests[i].propose() if drafting else Draft([]) for i in slots]
-    present = Present.of([_survival(draft, through) for draft in drafts])
+    asked, memory = scheduler.drafts(memory, slots)
+    drafts = [requests[i].propose() if i in asked else Draft([]) for i in slots]
+    tilts = [memory.tilts[i] for i in slots]
+    present = Present.of([_survival(draft, through, tilt) for draft, tilt in zip(drafts, tilts, strict=True)])
     plan = scheduler.plan(memory, present, slots)
     rounds = [requests[i].settle(draft, n) for i, draft, n in zip(slots, drafts, plan.lengths, strict=True)]
-    return rounds, scheduler.after(memory, present, slots, _ended(slots, rounds), _outcomes(drafts, rounds))
+    tilts = [draft.teaches(tilt, through, round) for draft, tilt, round in zip(drafts, tilts, rounds, strict=True)]
+    return rounds, scheduler.after(memory, present, slots, _ended(slots, rounds), _outcomes(drafts, rounds), tilts)
 
 
-def _survival(draft: Draft, through: ConfidenceMap | None) -> list[float]:
-    survival = draft.survival(through)
+def _survival(draft: Draft, through: ConfidenceMap | None, tilt: Tilt) -> list[float]:
+    survival = draft.survival(through, tilt)
     # Of a draft that says nothing of itself nothing is known: it counts as certain.
     return [1.0] * len(draft.tokens) if survival is None else survival.tolist()
 

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from dspark.speculation.planner.plan import Counts
+
 
 @dataclass(frozen=True)
 class Resting:
@@ -14,6 +18,11 @@ class Resting:
 
     steps: int = 0
     patience: int = 0
+
+    @property
+    def probing(self) -> bool:
+        """Whether this step drafts to see whether it pays again."""
+        return self.patience > 0 and self.steps == 0
 
 
 DRAFTING = Resting()
@@ -23,13 +32,15 @@ DRAFTING = Resting()
 class Guard:
     """No draft where the gain that the past promises is below ``margin`` (0.02: two per cent more tokens a second).
 
-    A probe comes after ``soonest`` steps without a draft, then after twice as many each time, up to ``latest``: what
-    finding out costs is bounded, and drafting comes back when texts or load have changed.
+    A probe comes after ``soonest`` steps without a draft, then after twice as many each time, up to ``latest``, and
+    only one of ``among`` requests drafts in it: what finding out costs is bounded, and drafting comes back when texts
+    or load have changed.
     """
 
     margin: float = 0.02
     soonest: int = 8
     latest: int = 128
+    among: int = 8
 
     def next_step(self, gain: float, resting: Resting) -> tuple[bool, Resting]:
         """Whether the next step drafts, and what to remember.
@@ -42,3 +53,9 @@ class Guard:
         if resting.steps < patience:
             return False, Resting(resting.steps + 1, patience)
         return True, Resting(0, min(2 * patience, self.latest))
+
+    def asked(self, requests: int, step: int, resting: Resting) -> Counts:
+        """Which of so many requests draft in a step that does: all, or in a probe others from one to the next."""
+        if not resting.probing:
+            return np.arange(requests)
+        return np.arange(step % min(self.among, requests), requests, self.among)

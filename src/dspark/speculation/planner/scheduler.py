@@ -2,14 +2,14 @@
 
 Everything that a scheduler remembers is a value, which a step takes and a step that is over gives anew:
 
-    drafts? -> (everybody drafts) -> plan -> (the target's pass, verdicts) -> after
+    who drafts? -> (they draft) -> plan -> (the target's pass, verdicts) -> after
 
 Legend: R requests, K drafts of a block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -21,7 +21,7 @@ from dspark.speculation.planner.guard import DRAFTING, Guard, Resting
 from dspark.speculation.planner.past import Past
 from dspark.speculation.planner.plan import Counts, Numbers, Plan, Present
 from dspark.speculation.planner.price import convex_slopes, worth_their_price
-from dspark.speculation.recalibration import Recalibration
+from dspark.speculation.recalibration import LEVEL, Recalibration, Tilt
 
 Form = Literal["price", "averaged", "literal", "algorithm 1"]
 
@@ -35,11 +35,13 @@ Outcomes = tuple[Numbers, Numbers, Counts, Counts]
 
 @dataclass(frozen=True)
 class Memory:
-    """``pasts``: the past as each of the last steps left it, the newest last; ``resting``: how long nobody drafted;
-    ``steps``: how many there were; ``learned``: how confidence is read, if that is learned from rounds that are over.
+    """``pasts``: the past as each of the last steps left it, the newest last; ``tilts``: what each slot's request has
+    shown of itself; ``resting``: how long nobody drafted; ``steps``: how many there were; ``learned``: how confidence
+    is read, if that is learned from rounds that are over.
     """
 
     pasts: tuple[Past, ...]
+    tilts: tuple[Tilt, ...]
     resting: Resting = DRAFTING
     steps: int = 0
     learned: Recalibration | None = None
@@ -75,15 +77,16 @@ class Scheduler:
         """Before the first step, for ``slots`` requests at once and blocks of up to ``block`` drafts; ``learned``: what
         confidence is read through until rounds have said more.
         """
-        return Memory((Past.nothing(slots, block),) * self.delay, learned=learned)
+        return Memory((Past.nothing(slots, block),) * self.delay, (LEVEL,) * slots, learned=learned)
 
-    def drafts(self, memory: Memory, slots: Counts) -> tuple[bool, Memory]:
-        """Whether the next step drafts; ``slots [R]`` of its requests."""
+    def drafts(self, memory: Memory, slots: Counts) -> tuple[Counts, Memory]:
+        """Who drafts in the next step, of its requests' ``slots [R]``: all, nobody, or a few to see whether it pays."""
         if self.guard is None or not len(slots):
-            return True, memory
+            return slots, memory
         gain = self._promised(memory, slots).rate * self.plain(len(slots)) / len(slots) - 1
         drafting, resting = self.guard.next_step(gain, memory.resting)
-        return drafting, replace(memory, resting=resting)
+        asked = slots[self.guard.asked(len(slots), memory.steps, resting)] if drafting else slots[:0]
+        return asked, replace(memory, resting=resting)
 
     def plan(self, memory: Memory, present: Present, slots: Counts) -> Plan:
         """What the step verifies of its drafts."""
@@ -94,16 +97,26 @@ class Scheduler:
         return Plan.chains(np.where(exploring, present.drafted, plan.lengths).tolist())
 
     def after(
-        self, memory: Memory, over: Present, slots: Counts, ended: Counts, outcomes: Outcomes | None = None
+        self,
+        memory: Memory,
+        over: Present,
+        slots: Counts,
+        ended: Counts,
+        outcomes: Outcomes | None = None,
+        tilts: Sequence[Tilt] = (),
     ) -> Memory:
         """When the step is over; ``ended``: the slots of requests that won't come again; ``outcomes``: of all that
-        drafted, for what is learned from them.
+        drafted, for what is learned from them; ``tilts``: those of ``slots`` now, none where they are as they were.
         """
-        pasts = (*memory.pasts[1:], memory.pasts[-1].after(over, slots))
+        newest = memory.pasts[-1].forgotten() if memory.resting.probing else memory.pasts[-1]
+        pasts = (*memory.pasts[1:], newest.after(over, slots))
         learned = memory.learned
         if learned is not None and outcomes is not None:
             learned = learned.after(*outcomes)
-        return Memory(tuple(past.without(ended) for past in pasts), memory.resting, memory.steps + 1, learned)
+        shown = dict(enumerate(memory.tilts)) | dict(zip(slots.tolist(), tilts, strict=False))
+        shown |= dict.fromkeys(ended.tolist(), LEVEL)
+        pasts = tuple(past.without(ended) for past in pasts)
+        return Memory(pasts, tuple(shown.values()), memory.resting, memory.steps + 1, learned)
 
     def _planned(self, memory: Memory, present: Present, slots: Counts) -> Plan:
         if not present.drafted.any():
