@@ -4,7 +4,8 @@ dspark calibrate --prompts TRAIN.jsonl --judge PROMPTS.jsonl --rounds rounds.npz
 dspark profile --out cost.json
 python benchmarks/replay.py --rounds rounds.npz --cost cost.json --json FILE
 
-Confidence is read through the map that is best on the rounds that were fitted to; the rounds that judge are replayed.
+Confidence is read through the logistic map of the rounds that were fitted to, which goes on learning from the rounds
+that judge as they are replayed, and each request's own rounds tilt it: as ``speculation.together`` reads it.
 So many requests at a time take up the rounds of the recorded prompts, one prompt after another; a round that verifies
 l of its drafts gains 1 + min(l, accepted) tokens and takes what the model says. Which round follows does not depend on
 what was kept, which in truth it does: a shorter round is followed by one that begins earlier in the same text.
@@ -20,13 +21,15 @@ from pathlib import Path
 
 import numpy as np
 
-from dspark.calibration.choose import FITS, best_kind
+from dspark.calibration.fits import fit_logistic
 from dspark.calibration.record import Recorded
 from dspark.foundation.artifacts import read_json, write_json
+from dspark.speculation.confidence import Logistic
 from dspark.speculation.cost import CostModel, Load
 from dspark.speculation.planner.guard import Guard
 from dspark.speculation.planner.plan import Counts, Numbers, Present
-from dspark.speculation.planner.scheduler import Form, Scheduler
+from dspark.speculation.planner.scheduler import Form, Memory, Scheduler
+from dspark.speculation.recalibration import Recalibration
 
 _CONTEXT = 256
 _REQUESTS = (1, 2, 4, 8, 16, 32, 64)
@@ -41,23 +44,25 @@ FORMS: dict[str, tuple[Form, int, Guard | None]] = {
 
 @dataclass(frozen=True)
 class Trace:
-    """Conditional acceptance ``[N, K]`` as it is believed before a request has shown anything, and accepted drafts
-    ``[N]``, prompt by prompt ``[N]``.
-    """
+    """Whole rounds and how their confidence is read before any of them is over."""
 
-    believed: Numbers
-    accepted: Counts
-    prompt: Counts
+    rounds: Recorded
+    fitted: Logistic
 
     @property
     def block(self) -> int:
         """K."""
-        return self.believed.shape[1]
+        return self.rounds.outcomes.block
+
+    @property
+    def accepted(self) -> Counts:
+        """Drafts ``[N]`` of each round."""
+        return self.rounds.outcomes.accepted
 
     def prompts(self) -> Iterator[Counts]:
         """Numbers of each prompt's rounds, again and again, in an order of their own."""
-        names = np.random.default_rng(0).permutation(np.unique(self.prompt))
-        return cycle([np.flatnonzero(self.prompt == name) for name in names])
+        names = np.random.default_rng(0).permutation(np.unique(self.rounds.prompt))
+        return cycle([np.flatnonzero(self.rounds.prompt == name) for name in names])
 
 
 class Streams:
@@ -125,21 +130,31 @@ def replay(trace: Trace, model: CostModel, requests: int, plan: Scheduler | int 
             rounds, _ = streams.next_rounds()
             gained.step(np.full(requests, lengths), trace.accepted[rounds], drafting, costs[drafting])
         return gained.figures()
-    memory = plan.begin(requests, trace.block)
+    memory = plan.begin(requests, trace.block, Recalibration.begin(trace.fitted))
     for _ in range(steps):
         rounds, ended = streams.next_rounds()
-        accepted = trace.accepted[rounds]
         asked, memory = plan.drafts(memory, slots)
-        believed, tilts = trace.believed[rounds], memory.tilts
-        tilted = np.stack([tilt.conditional(each) for tilt, each in zip(tilts, believed, strict=True)])
-        present = Present(tilted.cumprod(axis=1), np.where(np.isin(slots, asked), trace.block, 0))
-        lengths = np.array(plan.plan(memory, present, slots).lengths)
-        stood = np.minimum(lengths, accepted)
-        known = zip(tilts, believed, np.minimum(lengths, accepted + 1).tolist(), stood.tolist(), strict=True)
-        tilts = tuple(tilt.after(each, observed, n) for tilt, each, observed, n in known)
-        memory = plan.after(memory, present, slots, ended, tilts=tilts)
-        gained.step(lengths, accepted, len(asked), costs[len(asked)])
+        memory, lengths = _planned(plan, memory, trace, rounds, asked, ended)
+        gained.step(lengths, trace.accepted[rounds], len(asked), costs[len(asked)])
     return gained.figures()
+
+
+def _planned(
+    plan: Scheduler, memory: Memory, trace: Trace, rounds: Counts, asked: Counts, ended: Counts
+) -> tuple[Memory, Counts]:
+    """A step in which ``asked`` slots draft, as ``speculation.together`` plans it, and its lengths."""
+    assert memory.learned is not None
+    slots = np.arange(len(rounds))
+    logits, peaks = trace.rounds.outcomes.logits[rounds], trace.rounds.outcomes.peaks[rounds]
+    believed = memory.learned.map.conditional(logits, peaks)
+    tilted = np.stack([tilt.conditional(each) for tilt, each in zip(memory.tilts, believed, strict=True)])
+    present = Present(tilted.cumprod(axis=1), np.where(np.isin(slots, asked), trace.block, 0))
+    lengths = np.array(plan.plan(memory, present, slots).lengths)
+    stood, observed = (np.minimum(lengths, trace.accepted[rounds] + i) for i in (0, 1))
+    known = zip(memory.tilts, believed, observed.tolist(), stood.tolist(), strict=True)
+    tilts = [tilt.after(each, seen, n) for tilt, each, seen, n in known]
+    outcomes = logits[asked], peaks[asked], lengths[asked], stood[asked]
+    return plan.after(memory, present, slots, ended, outcomes if len(asked) else None, tilts), lengths
 
 
 def main() -> None:
@@ -150,13 +165,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     recorded, judged = Recorded.load(options.rounds)
-    kind = best_kind(recorded.at(~judged))
-    fitted, replayed = FITS[kind](recorded.at(~judged).outcomes), recorded.at(judged)
-    trace = Trace(replayed.outcomes.through(fitted), replayed.outcomes.accepted, replayed.prompt)
+    trace = Trace(recorded.at(judged), fit_logistic(recorded.at(~judged).outcomes))
     model = CostModel.of(read_json(options.cost), str(options.cost))
     rows = [_row(trace, model, requests) for requests in _REQUESTS]
     if options.json:
-        write_json(options.json, {"rounds": len(replayed), "map": kind, "rows": rows})
+        write_json(options.json, {"rounds": len(trace.rounds), "rows": rows})
 
 
 def _row(trace: Trace, model: CostModel, requests: int) -> dict[str, object]:

@@ -54,7 +54,7 @@ def test_contexts_fit_the_cache_and_the_window() -> None:
 
 def test_the_grid_covers_what_is_asked() -> None:
     grid = settings_of(7, 20, CONTEXTS)
-    assert {each.requests for each in grid} == {1, 2, 4, 8, 16, 20}
+    assert {each.requests for each in grid} == {1, 2, 4, 8, 9, 16, 17, 20}
     assert {each.length for each in grid if each.requests == 1} == {None, *range(8)}
     assert max(each.requests * (1 + (each.length or 0)) for each in grid) == 160
     assert {each.far for each in grid} == {0, 1, 2}

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from dspark.calibration.choose import survival_through
 from dspark.calibration.curves import reliability, threshold_sweep
 from dspark.calibration.outcomes import Outcomes
 from dspark.report.plots import cost_plot, reliability_plot, threshold_plot
@@ -27,7 +28,7 @@ def outcomes() -> Outcomes:
 
 def test_reliability_is_a_diagonal_for_whoever_knows_and_not_for_others() -> None:
     for calibration, right in ((Platt((0.5,) * 3, (0.0,) * 3), True), (untouched(3), False)):
-        for curve in reliability(calibration, outcomes()):
+        for curve in reliability(survival_through(calibration, outcomes()), outcomes()):
             assert len(curve["predicted"]) == len(curve["rate"]) == 15
             apart = np.abs(np.array(curve["predicted"]) - curve["rate"]).max()
             assert (apart < 0.12) == right
@@ -43,8 +44,10 @@ def test_a_higher_threshold_verifies_less_of_what_stands_more() -> None:
 
 
 def draw_reliability(path: Path) -> None:
-    before, after = (reliability(each, outcomes()) for each in (untouched(3), Platt((0.5,) * 3, (0.0,) * 3)))
-    reliability_plot(path, before, after, "a & b")
+    maps = (untouched(3), Platt((0.5,) * 3, (0.0,) * 3), Platt((0.6,) * 3, (0.1,) * 3))
+    reliability_plot(
+        path, *(reliability(survival_through(each, outcomes()), outcomes()) for each in maps), title="a & b"
+    )
 
 
 def draw_thresholds(path: Path) -> None:
@@ -57,7 +60,7 @@ def draw_costs(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("draw", "points", "lines"),
-    [(draw_reliability, 3 * 2 * 15, 3 * 3), (draw_thresholds, 0, 3 * 2), (draw_costs, 2 * 2 + 3, 1)],
+    [(draw_reliability, 3 * 3 * 15, 3 * 4), (draw_thresholds, 0, 3 * 2), (draw_costs, 2 * 2 + 3, 1)],
 )
 def test_plots_show_every_point_and_are_the_same_again(
     draw: Callable[[Path], None], points: int, lines: int, tmp_path: Path

@@ -270,6 +270,10 @@ class TestGuard:
     def test_drafts_while_it_pays(self) -> None:
         assert Guard(margin=0.02).next_step(0.02, DRAFTING) == (True, DRAFTING)
 
+    def test_probes_where_nothing_is_known(self) -> None:
+        drafting, resting = Guard().next_step(None, DRAFTING)
+        assert drafting and resting.probing and not DRAFTING.probing
+
     def test_rests_probes_and_comes_back(self) -> None:
         guard, resting, pattern = Guard(soonest=2, latest=4), DRAFTING, []
         for step in range(20):
@@ -310,7 +314,7 @@ class TestScheduler:
             drafted.append(asked.tolist())
             present = Present.of([[0.05, 0.01] if i in asked else [] for i in slots])
             memory = scheduler.after(memory, present, slots, ended=slots[:0])
-        assert drafted == [[0, 1], [], [], [], [0], [], [], []], "a probe asks one of a few"
+        assert drafted == [[0], [], [], [], [0], [], [], []], "a probe asks one of a few, and one comes first of all"
 
     def test_a_probe_that_finds_good_drafts_wakes_everybody(self) -> None:
         slots = np.arange(16)
@@ -322,4 +326,4 @@ class TestScheduler:
             good = len(drafted) > 4
             present = Present.of([([0.95, 0.9] if good else [0.05, 0.01]) if i in asked else [] for i in slots])
             memory = scheduler.after(memory, present, slots, ended=slots[:0])
-        assert drafted[:7] == [16, 0, 0, 0, 2, 16, 16]
+        assert drafted[:7] == [2, 0, 0, 0, 2, 16, 16]

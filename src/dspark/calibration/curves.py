@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from dspark.calibration.choose import survival_through
 from dspark.calibration.outcomes import Numbers, Outcomes
 from dspark.speculation.confidence import ConfidenceMap
 from dspark.speculation.scores import bins_of
@@ -15,11 +14,10 @@ from dspark.speculation.scores import bins_of
 _THRESHOLDS = np.linspace(0.0, 0.95, 20)
 
 
-def reliability(calibration: ConfidenceMap, outcomes: Outcomes) -> list[dict[str, list[float]]]:
-    """For each position the mean survival ("predicted") and the share of prefixes that stood ("rate") of each of the
-    bins of equal mass that are not empty.
+def reliability(survival: Numbers, outcomes: Outcomes) -> list[dict[str, list[float]]]:
+    """For each position the mean of ``survival [N, K]`` ("predicted") and the share of prefixes that stood ("rate") of
+    each of the bins of equal mass that are not empty.
     """
-    survival = survival_through(calibration, outcomes)
     return [_binned(survival[:, k], outcomes.stood[:, k].astype(np.float64)) for k in range(outcomes.block)]
 
 

@@ -227,17 +227,21 @@ def _record(target: Target, drafter: DSparkDrafter, requests: list[Request], slo
 
 def _curves(chosen: ConfidenceMap, split: Split, folder: Path | None, title: str) -> dict[str, Any]:
     """Reliability and the sweep of a threshold, before and after the fit, and their plots where they are wanted."""
+    from dspark.calibration.choose import survival_through, tilted
     from dspark.calibration.curves import reliability, threshold_sweep
     from dspark.speculation.confidence import untouched
 
     judged = split.judging.outcomes
     maps = {"before": untouched(judged.block), "chosen": chosen}
-    reliable = {name: reliability(each, judged) for name, each in maps.items()}
+    survival = {name: survival_through(each, judged) for name, each in maps.items()}
+    survival["tilted"] = tilted(chosen, split.judging)
+    reliable = {name: reliability(each, judged) for name, each in survival.items()}
     swept = {name: threshold_sweep(each, judged) for name, each in maps.items()}
     if folder is not None:
         from dspark.report.plots import reliability_plot, threshold_plot
 
-        reliability_plot(folder / "reliability.svg", reliable["before"], reliable["chosen"], title)
+        before, chosen_one, tilted_one = reliable.values()
+        reliability_plot(folder / "reliability.svg", before, chosen_one, tilted_one, title)
         threshold_plot(folder / "thresholds.svg", swept["before"], swept["chosen"], title)
     return {"reliability": reliable, "thresholds": swept}
 

@@ -33,7 +33,9 @@ from dspark.targets.model import Target
 _SECONDS, _TURNS = 0.15, 7
 # Positions behind a request's context for its answer and drafts, before it begins anew.
 _ROOM = 256
-_MOST_KNOTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+_MOST_KNOTS = (1, 2, 3, 4, 6, 8, 9, 12, 16, 17, 24, 32, 33, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+# Products are made of tiles of so many rows: the next row may begin another one.
+_TILES = (8, 16, 32)
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ class Contexts:
 
 
 def settings_of(block: int, most: int, contexts: Contexts) -> list[Setting]:
-    """A grid over 1, 2, 4, ... ``most`` requests, lengths and contexts; of many requests fewer lengths."""
+    """A grid over 1, 2, 4, ... ``most`` requests, lengths and contexts; of many requests fewer lengths. Steps of a row
+    more than a tile has show its stair.
+    """
     counts = sorted({most, *(2**power for power in range(12) if 2**power <= most)})
     grid = []
     for index, count in enumerate(counts):
@@ -86,7 +90,7 @@ def settings_of(block: int, most: int, contexts: Contexts) -> list[Setting]:
         grid += [Setting(count, 0, length) for length in (None, *sorted({min(each, block) for each in lengths}))]
         far = min(count, contexts.most_far)
         grid += [Setting(count, far, length) for length in (None, 0, min(3, block)) if far]
-    return grid
+    return grid + [Setting(tile + 1, 0, None) for tile in _TILES if tile < most]
 
 
 def check_settings(block: int, most: int, contexts: Contexts, count: int, seed: int = 0) -> list[Setting]:

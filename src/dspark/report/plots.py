@@ -17,22 +17,27 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "font.size": 9.0,
 }
-_BEFORE, _AFTER, _FAINT = "#c2571a", "#1f5fa8", "#9a9a9a"
+_BEFORE, _FITTED, _AFTER, _FAINT = "#c2571a", "#7fa37a", "#1f5fa8", "#9a9a9a"
 
 Binned = Mapping[str, Sequence[float]]
 
 
-def reliability_plot(path: Path, before: Sequence[Binned], after: Sequence[Binned], title: str) -> None:
-    """One panel a position: how often prefixes stood over how often they were predicted to, before and after a fit."""
+def reliability_plot(
+    path: Path, before: Sequence[Binned], after: Sequence[Binned], tilted: Sequence[Binned], title: str
+) -> None:
+    """One panel a position: how often prefixes stood over how often they were predicted to, before and after a fit, and
+    as each request's own rounds tilt it.
+    """
+    looks = ((_BEFORE, "as trained"), (_FITTED, "calibrated"), (_AFTER, "and tilted"))
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(1.9 * len(before) + 0.6, 2.5), layout="constrained")
+        figure = Figure(figsize=(1.9 * len(before) + 0.6, 2.9), layout="constrained")
         panels = figure.subplots(1, len(before), sharex=True, sharey=True, squeeze=False)[0]
-        for k, (panel, *curves) in enumerate(zip(panels, before, after, strict=True)):
+        for k, (panel, *curves) in enumerate(zip(panels, before, after, tilted, strict=True)):
             panel.plot((0, 1), (0, 1), color=_FAINT, linewidth=0.8)
-            for curve, colour, label in zip(curves, (_BEFORE, _AFTER), ("as trained", "calibrated"), strict=True):
+            for curve, (colour, label) in zip(curves, looks, strict=True):
                 panel.plot(curve["predicted"], curve["rate"], ".-", color=colour, linewidth=1.0, label=label)
             panel.set_title(f"first {k + 1}" if k else "first draft", fontsize=9)
-            panel.set_aspect("equal")
+            panel.set_box_aspect(1)
         panels[0].set_ylabel("share that stood")
         figure.supxlabel("predicted survival", fontsize=9)
         panels[0].legend(frameon=False, fontsize=7, loc="upper left")

@@ -42,11 +42,14 @@ class Guard:
     latest: int = 128
     among: int = 8
 
-    def next_step(self, gain: float, resting: Resting) -> tuple[bool, Resting]:
+    def next_step(self, gain: float | None, resting: Resting) -> tuple[bool, Resting]:
         """Whether the next step drafts, and what to remember.
 
-        ``gain``: tokens a second of drafting steps over those of plain ones, less one, as the past promises it.
+        ``gain``: tokens a second of drafting steps over those of plain ones, less one, as the past promises it; None
+        where there is no past: then a probe is due.
         """
+        if gain is None:
+            return True, Resting(0, self.soonest)
         if gain >= self.margin:
             return True, DRAFTING
         patience = resting.patience or self.soonest

@@ -39,6 +39,11 @@ class Past:
         """K."""
         return len(self.weight)
 
+    @property
+    def known(self) -> bool:
+        """Whether anybody has drafted."""
+        return bool(self.weight.any())
+
     def after(self, over: Present, slots: Counts) -> Past:
         """With a step that is over now; ``slots [R]`` of its requests."""
         drafted = over.drafted > 0

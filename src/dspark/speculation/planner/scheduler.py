@@ -83,7 +83,9 @@ class Scheduler:
         """Who drafts in the next step, of its requests' ``slots [R]``: all, nobody, or a few to see whether it pays."""
         if self.guard is None or not len(slots):
             return slots, memory
-        gain = self._promised(memory, slots).rate * self.plain(len(slots)) / len(slots) - 1
+        gain = None
+        if memory.oldest.known:
+            gain = self._promised(memory, slots).rate * self.plain(len(slots)) / len(slots) - 1
         drafting, resting = self.guard.next_step(gain, memory.resting)
         asked = slots[self.guard.asked(len(slots), memory.steps, resting)] if drafting else slots[:0]
         return asked, replace(memory, resting=resting)
