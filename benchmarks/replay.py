@@ -30,9 +30,11 @@ from dspark.speculation.planner.guard import Guard
 from dspark.speculation.planner.plan import Counts, Numbers, Present
 from dspark.speculation.planner.scheduler import Form, Memory, Scheduler
 from dspark.speculation.recalibration import Recalibration
+from dspark.speculation.sampling import Sampling
 
 _CONTEXT = 256
 _REQUESTS = (1, 2, 4, 8, 16, 32, 64)
+_SAMPLING = Sampling()  # whatever it was, all rounds have the same
 FORMS: dict[str, tuple[Form, int, Guard | None]] = {
     "price": ("price", 1, Guard()),
     "averaged": ("averaged", 2, Guard()),
@@ -130,7 +132,7 @@ def replay(trace: Trace, model: CostModel, requests: int, plan: Scheduler | int 
             rounds, _ = streams.next_rounds()
             gained.step(np.full(requests, lengths), trace.accepted[rounds], drafting, costs[drafting])
         return gained.figures()
-    memory = plan.begin(requests, trace.block, Recalibration.begin(trace.fitted))
+    memory = plan.begin(requests, trace.block, {_SAMPLING: Recalibration.begin(trace.fitted)})
     for _ in range(steps):
         rounds, ended = streams.next_rounds()
         asked, memory = plan.drafts(memory, slots)
@@ -143,10 +145,9 @@ def _planned(
     plan: Scheduler, memory: Memory, trace: Trace, rounds: Counts, asked: Counts, ended: Counts
 ) -> tuple[Memory, Counts]:
     """A step in which ``asked`` slots draft, as ``speculation.together`` plans it, and its lengths."""
-    assert memory.learned is not None
     slots = np.arange(len(rounds))
     logits, peaks = trace.rounds.outcomes.logits[rounds], trace.rounds.outcomes.peaks[rounds]
-    believed = memory.learned.map.conditional(logits, peaks)
+    believed = memory.learned[_SAMPLING].map.conditional(logits, peaks)
     tilted = np.stack([tilt.conditional(each) for tilt, each in zip(memory.tilts, believed, strict=True)])
     present = Present(tilted.cumprod(axis=1), np.where(np.isin(slots, asked), trace.block, 0))
     lengths = np.array(plan.plan(memory, present, slots).lengths)
@@ -154,7 +155,7 @@ def _planned(
     known = zip(memory.tilts, believed, observed.tolist(), stood.tolist(), strict=True)
     tilts = [tilt.after(each, seen, n) for tilt, each, seen, n in known]
     outcomes = logits[asked], peaks[asked], lengths[asked], stood[asked]
-    return plan.after(memory, present, slots, ended, outcomes if len(asked) else None, tilts), lengths
+    return plan.after(memory, present, slots, ended, {_SAMPLING: outcomes} if len(asked) else {}, tilts), lengths
 
 
 def main() -> None:
@@ -180,8 +181,7 @@ def _row(trace: Trace, model: CostModel, requests: int) -> dict[str, object]:
     planned = {}
     for name, (form, delay, guard) in FORMS.items():
         scheduler = Scheduler(
-            lambda count, drafts: costs_of(model, count, count, trace.block, drafts),
-            lambda count: float(costs_of(model, count, 0, trace.block, 0)[0]),
+            lambda count, drafting, drafts: costs_of(model, count, drafting, trace.block, drafts),
             form,
             delay,
             guard,

@@ -19,6 +19,7 @@ from dspark.speculation.coupling import Coupling
 from dspark.speculation.draws import SeededDraws
 from dspark.speculation.loop import Draft, DrafterState, OneRequest, Sample, generate
 from dspark.speculation.planner.algorithm import rates_of
+from dspark.speculation.planner.joint import JointPlanning
 from dspark.speculation.planner.plan import Counts, Plan, Present
 from dspark.speculation.planner.scheduler import Memory, Scheduler
 from dspark.speculation.sampling import Sampling, distribution
@@ -207,16 +208,18 @@ def test_a_search_over_the_present_block_bends_nothing() -> None:
 class Searches(Scheduler):
     """A search without a stop over the present drafts of everybody."""
 
-    def plan(self, memory: Memory, present: Present, slots: Counts) -> Plan:
+    def plan(self, memory: Memory, present: Present, slots: Counts, asked: Counts | None = None) -> Plan:
         survival_N, whose_N = present.ranked()
-        rates = rates_of(present.requests, survival_N, self.seconds(present.requests, len(survival_N)))
+        rates = rates_of(
+            present.requests, survival_N, self.seconds(present.requests, present.requests, len(survival_N))
+        )
         return Plan.first(whose_N, int(rates.argmax()), present.requests)
 
 
 @pytest.mark.parametrize("kind", [Searches, *(partial(Scheduler, form=f) for f in ("price", "averaged", "literal"))])
 def test_requests_that_are_planned_together_write_what_each_would_alone(kind: Callable[..., Scheduler]) -> None:
     targets = [random_logits(VOCABULARY, f"coupled {i}") for i in range(3)]
-    scheduler = kind(lambda requests, drafts: 1 + 0.2 * np.arange(drafts + 1) ** 1.2, lambda requests: 1.0)
+    scheduler = kind(lambda requests, drafting, drafts: 1 + 0.2 * np.arange(drafts + 1) ** 1.2)
     tally = RoundTally()
     for seed in range(20):
         requests = [
@@ -231,7 +234,7 @@ def test_requests_that_are_planned_together_write_what_each_would_alone(kind: Ca
             )
             for i, target in enumerate(targets)
         ]
-        for rounds in generate_together(requests, scheduler, 3):
+        for rounds in generate_together(requests, JointPlanning(scheduler), 3):
             tally.extend(rounds)
         for i, request in enumerate(requests):
             alone = rounds_of(targets[i], None, seed + i, sampling=SAMPLINGS[i])

@@ -17,15 +17,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dspark.speculation.confidence import Logistic
+from dspark.speculation.confidence import Calibrations, Logistic
 from dspark.speculation.draws import Purpose
 from dspark.speculation.loop import Draft, OneRequest
 from dspark.speculation.planner.algorithm import rates_of
 from dspark.speculation.planner.guard import Guard
+from dspark.speculation.planner.joint import JointPlanning
 from dspark.speculation.planner.past import Past
 from dspark.speculation.planner.plan import Counts, Plan, Present
-from dspark.speculation.planner.scheduler import Form, Memory, Scheduler
-from dspark.speculation.recalibration import LEVEL, Recalibration, Tilt
+from dspark.speculation.planner.scheduler import Form, Memory, RoundSeconds, Scheduler
+from dspark.speculation.recalibration import LEVEL, Tilt
 from dspark.speculation.sampling import Sampling
 from dspark.speculation.together import generate_together, step
 from enumeration import (
@@ -119,13 +120,14 @@ class Outcome:
 
 def key_of(memory: Memory) -> Any:
     """What a memory says, as something that can be looked up."""
-    values = [*memory.pasts, *([memory.learned] if memory.learned else [])]
+    values = [*memory.pasts, *memory.learned.values()]
     arrays = [array for value in values for array in vars(value).values()]
     return memory.tilts, memory.resting, memory.steps, tuple(array.tobytes() for array in arrays)
 
 
 def run(case: Case, scheduler: Scheduler, start: list[Ids], memory: Memory, steps: int) -> Outcome:
     """``steps`` steps from ``start``: after each, branches of the same text and the same memory are one again."""
+    planning = JointPlanning(scheduler)
     states = {(tuple(start), key_of(memory)): (1.0, memory)}
     outcome = Outcome({})
     for _ in range(steps):
@@ -136,7 +138,7 @@ def run(case: Case, scheduler: Scheduler, start: list[Ids], memory: Memory, step
                 draws: Any, ids: tuple[Ids, ...] = ids, before: Memory = before
             ) -> tuple[tuple[Ids, ...], Memory, tuple[int, int, int]]:
                 requests = [case.request(i, own, draws) for i, own in enumerate(ids)]
-                rounds, after = step(requests, scheduler, before)
+                rounds, after = step(requests, planning, before)
                 counts = (sum(r.drafted for r in rounds), sum(r.verified for r in rounds))
                 return tuple(tuple(r.ids) for r in requests), after, (*counts, sum(r.accepted for r in rounds))
 
@@ -200,6 +202,11 @@ CURVES = {
 }
 
 
+def timed(curve: Callable[[int, int], Any]) -> RoundSeconds:
+    """Rounds by a curve, and steps in which nobody drafts."""
+    return lambda requests, drafting, drafts: curve(requests, drafts) if drafting else np.ones(drafts + 1)
+
+
 def pasts_of(block: int) -> list[Past]:
     """Nothing, good, bad, uneven, certain and hopeless pasts."""
     nothing, slots = Past.nothing(2, block), np.arange(2)
@@ -216,7 +223,7 @@ def pasts_of(block: int) -> list[Past]:
 def one_step_after(pasts: list[Past], form: Form, curve: Any, case: Case) -> None:
     trimmed = 0.0
     for past in pasts:
-        outcome = run(case, Scheduler(curve, lambda r: 1.0, form), [(0, 1), (0, 2)], Memory((past,), TILTS), steps=1)
+        outcome = run(case, Scheduler(timed(curve), form), [(0, 1), (0, 2)], Memory((past,), TILTS), steps=1)
         assert outcome.drafted > 0 and outcome.error < 1e-9
         trimmed += outcome.drafted - outcome.verified if outcome.accepted > 0 else 0.0
     assert trimmed > 0.1
@@ -240,14 +247,14 @@ def test_steps_of_one_request_end_to_end(form: Form) -> None:
     case = Case(
         [target := random_logits(2, "one")], [mixed(target, random_logits(2, "one's"))], 2, confidence_of("one")
     )
-    scheduler = Scheduler(CURVES["curve"], lambda r: 1.0, form, 2, Guard(soonest=1, latest=2))
+    scheduler = Scheduler(timed(CURVES["curve"]), form, 2, Guard(soonest=1, latest=2))
     assert_lossless(run(case, scheduler, [(0, 1)], scheduler.begin(1, 2), steps=4))
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_steps_of_two_requests_end_to_end(form: Form) -> None:
     case = two_requests(2, 1)
-    scheduler = Scheduler(CURVES["stairs"], lambda r: 1.0, form, 2, Guard(soonest=1, latest=2))
+    scheduler = Scheduler(timed(CURVES["stairs"]), form, 2, Guard(soonest=1, latest=2))
     assert_lossless(run(case, scheduler, [(0, 1), (0, 0)], scheduler.begin(2, 1), steps=3))
 
 
@@ -264,11 +271,11 @@ class Headless(TableDrafter):
 def test_confidence_that_is_learned_on_the_way_and_rounds_that_explore(form: Form, drafter: type[TableDrafter]) -> None:
     target = random_logits(2, "learned")
     case = Case([target], [mixed(target, random_logits(2, "its"))], 2, confidence_of("learned"), drafter=drafter)
-    scheduler = Scheduler(CURVES["curve"], lambda r: 1.0, form, 1, Guard(soonest=1, latest=2), explore_every=3)
-    doubtful = Recalibration.begin(Logistic((1.0, 1.0), (0.5, 0.5), (-0.5, -0.5)))
-    outcome = run(case, scheduler, [(0, 1)], scheduler.begin(1, 2, doubtful), steps=3)
+    scheduler = Scheduler(timed(CURVES["curve"]), form, 1, Guard(soonest=1, latest=2), explore_every=3)
+    doubtful = Calibrations({PLAIN: Logistic((1.0, 1.0), (0.5, 0.5), (-0.5, -0.5))})
+    outcome = run(case, scheduler, [(0, 1)], JointPlanning(scheduler, doubtful).begin(1, 2), steps=3)
     assert_lossless(outcome)
-    assert len({memory.learned.weights.tobytes() for memory in outcome.memories if memory.learned}) > 10
+    assert len({memory.learned[PLAIN].weights.tobytes() for memory in outcome.memories}) > 10
     assert len({memory.tilts for memory in outcome.memories}) > 10
 
 
@@ -285,7 +292,7 @@ def test_requests_with_blocks_of_their_own_and_other_sampling(sampling: Sampling
     case.sampling, case.drafter = sampling, Shy
     for past in pasts_of(2)[:4]:
         for start in ([(0, 1), (0, 1, 2)], [(0, 2), (0, 1)]):
-            outcome = run(case, Scheduler(CURVES["curve"], lambda r: 1.0), start, Memory((past,), TILTS), steps=1)
+            outcome = run(case, Scheduler(timed(CURVES["curve"])), start, Memory((past,), TILTS), steps=1)
             assert outcome.error < 1e-9
             assert (outcome.drafted > 0) == (len(start[1]) % 2 == 1)
 
@@ -311,23 +318,25 @@ def steep(requests: int, drafts: int) -> Any:
 class Searches(Scheduler):
     """A search without a stop over the present drafts (App. A)."""
 
-    def plan(self, memory: Memory, present: Present, slots: Counts) -> Plan:
+    def plan(self, memory: Memory, present: Present, slots: Counts, asked: Counts | None = None) -> Plan:
         survival_N, whose_N = present.ranked()
-        rates = rates_of(present.requests, survival_N, self.seconds(present.requests, len(survival_N)))
+        rates = rates_of(
+            present.requests, survival_N, self.seconds(present.requests, present.requests, len(survival_N))
+        )
         return Plan.first(whose_N, int(rates.argmax()), present.requests)
 
 
 class CountsThePresent(Scheduler):
     """A budget of the past, to which the present confidences are added first."""
 
-    def plan(self, memory: Memory, present: Present, slots: Counts) -> Plan:
+    def plan(self, memory: Memory, present: Present, slots: Counts, asked: Counts | None = None) -> Plan:
         return super().plan(replace(memory, pasts=(memory.oldest.after(present, slots),)), present, slots)
 
 
 class RestsAfterALook(Scheduler):
     """Decides whether drafting pays once the drafts are there."""
 
-    def plan(self, memory: Memory, present: Present, slots: Counts) -> Plan:
+    def plan(self, memory: Memory, present: Present, slots: Counts, asked: Counts | None = None) -> Plan:
         if float(present.survival[:, -1].sum()) < 0.5:
             return Plan.chains([0] * present.requests)
         return Plan.chains(present.drafted.tolist())
@@ -336,7 +345,7 @@ class RestsAfterALook(Scheduler):
 class BreaksTiesByLuck(Scheduler):
     """Of equal drafts takes those of the request whose block as a whole looks better."""
 
-    def plan(self, memory: Memory, present: Present, slots: Counts) -> Plan:
+    def plan(self, memory: Memory, present: Present, slots: Counts, asked: Counts | None = None) -> Plan:
         best = int(present.survival.sum(axis=1).argmax())
         return Plan.chains([int(i == best) for i in range(present.requests)])
 
@@ -345,9 +354,9 @@ class BreaksTiesByLuck(Scheduler):
 def test_control_a_planner_that_knows_too_much_bends_the_law(broken: type[Scheduler]) -> None:
     start, memory = [(0, 1), (0, 1)], Memory((Past.nothing(2, 2),), (LEVEL, LEVEL))
     form: Form = "literal"
-    sound = run(app_a(), Scheduler(steep, lambda r: 1.0, form), start, memory, steps=1)
+    sound = run(app_a(), Scheduler(timed(steep), form), start, memory, steps=1)
     assert sound.drafted > 0 and sound.error < 1e-12
-    bent = run(app_a(), broken(steep, lambda r: 1.0, form), start, memory, steps=1)
+    bent = run(app_a(), broken(timed(steep), form), start, memory, steps=1)
     assert bent.drafted > bent.verified > bent.accepted > 0
     assert bent.error > 0.01
 
@@ -355,7 +364,7 @@ def test_control_a_planner_that_knows_too_much_bends_the_law(broken: type[Schedu
 @pytest.mark.parametrize("form", FORMS)
 def test_the_paths_of_requests_end_where_plain_decoding_ends(form: Form) -> None:
     case = two_requests(2, 1)
-    scheduler = Scheduler(CURVES["curve"], lambda r: 1.0, form, 2)
+    scheduler = Scheduler(timed(CURVES["curve"]), form, 2)
 
     accepted: list[int] = []
 
@@ -371,7 +380,7 @@ def test_the_paths_of_requests_end_where_plain_decoding_ends(form: Form) -> None
             )
             for i in range(2)
         ]
-        for rounds in generate_together(requests, scheduler, 1):
+        for rounds in generate_together(requests, JointPlanning(scheduler), 1):
             accepted.extend(each.accepted for each in rounds)
         first, second = (tuple(request.ids[1:]) for request in requests)
         return first, second

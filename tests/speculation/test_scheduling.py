@@ -251,7 +251,7 @@ class TestPast:
         assert gone.averaged(np.array([1])).tolist() == past.averaged(np.array([1])).tolist()
 
     def test_a_scheduler_forgets_a_slot_in_all_that_it_remembers(self) -> None:
-        scheduler, slots = Scheduler(lambda r, n: np.ones(n + 1), lambda r: 1.0, "literal", delay=3), np.array([0, 1])
+        scheduler, slots = Scheduler(lambda r, d, n: np.ones(n + 1), "literal", delay=3), np.array([0, 1])
         memory = scheduler.begin(2, 1)
         tilts = Tilt(0.5), Tilt(-0.5)
         for ended in ([], [0]):
@@ -291,7 +291,7 @@ class TestGuard:
 
 class TestScheduler:
     def scheduler(self, **changes: Any) -> Scheduler:
-        sound = Scheduler(lambda r, n: 1.0 + 0.1 * np.arange(n + 1.0), lambda r: 0.9)
+        sound = Scheduler(lambda r, d, n: 0.9 + 0.1 * (d > 0) + 0.1 * np.arange(n + 1.0))
         return replace(sound, **changes)
 
     def test_a_delayed_budget_knows_the_step_before_the_last(self) -> None:
@@ -317,8 +317,11 @@ class TestScheduler:
         assert drafted == [[0], [], [], [], [0], [], [], []], "a probe asks one of a few, and one comes first of all"
 
     def test_a_probe_that_finds_good_drafts_wakes_everybody(self) -> None:
+        def seconds(requests: int, drafting: int, drafts: int) -> Numbers:
+            return 0.9 + 0.1 * (drafting > 0) + 0.02 * np.arange(drafts + 1.0)
+
         slots = np.arange(16)
-        scheduler = self.scheduler(guard=Guard(soonest=3), seconds=lambda r, n: 1.0 + 0.02 * np.arange(n + 1.0))
+        scheduler = self.scheduler(guard=Guard(soonest=3), seconds=seconds)
         memory, drafted = scheduler.begin(16, 2), []
         for _ in range(12):
             asked, memory = scheduler.drafts(memory, slots)

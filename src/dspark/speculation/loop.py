@@ -186,7 +186,7 @@ class OneRequest:
     ) -> None:
         self._limit = _output_limit(len(prompt_ids), max_tokens, context_limit)
         self._target, self._drafter, self._lookup, self._when = target, drafter, lookup, when
-        self._sampling, self._coupling = sampling, coupling
+        self.sampling, self._coupling = sampling, coupling
         self._draws = CertainDraws() if sampling.greedy or coupling is not None else draws
         self._stops, self._prompt = frozenset(stop_ids), len(prompt_ids)
         self.ids = list(prompt_ids)
@@ -206,12 +206,15 @@ class OneRequest:
         token = self._draws.categorical(p_V, round=0, slot=0, purpose=Purpose.RESIDUAL)
         return self._commit(Draft([]), 0, Verdict(0, token), step.features_TF)
 
-    def propose(self) -> Draft:
-        """The next round's drafts; none where the last token of the room is due, which is always the target's own."""
+    def propose(self, *, drafting: bool = True) -> Draft:
+        """The next round's drafts; none where the last token of the room is due, which is always the target's own.
+        ``drafting`` False: the drafter is not asked.
+        """
         draft = Draft([])
         if self._lookup is not None and self._room > 1 and self._when(self.rounds, "lookup"):
             draft = self._lookup.draft(self.ids, None, self._sample)
-        if self._drafter is not None and not draft.tokens and self._room > 1 and self._when(self.rounds, "drafter"):
+        asked = drafting and not draft.tokens and self._room > 1
+        if self._drafter is not None and asked and self._when(self.rounds, "drafter"):
             features_TF = torch.cat(self._unseen) if self._unseen else None
             draft, self._unseen = self._drafter.draft(self.ids, features_TF, self._sample), []
         return draft
@@ -240,7 +243,7 @@ class OneRequest:
 
     def _law(self, logits_NV: Tensor, slot: int, support: Tensor | None = None) -> Tensor:
         """What the next tokens are drawn from, those of the slots from ``slot`` on: p[N, V]."""
-        p_NV = distribution(logits_NV, self._sampling)
+        p_NV = distribution(logits_NV, self.sampling)
         return p_NV if self._coupling is None else self._coupling.law(p_NV, self._written + slot, support)
 
     def _sample(self, slot: int, logits_V: Tensor, support: Tensor | None) -> tuple[int, Tensor]:

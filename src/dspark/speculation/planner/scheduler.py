@@ -9,8 +9,8 @@ Legend: R requests, K drafts of a block.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -22,13 +22,12 @@ from dspark.speculation.planner.past import Past
 from dspark.speculation.planner.plan import Counts, Numbers, Plan, Present
 from dspark.speculation.planner.price import convex_slopes, worth_their_price
 from dspark.speculation.recalibration import LEVEL, Recalibration, Tilt
+from dspark.speculation.sampling import Sampling
 
 Form = Literal["price", "averaged", "literal", "algorithm 1"]
 
-# (requests, drafts) -> seconds ``[drafts+1]`` of complete rounds of so many requests that verify 0, 1, ... drafts.
-RoundSeconds = Callable[[int, int], Numbers]
-# requests -> seconds of a step in which nobody drafts.
-PlainSeconds = Callable[[int], float]
+# (requests, how many of them draft, drafts) -> seconds ``[drafts+1]`` of complete rounds that verify 0, 1, ... drafts.
+RoundSeconds = Callable[[int, int, int], Numbers]
 # Confidence logits and peaks ``[R, K]`` of drafts, and how many of them each request verified and accepted ``[R]``.
 Outcomes = tuple[Numbers, Numbers, Counts, Counts]
 
@@ -37,19 +36,24 @@ Outcomes = tuple[Numbers, Numbers, Counts, Counts]
 class Memory:
     """``pasts``: the past as each of the last steps left it, the newest last; ``tilts``: what each slot's request has
     shown of itself; ``resting``: how long nobody drafted; ``steps``: how many there were; ``learned``: how confidence
-    is read, if that is learned from rounds that are over.
+    is read, by the sampling that it is learned for, from rounds that are over.
     """
 
     pasts: tuple[Past, ...]
     tilts: tuple[Tilt, ...]
     resting: Resting = DRAFTING
     steps: int = 0
-    learned: Recalibration | None = None
+    learned: Mapping[Sampling, Recalibration] = field(default_factory=dict)
 
     @property
     def oldest(self) -> Past:
         """What the next step may be planned from."""
         return self.pasts[0]
+
+    def without(self, slots: Counts) -> Memory:
+        """Where requests have ended and others take their slots."""
+        shown = dict(enumerate(self.tilts)) | dict.fromkeys(slots.tolist(), LEVEL)
+        return replace(self, pasts=tuple(past.without(slots) for past in self.pasts), tilts=tuple(shown.values()))
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,6 @@ class Scheduler:
     """
 
     seconds: RoundSeconds
-    plain: PlainSeconds
     form: Form = "averaged"
     delay: int = 1
     guard: Guard | None = None
@@ -73,11 +76,11 @@ class Scheduler:
         if self.delay < 1 or self.explore_every < 0:
             raise ValueError(f"delay is {self.delay}, explore_every {self.explore_every}; expected at least 1 and 0")
 
-    def begin(self, slots: int, block: int, learned: Recalibration | None = None) -> Memory:
+    def begin(self, slots: int, block: int, learned: Mapping[Sampling, Recalibration] | None = None) -> Memory:
         """Before the first step, for ``slots`` requests at once and blocks of up to ``block`` drafts; ``learned``: what
         confidence is read through until rounds have said more.
         """
-        return Memory((Past.nothing(slots, block),) * self.delay, (LEVEL,) * slots, learned=learned)
+        return Memory((Past.nothing(slots, block),) * self.delay, (LEVEL,) * slots, learned=learned or {})
 
     def drafts(self, memory: Memory, slots: Counts) -> tuple[Counts, Memory]:
         """Who drafts in the next step, of its requests' ``slots [R]``: all, nobody, or a few to see whether it pays."""
@@ -85,14 +88,17 @@ class Scheduler:
             return slots, memory
         gain = None
         if memory.oldest.known:
-            gain = self._promised(memory, slots).rate * self.plain(len(slots)) / len(slots) - 1
+            gain = self._promised(memory, slots, slots).rate / self._plain_rate(len(slots)) - 1
         drafting, resting = self.guard.next_step(gain, memory.resting)
         asked = slots[self.guard.asked(len(slots), memory.steps, resting)] if drafting else slots[:0]
         return asked, replace(memory, resting=resting)
 
-    def plan(self, memory: Memory, present: Present, slots: Counts) -> Plan:
-        """What the step verifies of its drafts."""
-        plan = self._planned(memory, present, slots)
+    def plan(self, memory: Memory, present: Present, slots: Counts, asked: Counts | None = None) -> Plan:
+        """What the step verifies of its drafts; ``asked``: slots that the drafter drafted for (None: all with drafts,
+        which are no copies then).
+        """
+        asked = slots[present.drafted > 0] if asked is None else asked
+        plan = self._planned(memory, present, slots, asked)
         if not self.explore_every:
             return plan
         exploring = (memory.steps + slots) % self.explore_every == 0
@@ -104,37 +110,39 @@ class Scheduler:
         over: Present,
         slots: Counts,
         ended: Counts,
-        outcomes: Outcomes | None = None,
+        outcomes: Mapping[Sampling, Outcomes] | None = None,
         tilts: Sequence[Tilt] = (),
     ) -> Memory:
-        """When the step is over; ``ended``: the slots of requests that won't come again; ``outcomes``: of all that
-        drafted, for what is learned from them; ``tilts``: those of ``slots`` now, none where they are as they were.
+        """When the step is over; ``ended``: the slots of requests that won't come again; ``outcomes``: of those that
+        drafted, by the sampling that is learned from them; ``tilts``: those of ``slots`` now, none where they are as
+        they were.
         """
         newest = memory.pasts[-1].forgotten() if memory.resting.probing else memory.pasts[-1]
         pasts = (*memory.pasts[1:], newest.after(over, slots))
-        learned = memory.learned
-        if learned is not None and outcomes is not None:
-            learned = learned.after(*outcomes)
+        learned = {**memory.learned}
+        for sampling, became in (outcomes or {}).items():
+            learned[sampling] = learned[sampling].after(*became)
         shown = dict(enumerate(memory.tilts)) | dict(zip(slots.tolist(), tilts, strict=False))
-        shown |= dict.fromkeys(ended.tolist(), LEVEL)
-        pasts = tuple(past.without(ended) for past in pasts)
-        return Memory(pasts, tuple(shown.values()), memory.resting, memory.steps + 1, learned)
+        return Memory(pasts, tuple(shown.values()), memory.resting, memory.steps + 1, learned).without(ended)
 
-    def _planned(self, memory: Memory, present: Present, slots: Counts) -> Plan:
+    def _planned(self, memory: Memory, present: Present, slots: Counts, asked: Counts) -> Plan:
         if not present.drafted.any():
             return Plan.chains([0] * present.requests)
+        seconds = self.seconds(present.requests, len(asked), present.requests * present.survival.shape[1])
         if self.form == "algorithm 1":
-            return early_stopped(present, self._curve(present.requests, present.survival.shape[1]))
-        budget = self._promised(memory, slots)
+            return early_stopped(present, seconds)
+        budget = self._promised(memory, slots, asked)
         if self.form != "price":
             return admit(present, budget)
-        seconds = self._curve(present.requests, present.survival.shape[1])
-        return worth_their_price(present, budget.rate, seconds, convex_slopes(seconds))
+        rate = max(budget.rate, self._plain_rate(len(slots)))  # who would not draft at a loss earns this much
+        return worth_their_price(present, rate, seconds, convex_slopes(seconds))
 
-    def _promised(self, memory: Memory, slots: Counts) -> Budget:
-        past = memory.oldest
-        seconds = self._curve(len(slots), past.block)
-        return capacity(past, slots, seconds, literal=self.form == "literal")
+    def _promised(self, memory: Memory, slots: Counts, asked: Counts) -> Budget:
+        """What the past promises where ``asked`` of the slots draft."""
+        past, others = memory.oldest, len(slots) - len(asked)
+        seconds = self.seconds(len(slots), len(asked), len(asked) * past.block)
+        return capacity(past, asked, seconds, others=others, literal=self.form == "literal")
 
-    def _curve(self, requests: int, block: int) -> Numbers:
-        return self.seconds(requests, requests * block)
+    def _plain_rate(self, requests: int) -> float:
+        """Tokens a second of steps in which nobody drafts."""
+        return requests / float(self.seconds(requests, 0, 0)[0])
