@@ -10,6 +10,7 @@ Legend: T tokens of a step, N rows whose logits are needed, R requests.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -21,6 +22,7 @@ from dspark.decoding.admission import Admission, Share
 from dspark.decoding.kvcache import BlockPool
 from dspark.decoding.laps import Laps
 from dspark.decoding.modes import LOOKUP_BLOCK, Mode, lookup_of
+from dspark.decoding.planners import Adaptive, Apart, StepPlanner, Together
 from dspark.decoding.proposer import NO_DRAFT, propose
 from dspark.decoding.request import Completion, Request, Running
 from dspark.decoding.sampler import settle
@@ -28,7 +30,6 @@ from dspark.drafters.blocks import DrafterBlocks
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round, Source
-from dspark.speculation.confidence import ConfidenceMap
 from dspark.speculation.cost import Load
 from dspark.speculation.draws import SeededDraws
 from dspark.speculation.loop import Draft, cut
@@ -85,9 +86,10 @@ Observe = Callable[[Work, Verdict, Tensor], None]
 class Engine:
     """A target, its drafter and the requests under way.
 
-    ``mode``, ``lookup`` and how ``greedy`` and ``sampled`` rounds are planned are ``Decoder``'s. ``observe`` is told of
-    every verdict. An answer ends where the context does. Raises UserError for mode "dspark" without a drafter, and, by
-    id, for a request that the cache or the context can't hold.
+    ``mode``, ``lookup`` and how ``greedy`` and ``sampled`` rounds are planned are ``Decoder``'s; with ``adaptive``
+    those of mode "dspark" are planned together instead. ``observe`` is told of every verdict. An answer ends where the
+    context does. Raises UserError for mode "dspark" without a drafter, and, by id, for a request that the cache or the
+    context can't hold.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Engine:
         lookup: bool = True,
         greedy: Planning = WHOLE,
         sampled: Planning = WHOLE,
+        adaptive: Adaptive | None = None,
         observe: Observe | None = None,
     ) -> None:
         if mode == "dspark" and drafter is None:
@@ -113,8 +116,8 @@ class Engine:
         self.load = Load(0, 0)
         """What the last step worked on."""
         self._mode, self._lookup = mode, lookup
-        self._greedy, self._sampled = greedy, sampled
         self._observe = observe
+        self._planner: StepPlanner = Apart(greedy, sampled, drafter=mode == "dspark")
         self._drafter: DrafterBlocks | None = None
         self._taps: tuple[int, ...] = ()
         drafted = 0 if mode == "plain" else LOOKUP_BLOCK
@@ -126,6 +129,9 @@ class Engine:
                 if slots is not None and not 1 <= slots <= drafter.config.block_size:
                     raise UserError(f"draft_slots is {slots}; expected 1 to {drafter.config.block_size}, or none")
             drafted = max(drafter.config.block_size, LOOKUP_BLOCK if lookup else 0)
+            if adaptive is not None:
+                block = adaptive.draft_slots or drafter.config.block_size
+                self._planner = Together(adaptive, limits.slots, block)
         self._round_tokens = 1 + drafted
         self.admission = Admission(
             self.pool,
@@ -145,6 +151,7 @@ class Engine:
     @torch.inference_mode()
     def step(self, shares: Sequence[Share]) -> list[Completion]:
         """One pass over the target for everybody who has a part in it."""
+        started = time.perf_counter()
         self.laps.start()
         works = self._works(shares)
         self.load = self._load(works)
@@ -166,6 +173,8 @@ class Engine:
         self._take_features(forward.features_TF, batch, kept)
         self.laps("features")
         self._publish(works)
+        rounds = [work.row.rounds[-1] for work in works if not work.count]
+        self._planner.over(rounds, self.load, time.perf_counter() - started)
         done = [self._finish(row) for row in rows if row.rounds[-1].finish is not None]
         self.laps("bookkeeping")
         return done
@@ -194,14 +203,13 @@ class Engine:
     def _works(self, shares: Sequence[Share]) -> list[Work]:
         """Everybody's part, rounds with their drafts and how many of these are verified."""
         going_on = [share.row for share in shares if not share.count]
-        drafts = iter(propose(going_on, self._drafter, self._wanted, self.laps, self._slots))
+        self._planner.begin(going_on, _base(shares))
+        proposed = propose(going_on, self._drafter, self._wanted, self.laps, self._planner.slots)
+        lengths = self._planner.lengths(going_on, proposed)
+        drafts = iter(zip(proposed, lengths, strict=True))
         works = []
         for share in shares:
-            draft = NO_DRAFT if share.count else next(drafts)
-            length = len(draft.tokens)
-            if length and self._drafter is not None:
-                survival = draft.survival(self._calibration(share.row), share.row.tilt)
-                length = self._planning(share.row).verify_length(length, survival)
+            draft, length = (NO_DRAFT, 0) if share.count else next(drafts)
             length = max(0, min(length, len(draft.tokens), share.row.room - 1))
             works.append(Work(share.row, share.count, draft, length))
         return works
@@ -221,19 +229,7 @@ class Engine:
 
     def _wanted(self, row: Running, source: Source) -> bool:
         """Whether ``source`` may propose in the request's next round."""
-        return row.room > 1 and (self._drafter is None or self._planning(row).when(row.rounds, source))
-
-    def _slots(self, row: Running) -> int | None:
-        """How many tokens the drafter drafts for the request (None: whole blocks)."""
-        return self._planning(row).draft_slots
-
-    def _planning(self, row: Running) -> Planning:
-        sampling = row.request.sampling
-        return (self._greedy if sampling.greedy else self._sampled).of(sampling)
-
-    def _calibration(self, row: Running) -> ConfidenceMap | None:
-        """How the drafter's confidence is read for the request."""
-        return self._planning(row).calibrations.of(row.request.sampling)
+        return row.room > 1 and self._planner.wanted(row, source)
 
     def _tell(self, works: Sequence[Work], verdicts: Sequence[Verdict], logits_NV: Tensor) -> None:
         """Tell an observer, before anything is committed."""
@@ -251,8 +247,6 @@ class Engine:
         row.rounds.append(
             Round(len(row.rounds), tuple(tokens), len(draft.tokens), work.length, accepted, finish, draft.source)
         )
-        if work.length:
-            row.tilt = draft.teaches(row.tilt, self._calibration(row), row.rounds[-1])
         row.ids += tokens
         stay = (work.count or 1) + verdict.accepted
         self.pool.truncate(row.table, work.start + stay)
@@ -280,6 +274,14 @@ class Engine:
         finish = row.rounds[-1].finish
         assert finish is not None
         return Completion(row.request, row.output_ids, finish, tuple(row.rounds))
+
+
+def _base(shares: Sequence[Share]) -> Load:
+    """What a step works on if nobody drafts."""
+    context = [share.row.table.length for share in shares]
+    tokens = [share.count or 1 for share in shares]
+    reads = sum(n * each for n, each in zip(tokens, context, strict=True))
+    return Load(sum(tokens), len(shares), sum(context), reads)
 
 
 def _asked(works: Sequence[Work], device: torch.device) -> Tensor:

@@ -53,6 +53,11 @@ class Recalibration:
         return cls(weights, np.broadcast_to(_LEAST, (fitted.block, 3, 3)).copy())
 
     @property
+    def block(self) -> int:
+        """K."""
+        return len(self.weights)
+
+    @property
     def map(self) -> Logistic:
         """What is believed now."""
         slopes, peak_slopes, offsets = map(tuple, self.weights.T.tolist())

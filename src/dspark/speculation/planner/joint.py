@@ -6,10 +6,11 @@ Legend: R requests of a step.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from dspark.speculation.acceptance import Round
 from dspark.speculation.confidence import Calibrations, ConfidenceMap, Logistic, nearest
@@ -74,7 +75,8 @@ class JointPlanning:
         tilts = [draft.teaches(tilt, through, round) for draft, tilt, through, round in together]
         own = np.array([draft.source == "drafter" for draft in planned.drafts], dtype=bool)
         over = Present(planned.present.survival, np.where(own, planned.present.drafted, 0))  # copies come unasked
-        return self.scheduler.after(memory, over, planned.slots, ended, _outcomes(planned, rounds), tilts)
+        outcomes = _outcomes(planned, rounds, memory.learned)
+        return self.scheduler.after(memory, over, planned.slots, ended, outcomes, tilts)
 
 
 def _survival(draft: Draft, through: ConfidenceMap | None, tilt: Tilt) -> list[float]:
@@ -83,9 +85,11 @@ def _survival(draft: Draft, through: ConfidenceMap | None, tilt: Tilt) -> list[f
     return [1.0] * len(draft.tokens) if survival is None else survival.tolist()
 
 
-def _outcomes(planned: Planned, rounds: Sequence[Round]) -> dict[Sampling, Outcomes]:
+def _outcomes(
+    planned: Planned, rounds: Sequence[Round], learned: Mapping[Sampling, Recalibration]
+) -> dict[Sampling, Outcomes]:
     """What became of the drafter's own drafts whose confidence is known, by the sampling whose map learns from it."""
-    known: dict[Sampling, list[tuple[Draft, Round]]] = defaultdict(list)
+    known: dict[Sampling, list[tuple[Tensor, Tensor, Round]]] = defaultdict(list)
     for draft, regime, round in zip(planned.drafts, planned.regimes, rounds, strict=True):
         if (
             regime is not None
@@ -93,14 +97,15 @@ def _outcomes(planned: Planned, rounds: Sequence[Round]) -> dict[Sampling, Outco
             and draft.peaks is not None
             and draft.source == "drafter"
         ):
-            known[regime].append((draft, round))
-    return {regime: _stacked(some) for regime, some in known.items()}
+            known[regime].append((draft.confidence, draft.peaks, round))
+    return {regime: _stacked(some, learned[regime].block) for regime, some in known.items()}
 
 
-def _stacked(known: Sequence[tuple[Draft, Round]]) -> Outcomes:
-    logits, peaks = (
-        np.stack([getattr(draft, name).double().cpu().numpy() for draft, _ in known])
-        for name in ("confidence", "peaks")
-    )
-    observed, accepted = (np.array([getattr(round, name) for _, round in known]) for name in ("observed", "accepted"))
+def _stacked(known: Sequence[tuple[Tensor, Tensor, Round]], block: int) -> Outcomes:
+    """Of blocks that may be shorter than ``block``; behind their ends nothing is observed."""
+    logits, peaks = np.zeros((2, len(known), block))
+    for i, (logits_K, peaks_K, _) in enumerate(known):
+        logits[i, : len(logits_K)] = logits_K.double().cpu().numpy()
+        peaks[i, : len(peaks_K)] = peaks_K.double().cpu().numpy()
+    observed, accepted = (np.array([getattr(round, name) for *_, round in known]) for name in ("observed", "accepted"))
     return logits, peaks, observed, accepted

@@ -1,0 +1,170 @@
+"""How the core plans its steps: every request by itself, or all that are under way together.
+
+By itself a request's rounds depend on its own past alone, so a seed is one text whatever else is served. Together they
+depend on the load and on the clock: the law of every answer stays what it was, its draws do not (a greedy or coupled
+request's text does).
+
+Legend: R requests that will have a round in a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from dspark.decoding.request import Running
+from dspark.speculation.acceptance import Round, Source
+from dspark.speculation.confidence import Calibrations
+from dspark.speculation.cost import CostModel, Load
+from dspark.speculation.loop import Draft
+from dspark.speculation.planner.guard import Guard
+from dspark.speculation.planner.joint import JointPlanning, Planned
+from dspark.speculation.planner.plan import Counts, Numbers
+from dspark.speculation.planner.scheduler import Form, Scheduler
+from dspark.speculation.planner.single import Planning
+
+
+class StepPlanner(Protocol):
+    """What the core asks in a step, in this order."""
+
+    def begin(self, rows: Sequence[Running], base: Load) -> None:
+        """``rows`` [R] will have a round; ``base``: what the step works on if nobody drafts."""
+
+    def wanted(self, row: Running, source: Source) -> bool:
+        """Whether ``source`` may propose in the request's round."""
+        ...
+
+    def slots(self, row: Running) -> int | None:
+        """How many tokens the drafter drafts for the request (None: whole blocks)."""
+        ...
+
+    def lengths(self, rows: Sequence[Running], drafts: Sequence[Draft]) -> list[int]:
+        """How many of their drafts are verified ``[R]``."""
+        ...
+
+    def over(self, rounds: Sequence[Round], load: Load, seconds: float) -> None:
+        """The step is over: the R rounds, what it worked on and what it took."""
+
+
+class Apart:
+    """Every request by its own past: ``greedy`` and ``sampled`` say how. With no drafter, copies are verified whole."""
+
+    def __init__(self, greedy: Planning, sampled: Planning, *, drafter: bool = True) -> None:
+        self._greedy, self._sampled, self._drafter = greedy, sampled, drafter
+        self._drafts: Sequence[tuple[Running, Draft]] = ()
+
+    def begin(self, rows: Sequence[Running], base: Load) -> None:
+        """Nothing: a request's past says all."""
+
+    def wanted(self, row: Running, source: Source) -> bool:
+        """While that has paid."""
+        return not self._drafter or self._planning(row).when(row.rounds, source)
+
+    def slots(self, row: Running) -> int | None:
+        """As its planning says."""
+        return self._planning(row).draft_slots
+
+    def lengths(self, rows: Sequence[Running], drafts: Sequence[Draft]) -> list[int]:
+        """As many as its planning takes."""
+        self._drafts = list(zip(rows, drafts, strict=True))
+        return [self._length(row, draft) for row, draft in self._drafts]
+
+    def over(self, rounds: Sequence[Round], load: Load, seconds: float) -> None:
+        """Each request's tilt goes on."""
+        for (row, draft), round in zip(self._drafts, rounds, strict=True):
+            if round.verified:
+                row.tilt = draft.teaches(row.tilt, self._planning(row).calibrations.of(row.request.sampling), round)
+
+    def _length(self, row: Running, draft: Draft) -> int:
+        drafted = len(draft.tokens)
+        if not drafted or not self._drafter:
+            return drafted
+        planning = self._planning(row)
+        survival = draft.survival(planning.calibrations.of(row.request.sampling), row.tilt)
+        return planning.verify_length(drafted, survival)
+
+    def _planning(self, row: Running) -> Planning:
+        sampling = row.request.sampling
+        return (self._greedy if sampling.greedy else self._sampled).of(sampling)
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """How steps are planned together: ``costs`` of complete rounds on this machine, how confidence is read, the form of
+    the scheduler and when nobody drafts; ``draft_slots`` of a block (None: as in training), as they were in ``costs``.
+    """
+
+    costs: CostModel
+    calibrations: Calibrations = Calibrations()
+    form: Form = "price"
+    guard: Guard | None = Guard()
+    draft_slots: int | None = None
+
+
+class Together:
+    """All requests by one scheduler, which knows what steps cost and learns it from those that are over.
+
+    ``slots``: requests at most; ``block``: drafts of a round.
+    """
+
+    def __init__(self, settings: Adaptive, slots: int, block: int) -> None:
+        self.costs = settings.costs
+        """As steps have refined them."""
+        self._settings, self._block = settings, block
+        scheduler = Scheduler(self._seconds, settings.form, guard=settings.guard)
+        self._planning = JointPlanning(scheduler, settings.calibrations)
+        self._memory = self._planning.begin(slots, block)
+        self._base = Load(0, 0)
+        self._seats: dict[int, Running] = {}
+        self._asked: frozenset[Running] = frozenset()
+        self._here: Counts = np.zeros(0, dtype=np.int64)
+        self._planned: Planned | None = None
+
+    def begin(self, rows: Sequence[Running], base: Load) -> None:
+        """Seats for those that have none, and who drafts."""
+        self._base, self._planned = base, None
+        seats = self._seated(rows)
+        self._here = np.array([seats[row] for row in rows], dtype=np.int64)
+        asked, self._memory = self._planning.scheduler.drafts(self._memory, self._here)
+        self._asked = frozenset(self._seats[seat] for seat in asked.tolist())
+
+    def wanted(self, row: Running, source: Source) -> bool:
+        """Copies always, drafts of those who are asked."""
+        return source == "lookup" or row in self._asked
+
+    def slots(self, row: Running) -> int | None:
+        """The same for all."""
+        return self._settings.draft_slots
+
+    def lengths(self, rows: Sequence[Running], drafts: Sequence[Draft]) -> list[int]:
+        """As the scheduler plans."""
+        samplings = [row.request.sampling for row in rows]
+        self._planned = self._planning.plan(self._memory, self._here, samplings, drafts)
+        return list(self._planned.lengths)
+
+    def over(self, rounds: Sequence[Round], load: Load, seconds: float) -> None:
+        """Learn from it."""
+        self.costs = self.costs.refined(load, seconds)
+        if self._planned is not None and len(rounds):
+            ended = self._here[[each.finish is not None for each in rounds]]
+            self._memory = self._planning.after(self._memory, self._planned, rounds, ended)
+
+    def _seated(self, rows: Sequence[Running]) -> dict[Running, int]:
+        """The seat of each row; who is not here has none, and whoever takes one begins anew."""
+        here = set(rows)
+        self._seats = {seat: row for seat, row in self._seats.items() if row in here}
+        seats = {row: seat for seat, row in self._seats.items()}
+        free = (seat for seat in range(len(self._memory.tilts)) if seat not in self._seats)
+        fresh = dict(zip((row for row in rows if row not in seats), list(free), strict=False))
+        self._memory = self._memory.without(np.array(list(fresh.values()), dtype=np.int64))
+        self._seats |= {seat: row for row, seat in fresh.items()}
+        return seats | fresh
+
+    def _seconds(self, requests: int, drafting: int, drafts: int) -> Numbers:
+        """Of rounds of ``requests`` beside whatever else the step does."""
+        base = self._base
+        reads = drafting * self._block * base.context // max(1, base.requests)
+        return self.costs.rounds(replace(base, drafting=drafting, reads_drafting=reads), drafts)

@@ -1,0 +1,188 @@
+"""Steps of the core that are planned together: the same texts, the same law, and the reference loop's own rounds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dspark.decoding.engine import Engine, Limits
+from dspark.decoding.modes import lookup_of
+from dspark.decoding.planners import Adaptive, Together
+from dspark.decoding.request import Request
+from dspark.decoding.single import Decoder
+from dspark.drafters.dspark import DSparkDrafter
+from dspark.drafters.state import DSparkState
+from dspark.speculation.acceptance import Round, RoundTally
+from dspark.speculation.confidence import Calibrations, Logistic
+from dspark.speculation.cost import CostModel, Load
+from dspark.speculation.draws import SeededDraws
+from dspark.speculation.loop import OneRequest
+from dspark.speculation.planner.guard import Guard
+from dspark.speculation.planner.joint import JointPlanning
+from dspark.speculation.planner.plan import Numbers
+from dspark.speculation.planner.scheduler import Form, Scheduler
+from dspark.speculation.sampling import Sampling, distribution
+from dspark.speculation.together import generate_together
+from dspark.targets.model import Target
+from dspark.targets.session import TargetSession
+from tiny import tiny_drafter, tiny_target
+
+PROMPTS = [[1, 5, 9, 13], [1, 7], [1, 4, 4, 8, 16, 32, 3, 6, 12], [1, 9, 11], [1, 20, 21, 22, 23], [1] * 21]
+SAMPLINGS = [Sampling(), Sampling(1.0), Sampling(0.8, top_k=12)]
+FORMS: list[Form] = ["price", "averaged", "literal", "algorithm 1"]
+TOKENS = 40
+# A token costs less than one that is drafted and stands is worth, the more of them the less so; contexts are free.
+COSTS = CostModel((1, 8, 32), (1, 8), (1.0, 0.2, 2.0, 0.0, 0.0, 0.0, 0.05, 0.1, 0.0))
+CHEAP = replace(COSTS, weights=tuple(weight / 8 if i else weight for i, weight in enumerate(COSTS.weights)))
+DEAR = CostModel((1,), (1,), (1.0, 0.0, 0.0, 0.0, 5.0, 0.0))
+LEARNS = Calibrations({s: Logistic((0.5,) * 4, (0.5,) * 4, (-0.5,) * 4) for s in (Sampling(), Sampling(1.0))})
+SETTINGS = [
+    *(Adaptive(COSTS, LEARNS, form, Guard(soonest=1, latest=4, among=2)) for form in FORMS),
+    Adaptive(COSTS),
+    Adaptive(COSTS, LEARNS, guard=None, draft_slots=2),
+    Adaptive(DEAR, guard=Guard(soonest=2)),
+]
+
+
+@pytest.fixture
+def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Costs stay what they were said to be."""
+    monkeypatch.setattr(CostModel, "refined", lambda self, load, seconds: self)
+
+
+def requests_of(samplings: list[Sampling], **more: Any) -> list[Request]:
+    return [Request(f"{i}", ids, samplings[i % len(samplings)], i, TOKENS, **more) for i, ids in enumerate(PROMPTS)]
+
+
+def pair() -> tuple[Target, DSparkDrafter]:
+    target = tiny_target(sharpness=2.0)
+    return target, tiny_drafter(target)
+
+
+def tally_of(rounds: list[Round]) -> RoundTally:
+    tally = RoundTally()
+    tally.extend(rounds)
+    return tally
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: f"{s.form}-{s.draft_slots}-{s.costs.weights[-2]}")
+def test_greedy_and_coupled_texts_are_those_of_plain_decoding(settings: Adaptive) -> None:
+    target, drafter = pair()
+    requests = [*requests_of([Sampling()]), *requests_of(SAMPLINGS[1:], coupled=True)]
+    requests = [replace(request, id=f"{i}") for i, request in enumerate(requests)]
+    plain = {r.id: [t for x in Decoder(target).reference(r, "plain") for t in x.tokens] for r in requests}
+    rounds: list[Round] = []
+    for limits in (Limits(12, 1024), Limits(4, 512, step_tokens=7, block=4), Limits(12, 160, block=3)):
+        engine = Engine(target, requests, limits, "dspark", drafter, adaptive=settings)
+        for answer in engine.run():
+            assert answer.output_ids == plain[answer.request.id]
+            rounds += answer.rounds
+        assert limits.cache_tokens > 160 or engine.admission.preemptions > 0
+    tally = tally_of(rounds)
+    assert tally.drafted > tally.verified > tally.accepted > 0 or settings.guard is None
+
+
+@pytest.mark.parametrize("lookup", [True, False], ids=["copies", "no copies"])
+@pytest.mark.parametrize("form", FORMS)
+def test_rounds_are_those_of_the_reference_loop(form: Form, lookup: bool, no_clock: None) -> None:
+    """All begin at once, and no clock moves the costs: then both know the same, and draw the same."""
+    target, drafter = pair()
+    settings = Adaptive(CHEAP, LEARNS, form, Guard(soonest=1, latest=4, among=2))
+    requests = requests_of(SAMPLINGS)
+    engine = Engine(target, requests, Limits(6, 1024), "dspark", drafter, lookup=lookup, adaptive=settings)
+    answers = {answer.request.id: list(answer.rounds) for answer in engine.run()}
+
+    def seconds(running: int, drafting: int, drafts: int) -> Numbers:
+        return CHEAP.rounds(Load(running, running, drafting=drafting), drafts)
+
+    alone = [
+        OneRequest(
+            TargetSession(target, len(each.prompt_ids) + TOKENS, drafter.config.target_layer_ids),
+            DSparkState(drafter),
+            each.prompt_ids,
+            sampling=each.sampling,
+            draws=SeededDraws(each.seed),
+            max_tokens=TOKENS,
+            lookup=lookup_of("dspark", lookup),
+            stop_ids=target.stop_ids,
+        )
+        for each in requests
+    ]
+    planning = JointPlanning(Scheduler(seconds, form, guard=settings.guard), LEARNS)
+    assert list(generate_together(alone, planning, drafter.config.block_size))
+    assert answers == {f"{i}": request.rounds for i, request in enumerate(alone)}
+    tally = tally_of([each for rounds in answers.values() for each in rounds])
+    assert tally.drafted > tally.verified > tally.accepted > 0
+    assert any(not each.drafted for rounds in answers.values() for each in rounds[1:-1]), "some steps rest"
+
+
+def test_sampled_answers_have_the_targets_law(no_clock: None) -> None:
+    """Three tokens, of many seeds that share steps; the same test finds a law that is a little off."""
+    target = tiny_target(vocab_size=4)
+    drafter = tiny_drafter(target, vocab_size=4, mask_token_id=3)
+    sampling, prompt, count = Sampling(1.0), [1, 2, 0, 3], 3000
+    requests = [Request(f"{i}", prompt, sampling, i, 6, ignore_stop=True) for i in range(count)]
+    hopeful = Calibrations({sampling: Logistic((0.5,) * 4, (0.5,) * 4, (1.0,) * 4)})
+    settings = Adaptive(CHEAP, hopeful, guard=Guard(soonest=1, latest=2, among=2))
+    engine = Engine(target, requests, Limits(16, 16 * 64), "dspark", drafter, lookup=False, adaptive=settings)
+    answers = list(engine.run())
+    tally = tally_of([each for answer in answers for each in answer.rounds])
+    assert tally.drafted > tally.verified > tally.accepted > count / 4
+    found = Counter(tuple(answer.output_ids[:3]) for answer in answers)
+    law = law_of(target, prompt, sampling, 3)
+    assert set(found) <= set(law) and len(law) == 64
+    assert distance(found, law, count) < 60  # fewer than one run in ten thousand is farther
+    bent = {text: p * (1.4 if text[1] == 2 else 1.0) for text, p in law.items()}
+    assert distance(found, {text: p / sum(bent.values()) for text, p in bent.items()}, count) > 100
+
+
+def law_of(target: Target, prompt: list[int], sampling: Sampling, tokens: int) -> dict[tuple[int, ...], float]:
+    law: dict[tuple[int, ...], float] = {(): 1.0}
+    for _ in range(tokens):
+        longer = {}
+        for text, p in law.items():
+            session = TargetSession(target, len(prompt) + tokens)
+            (p_V,) = distribution(session.extend([*prompt, *text], logits=1).logits_NV, sampling)
+            longer |= {(*text, i): p * float(p_V[i]) for i in p_V.nonzero().flatten().tolist()}
+        law = longer
+    return law
+
+
+def distance(found: Counter[tuple[int, ...]], law: dict[tuple[int, ...], float], count: int) -> float:
+    """Chi-square; texts that are seldom to be expected count as one."""
+    often = {text: count * p for text, p in law.items() if count * p >= 10}
+    pairs = [(found[text], expected) for text, expected in often.items()]
+    pairs.append((count - sum(seen for seen, _ in pairs), count - sum(often.values())))
+    return sum((seen - expected) ** 2 / expected for seen, expected in pairs)
+
+
+def test_seats_are_kept_while_a_request_is_there_and_begun_anew_by_the_next() -> None:
+    target, drafter = pair()
+    planner = Together(Adaptive(COSTS), 2, drafter.config.block_size)
+    engine = Engine(target, requests_of([Sampling()]), Limits(6, 1024), "dspark", drafter)
+    engine.step(engine.admission.shares())
+    a, b, c = engine.admission.running[:3]
+    planner.begin([a, b], Load(2, 2))
+    assert planner._here.tolist() == [0, 1]
+    planner._memory = replace(planner._memory, steps=5)
+    planner.begin([b], Load(1, 1))
+    assert planner._here.tolist() == [1]
+    planner.begin([b, c], Load(2, 2))
+    assert planner._here.tolist() == [1, 0], "the one that went left its seat to the next"
+    assert np.isnan(planner._memory.pasts[0].recent[0]).all()
+
+
+def test_costs_follow_the_machine() -> None:
+    target, drafter = pair()
+    settings = Adaptive(replace(COSTS, weights=tuple(1e-7 * w for w in COSTS.weights)))
+    engine = Engine(target, requests_of([Sampling()]), Limits(6, 1024), "dspark", drafter, adaptive=settings)
+    list(engine.run())
+    assert isinstance(engine._planner, Together)
+    load = Load(6, 6)
+    assert engine._planner.costs.seconds(load) > 2 * settings.costs.seconds(load), "steps took far longer than foretold"
+    assert torch.isfinite(torch.tensor(engine._planner.costs.weights)).all()
