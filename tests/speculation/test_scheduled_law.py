@@ -202,9 +202,9 @@ CURVES = {
 }
 
 
-def timed(curve: Callable[[int, int], Any]) -> RoundSeconds:
+def timed(curve: Callable[[int, int], Any], plain: float = 1.0) -> RoundSeconds:
     """Rounds by a curve, and steps in which nobody drafts."""
-    return lambda requests, drafting, drafts: curve(requests, drafts) if drafting else np.ones(drafts + 1)
+    return lambda requests, drafting, drafts: curve(requests, drafts) if drafting else np.full(drafts + 1, plain)
 
 
 def pasts_of(block: int) -> list[Past]:
@@ -234,7 +234,9 @@ def one_step_after(pasts: list[Past], form: Form, curve: Any, case: Case) -> Non
 @pytest.mark.parametrize("form", FORMS)
 def test_one_step_of_two_requests_after_every_past(form: Form, curve: Any, saturated: bool) -> None:
     case = two_requests(3, 2, support=[0, 2], saturated=saturated)
-    one_step_after(pasts_of(2)[: 1 if form == "algorithm 1" else None], form, curve, case)
+    # Each form goes through all pasts, half of them with each curve; Algorithm 1 reads none.
+    pasts = pasts_of(2)[:1] if form == "algorithm 1" else pasts_of(2)[curve is CURVES["stairs"] :: 2]
+    one_step_after(pasts, form, curve, case)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -247,14 +249,31 @@ def test_steps_of_one_request_end_to_end(form: Form) -> None:
     case = Case(
         [target := random_logits(2, "one")], [mixed(target, random_logits(2, "one's"))], 2, confidence_of("one")
     )
-    scheduler = Scheduler(timed(CURVES["curve"]), form, 2, Guard(soonest=1, latest=2))
-    assert_lossless(run(case, scheduler, [(0, 1)], scheduler.begin(1, 2), steps=4))
+    scheduler = Scheduler(timed(CURVES["curve"], plain=0.7), form, 2, Guard(soonest=1, latest=2))
+    outcome = run(case, scheduler, [(0, 1)], scheduler.begin(1, 2), steps=4)
+    assert_lossless(outcome)
+    assert any(memory.resting.steps for memory in outcome.memories), "some rest"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_who_drafts_at_a_small_loss_and_then_rests(form: Form) -> None:
+    case = Case(
+        [target := random_logits(2, "one")], [mixed(target, random_logits(2, "one's"))], 2, confidence_of("one")
+    )
+    scheduler = Scheduler(timed(CURVES["curve"], plain=0.65), form, 1, Guard(soonest=1, latest=2, credit=0.4))
+    past = Past.nothing(1, 2)
+    for _ in range(4):
+        past = past.after(Present.of([[0.6, 0.3]]), np.arange(1))
+    outcome = run(case, scheduler, [(0, 1)], Memory((past,), TILTS[:1]), steps=3)
+    assert_lossless(outcome)
+    assert any(memory.resting.steps for memory in outcome.memories)
+    assert any(0 < memory.resting.lost <= 0.4 for memory in outcome.memories)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_steps_of_two_requests_end_to_end(form: Form) -> None:
     case = two_requests(2, 1)
-    scheduler = Scheduler(timed(CURVES["stairs"]), form, 2, Guard(soonest=1, latest=2))
+    scheduler = Scheduler(timed(CURVES["stairs"]), form, 2, Guard(soonest=1, latest=2, among=2))
     assert_lossless(run(case, scheduler, [(0, 1), (0, 0)], scheduler.begin(2, 1), steps=3))
 
 

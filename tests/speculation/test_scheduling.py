@@ -270,12 +270,20 @@ class TestGuard:
     def test_drafts_while_it_pays(self) -> None:
         assert Guard(margin=0.02).next_step(0.02, DRAFTING) == (True, DRAFTING)
 
+    def test_a_hard_stretch_is_sat_out_and_a_loss_is_not(self) -> None:
+        guard, resting, drafted = Guard(margin=0.0, credit=0.5), DRAFTING, []
+        for gain in (-0.2, -0.2, 0.3, -0.2, -0.2, -0.2):
+            drafting, resting = guard.next_step(gain, resting)
+            drafted.append(drafting)
+        assert drafted == [True] * 5 + [False], "what was lost comes back with what is gained"
+        assert not guard.next_step(-0.6, DRAFTING)[0] and guard.next_step(-0.4, DRAFTING)[0]
+
     def test_probes_where_nothing_is_known(self) -> None:
         drafting, resting = Guard().next_step(None, DRAFTING)
         assert drafting and resting.probing and not DRAFTING.probing
 
     def test_rests_probes_and_comes_back(self) -> None:
-        guard, resting, pattern = Guard(soonest=2, latest=4), DRAFTING, []
+        guard, resting, pattern = Guard(soonest=2, latest=4, credit=0), DRAFTING, []
         for step in range(20):
             drafting, resting = guard.next_step(0.5 if step >= 17 else -0.1, resting)
             pattern.append(drafting)

@@ -105,10 +105,16 @@ def check_settings(block: int, most: int, contexts: Contexts, count: int, seed: 
 
 
 def time_steps(
-    target: Target, drafter: DSparkDrafter, settings: Sequence[Setting], contexts: Contexts
+    target: Target,
+    drafter: DSparkDrafter,
+    settings: Sequence[Setting],
+    contexts: Contexts,
+    draft_slots: int | None = None,
 ) -> list[tuple[Load, float]]:
-    """For every setting the load of its median step, and the seconds that took."""
-    bench = _Bench(target, drafter, max(each.requests for each in settings), contexts)
+    """For every setting the load of its median step, and the seconds that took; ``draft_slots`` of a block (None: as in
+    the drafter's training).
+    """
+    bench = _Bench(target, drafter, max(each.requests for each in settings), contexts, draft_slots)
     for length in (None, 0):
         bench.step(Setting(1, 0, length))  # warms up
     steps: dict[int, list[tuple[float, Load]]] = defaultdict(list)
@@ -140,7 +146,9 @@ class _Bench:
     They go on for ever: one that is answered is asked again.
     """
 
-    def __init__(self, target: Target, drafter: DSparkDrafter, near: int, contexts: Contexts) -> None:
+    def __init__(
+        self, target: Target, drafter: DSparkDrafter, near: int, contexts: Contexts, draft_slots: int | None = None
+    ) -> None:
         self._length: int | None = None
         self._near = contexts.near
         kinds = [contexts.near] * near + [contexts.far] * contexts.most_far
@@ -153,7 +161,7 @@ class _Bench:
             "dspark",
             drafter,
             lookup=False,
-            greedy=Planning(self._verifies, self._drafts),
+            greedy=Planning(self._verifies, self._drafts, draft_slots),
         )
         for ids in prompts:
             _pretend(self._engine.pool, ids)

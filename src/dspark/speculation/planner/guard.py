@@ -14,10 +14,13 @@ from dspark.speculation.planner.plan import Counts
 
 @dataclass(frozen=True)
 class Resting:
-    """How many steps went by without a draft, and how many may before one is made to see whether it pays again."""
+    """How many steps went by without a draft, and how many may before one is made to see whether it pays again; what
+    drafting has ``lost`` since it last paid, in plain steps.
+    """
 
     steps: int = 0
     patience: int = 0
+    lost: float = 0.0
 
     @property
     def probing(self) -> bool:
@@ -30,7 +33,8 @@ DRAFTING = Resting()
 
 @dataclass(frozen=True)
 class Guard:
-    """No draft where the gain that the past promises is below ``margin`` (0.02: two per cent more tokens a second).
+    """No draft where the gain that the past promises is below ``margin`` (0.02: two per cent more tokens a second), and
+    has been for so long that a ``credit`` of plain steps is used up: texts have easy and hard stretches.
 
     A probe comes after ``soonest`` steps without a draft, then after twice as many each time, up to ``latest``, and
     only one of ``among`` requests drafts in it: what finding out costs is bounded, and drafting comes back when texts
@@ -40,6 +44,7 @@ class Guard:
     margin: float = 0.02
     soonest: int = 8
     latest: int = 128
+    credit: float = 0.5
     among: int = 8
 
     def next_step(self, gain: float | None, resting: Resting) -> tuple[bool, Resting]:
@@ -50,8 +55,9 @@ class Guard:
         """
         if gain is None:
             return True, Resting(0, self.soonest)
-        if gain >= self.margin:
-            return True, DRAFTING
+        lost = max(0.0, resting.lost + self.margin - gain)
+        if gain >= self.margin or (not resting.patience and lost <= self.credit):
+            return True, Resting(lost=lost)
         patience = resting.patience or self.soonest
         if resting.steps < patience:
             return False, Resting(resting.steps + 1, patience)
