@@ -17,6 +17,7 @@ from dspark.decoding.request import Request
 from dspark.decoding.single import Decoder
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.drafters.state import DSparkState
+from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round, RoundTally
 from dspark.speculation.confidence import Calibrations, Logistic
 from dspark.speculation.cost import CostModel, Load
@@ -175,6 +176,12 @@ def test_seats_are_kept_while_a_request_is_there_and_begun_anew_by_the_next() ->
     planner.begin([b, c], Load(2, 2))
     assert planner._here.tolist() == [1, 0], "the one that went left its seat to the next"
     assert np.isnan(planner._memory.pasts[0].recent[0]).all()
+
+
+def test_blocks_longer_than_the_drafters_are_refused() -> None:
+    target, drafter = pair()
+    with pytest.raises(UserError, match="draft_slots is 5; expected 1 to 4"):
+        Engine(target, [], Limits(1, 64), "dspark", drafter, adaptive=Adaptive(COSTS, draft_slots=5))
 
 
 def test_costs_follow_the_machine() -> None:

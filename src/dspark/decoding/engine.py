@@ -124,8 +124,8 @@ class Engine:
         if mode == "dspark" and drafter is not None:
             self._drafter = DrafterBlocks(drafter, count, limits.block)
             self._taps = drafter.config.target_layer_ids
-            plans = (each for plan in (greedy, sampled) for each in (plan, *plan.special.values()))
-            for slots in (plan.draft_slots for plan in plans):
+            plans = [each for plan in (greedy, sampled) for each in (plan, *plan.special.values())]
+            for slots in (*(plan.draft_slots for plan in plans), adaptive.draft_slots if adaptive else None):
                 if slots is not None and not 1 <= slots <= drafter.config.block_size:
                     raise UserError(f"draft_slots is {slots}; expected 1 to {drafter.config.block_size}, or none")
             drafted = max(drafter.config.block_size, LOOKUP_BLOCK if lookup else 0)
