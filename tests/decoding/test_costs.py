@@ -7,6 +7,7 @@ import pytest
 from dspark.decoding import costs
 from dspark.decoding.costs import Contexts, Setting, check_settings, fit_costs, settings_of, time_steps
 from dspark.decoding.engine import BLOCK
+from dspark.foundation.errors import UserError
 from dspark.speculation.cost import Load
 from tiny import tiny_drafter, tiny_target
 
@@ -26,6 +27,22 @@ def test_every_kind_of_step_is_timed_at_the_load_that_was_asked_for() -> None:
         assert cached <= load.context <= cached + setting.requests * CONTEXTS.room
         assert load.reads == (1 + (setting.length or 0)) * load.context
         assert load.reads_drafting == (0 if setting.length is None else 4 * load.context)
+
+
+def test_a_step_near_the_end_of_answers_is_not_what_was_asked_for() -> None:
+    """Whatever the clock says, no step of fewer drafts is taken for one of more."""
+    target = tiny_target(max_position_embeddings=1024)
+    bench = costs._Bench(target, tiny_drafter(target), 3, CONTEXTS)
+    asked = Setting(3, 0, 4)
+    loads = [bench.step(asked)[1] for _ in range(3 * CONTEXTS.room)]
+    assert {load.tokens for load in loads} == {15}
+    assert len({load.context for load in loads}) > 3
+
+
+def test_a_window_without_room_for_drafts_is_refused() -> None:
+    target = tiny_target(max_position_embeddings=16)
+    with pytest.raises(UserError, match="room for 8 positions, a context window of 16 leaves no more; expected 11"):
+        time_steps(target, tiny_drafter(target), [Setting(1, 0, 4)], Contexts(near=4, far=4, most_far=0, room=8))
 
 
 def test_contexts_are_pretended_and_requests_go_on_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from dspark.decoding.engine import BLOCK, Engine, Limits
 from dspark.decoding.kvcache import BlockPool
 from dspark.decoding.request import Completion, Request
 from dspark.drafters.dspark import DSparkDrafter
+from dspark.foundation.errors import UserError
 from dspark.nn.blocks import BlockTable
 from dspark.speculation.acceptance import Round, Source
 from dspark.speculation.cost import CostModel, Load
@@ -152,7 +153,13 @@ class _Bench:
         self._length: int | None = None
         self._near = contexts.near
         kinds = [contexts.near] * near + [contexts.far] * contexts.most_far
-        numbers, tokens = random.Random(0), max(1, contexts.room - drafter.config.block_size - 1)
+        block = drafter.config.block_size
+        numbers, tokens = random.Random(0), contexts.room - block - 1
+        if tokens < block + 2:
+            raise UserError(
+                f"steps of {block} drafts can't be timed: answers have room for {contexts.room} positions, a context"
+                f" window of {target.max_positions} leaves no more; expected {2 * block + 3} or more"
+            )
         prompts = [numbers.choices(range(target.vocab_size), k=kind + 1) for kind in kinds]
         self._engine = Engine(
             target,
@@ -167,21 +174,27 @@ class _Bench:
             _pretend(self._engine.pool, ids)
 
     def step(self, setting: Setting) -> tuple[float, Load]:
-        """Seconds of a step as it was asked for, and what it worked on."""
-        ready = sorted(
-            self._ready(), key=lambda share: share.row.written
-        )  # in turn, so that contexts stay what they are
+        """Seconds of a step as it was asked for, and what it worked on.
+
+        A request near its answer's end verifies fewer drafts than it is asked to: such a step is not counted.
+        """
+        self._length, tokens = setting.length, setting.requests * (1 + (setting.length or 0))
+        while True:
+            shares = self._shares(setting)
+            started = time.perf_counter()
+            done = self._engine.step(shares)
+            seconds = time.perf_counter() - started
+            self._again(done)
+            if self._engine.load.tokens == tokens:
+                return seconds, self._engine.load
+
+    def _shares(self, setting: Setting) -> list[Share]:
+        """Of as many near and far requests as asked for, in turn, so that contexts stay what they are."""
         kinds: tuple[list[Share], list[Share]] = ([], [])
-        for share in ready:
+        for share in sorted(self._ready(), key=lambda share: share.row.written):
             kinds[len(share.row.request.prompt_ids) > self._near + 1].append(share)
         near, far = kinds
-        shares = far[: setting.far] + near[: setting.requests - setting.far]
-        self._length = setting.length
-        started = time.perf_counter()
-        done = self._engine.step(shares)
-        seconds = time.perf_counter() - started
-        self._again(done)
-        return seconds, self._engine.load
+        return far[: setting.far] + near[: setting.requests - setting.far]
 
     def _ready(self) -> list[Share]:
         """A round for everybody; those that begin read the last token of their prompts before."""
