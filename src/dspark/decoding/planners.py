@@ -27,11 +27,15 @@ from dspark.speculation.planner.scheduler import Form, Scheduler
 from dspark.speculation.planner.single import Planning
 
 
+# Steps that costs, and rounds that confidence learns from at once: each by itself would take longer than it tells.
+_STEPS, _ROUNDS = 16, 16
+
+
 class StepPlanner(Protocol):
     """What the core asks in a step, in this order."""
 
     def begin(self, rows: Sequence[Running], base: Load) -> None:
-        """``rows`` [R] will have a round; ``base``: what the step works on if nobody drafts."""
+        """``rows`` [R] will have a round; ``base``: what the step works on if nobody drafts, pieces of prompts included."""
 
     def wanted(self, row: Running, source: Source) -> bool:
         """Whether ``source`` may propose in the request's round."""
@@ -114,10 +118,11 @@ class Together:
         self.costs = settings.costs
         """As steps have refined them."""
         self._settings, self._block = settings, block
-        scheduler = Scheduler(self._seconds, settings.form, guard=settings.guard)
+        scheduler = Scheduler(self._seconds, settings.form, guard=settings.guard, learn_from=_ROUNDS)
         self._planning = JointPlanning(scheduler, settings.calibrations)
         self._memory = self._planning.begin(slots, block)
-        self._base = Load(0, 0)
+        self._taken: list[tuple[Load, float]] = []
+        self._base, self._reading = Load(0, 0), 0.0
         self._seats: dict[int, Running] = {}
         self._asked: frozenset[Running] = frozenset()
         self._here: Counts = np.zeros(0, dtype=np.int64)
@@ -125,7 +130,10 @@ class Together:
 
     def begin(self, rows: Sequence[Running], base: Load) -> None:
         """Seats for those that have none, and who drafts."""
+        context = sum(row.table.length for row in rows)
+        rounds = Load(len(rows), len(rows), context, context)
         self._base, self._planned = base, None
+        self._reading = self.costs.seconds(base) - self.costs.seconds(rounds)
         seats = self._seated(rows)
         self._here = np.array([seats[row] for row in rows], dtype=np.int64)
         asked, self._memory = self._planning.scheduler.drafts(self._memory, self._here)
@@ -147,7 +155,11 @@ class Together:
 
     def over(self, rounds: Sequence[Round], load: Load, seconds: float) -> None:
         """Learn from it."""
-        self.costs = self.costs.refined(load, seconds)
+        self._taken.append((load, seconds))
+        if len(self._taken) == _STEPS:
+            for each in self._taken:
+                self.costs = self.costs.refined(*each)
+            self._taken.clear()
         if self._planned is not None and len(rounds):
             ended = self._here[[each.finish is not None for each in rounds]]
             self._memory = self._planning.after(self._memory, self._planned, rounds, ended)
@@ -159,12 +171,15 @@ class Together:
         seats = {row: seat for seat, row in self._seats.items()}
         free = (seat for seat in range(len(self._memory.tilts)) if seat not in self._seats)
         fresh = dict(zip((row for row in rows if row not in seats), list(free), strict=False))
-        self._memory = self._memory.without(np.array(list(fresh.values()), dtype=np.int64))
+        if fresh:
+            self._memory = self._memory.without(np.array(list(fresh.values()), dtype=np.int64))
         self._seats |= {seat: row for row, seat in fresh.items()}
         return seats | fresh
 
     def _seconds(self, requests: int, drafting: int, drafts: int) -> Numbers:
-        """Of rounds of ``requests`` beside whatever else the step does."""
+        """Of rounds of ``requests`` beside whatever else the step does, less what that takes: prompts must be read
+        whether anybody drafts or not, and counted as a step's own time they would make drafts look cheap.
+        """
         base = self._base
         reads = drafting * self._block * base.context // max(1, base.requests)
-        return self.costs.rounds(replace(base, drafting=drafting, reads_drafting=reads), drafts)
+        return self.costs.rounds(replace(base, drafting=drafting, reads_drafting=reads), drafts) - self._reading

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ Numbers = NDArray[np.float64]
 # How fast real steps move the model, and the largest surprise (a share of the foretold time) that counts.
 _LEARNING, _SURPRISE = 0.05, 0.5
 _KEYS = ("tokens", "requests", "weights", "padded")
+_BEYOND = 1e9  # no step is larger
 _PRICES = 4  # of a request, its context, and of positions read by it and by its drafts
 
 
@@ -92,19 +94,31 @@ class CostModel:
 
     def seconds(self, load: Load) -> float:
         """Of one step."""
-        return float(self._features(load) @ np.array(self.weights))
+        return self._rest(load) + float(np.interp(self._padded(np.array([load.tokens])), *self._step_curve)[0])
 
     def rounds(self, load: Load, drafts: int) -> Numbers:
         """Seconds ``[N+1]`` of steps that verify 0, 1, ... ``drafts`` drafts on top of ``load``, each of which reads as
         much as the load's tokens do on average.
         """
-        weights, count = np.array(self.weights), len(self.tokens)
         more = np.arange(drafts + 1)
-        rising_N = _rising(self._padded(load.tokens + more), self.tokens) @ weights[:count]
-        reads = load.reads / max(1, load.tokens)
-        rest = self.seconds(load) - float(self._features(load)[:count] @ weights[:count])
-        total: Numbers = rising_N + rest + weights[count + 2] * reads * more
+        read = self.weights[len(self.tokens) + 2] * load.reads / max(1, load.tokens)
+        rising_N = np.interp(self._padded(load.tokens + more), *self._step_curve)
+        total: Numbers = rising_N + (self._rest(load) + read * more)
         return total
+
+    def _rest(self, load: Load) -> float:
+        """Seconds of all but the first part."""
+        request, context, read = self.weights[len(self.tokens) :][:3]
+        draft = float(np.interp(load.drafting, *self._draft_curve)) + self.weights[-1] * load.reads_drafting
+        return request * load.requests + context * load.context + read * load.reads + draft
+
+    @cached_property
+    def _step_curve(self) -> tuple[Numbers, Numbers]:
+        return _curve(self.tokens, self.weights[: len(self.tokens)])
+
+    @cached_property
+    def _draft_curve(self) -> tuple[Numbers, Numbers]:
+        return _curve(self.requests, self.weights[len(self.tokens) + 3 : -1])
 
     def refined(self, load: Load, seconds: float) -> CostModel:
         """After a step of ``load`` that took ``seconds``: its parts move, the largest one most."""
@@ -161,6 +175,14 @@ def _rising(values: NDArray[np.int64], knots: tuple[int, ...]) -> Numbers:
     paid = ((values[:, None] - ends[:-1]) / np.diff(ends)).clip(min=0)
     paid[:, :-1] = paid[:, :-1].clip(max=1)
     return np.concatenate((there, paid), axis=1)
+
+
+def _curve(knots: tuple[int, ...], weights: Sequence[float]) -> tuple[Numbers, Numbers]:
+    """Where the rising curve of ``_rising`` bends and its heights there, for interpolation."""
+    step = knots[-1] - knots[-2] if len(knots) > 1 else 1
+    beyond = weights[-1] * _BEYOND / step if len(knots) > 1 else 0.0
+    at = np.array((0, *knots, knots[-1] + _BEYOND), dtype=np.float64)
+    return at, np.cumsum((0.0, *weights, beyond))
 
 
 def not_negative(a_MF: Numbers, b_M: Numbers) -> Numbers:

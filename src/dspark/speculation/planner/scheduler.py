@@ -36,7 +36,8 @@ Outcomes = tuple[Numbers, Numbers, Counts, Counts]
 class Memory:
     """``pasts``: the past as each of the last steps left it, the newest last; ``tilts``: what each slot's request has
     shown of itself; ``resting``: how long nobody drafted; ``steps``: how many there were; ``learned``: how confidence
-    is read, by the sampling that it is learned for, from rounds that are over.
+    is read, by the sampling that it is learned for, from rounds that are over; ``heard``: outcomes that nothing has been
+    learned from yet.
     """
 
     pasts: tuple[Past, ...]
@@ -44,6 +45,7 @@ class Memory:
     resting: Resting = DRAFTING
     steps: int = 0
     learned: Mapping[Sampling, Recalibration] = field(default_factory=dict)
+    heard: Mapping[Sampling, tuple[Outcomes, ...]] = field(default_factory=dict)
 
     @property
     def oldest(self) -> Past:
@@ -64,6 +66,7 @@ class Scheduler:
     drafts ahead (``capacity``) and fill it (``admit``). ``delay``: how many steps ago the past ends, 1 where a step is
     over before the next is planned, 2 where the next is laid out while one runs (section 5.3). ``guard`` None: every
     step drafts. ``explore_every``: in one step of so many a request verifies all of its drafts, 0 for never.
+    ``learn_from``: rounds that confidence learns from at once.
     """
 
     seconds: RoundSeconds
@@ -71,10 +74,14 @@ class Scheduler:
     delay: int = 1
     guard: Guard | None = None
     explore_every: int = 0
+    learn_from: int = 1
 
     def __post_init__(self) -> None:
-        if self.delay < 1 or self.explore_every < 0:
-            raise ValueError(f"delay is {self.delay}, explore_every {self.explore_every}; expected at least 1 and 0")
+        if self.delay < 1 or self.explore_every < 0 or self.learn_from < 1:
+            raise ValueError(
+                f"delay is {self.delay}, explore_every {self.explore_every}, learn_from {self.learn_from};"
+                " expected at least 1, 0 and 1"
+            )
 
     def begin(self, slots: int, block: int, learned: Mapping[Sampling, Recalibration] | None = None) -> Memory:
         """Before the first step, for ``slots`` requests at once and blocks of up to ``block`` drafts; ``learned``: what
@@ -119,11 +126,18 @@ class Scheduler:
         """
         newest = memory.pasts[-1].forgotten() if memory.resting.probing else memory.pasts[-1]
         pasts = (*memory.pasts[1:], newest.after(over, slots))
-        learned = {**memory.learned}
+        learned, heard = {**memory.learned}, {**memory.heard}
         for sampling, became in (outcomes or {}).items():
-            learned[sampling] = learned[sampling].after(*became)
-        shown = dict(enumerate(memory.tilts)) | dict(zip(slots.tolist(), tilts, strict=False))
-        return Memory(pasts, tuple(shown.values()), memory.resting, memory.steps + 1, learned).without(ended)
+            waiting = (*heard.get(sampling, ()), became)
+            if sum(len(each[-1]) for each in waiting) >= self.learn_from:
+                learned[sampling] = learned[sampling].after(*map(np.concatenate, zip(*waiting, strict=True)))
+                waiting = ()
+            heard[sampling] = waiting
+        shown = list(memory.tilts)
+        for slot, tilt in zip(slots.tolist(), tilts, strict=False):
+            shown[slot] = tilt
+        over_now = Memory(pasts, tuple(shown), memory.resting, memory.steps + 1, learned, heard)
+        return over_now.without(ended) if len(ended) else over_now
 
     def _planned(self, memory: Memory, present: Present, slots: Counts, asked: Counts) -> Plan:
         if not present.drafted.any():
