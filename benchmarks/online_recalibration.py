@@ -30,7 +30,7 @@ def learned(fitted: Logistic, recorded: Recorded) -> Numbers:
     survival, tilts = np.empty_like(outcomes.logits), dict[int, Tilt]()
     for first in range(0, len(recorded), _A_STEP):
         step = slice(first, first + _A_STEP)
-        believed = map_now.map.conditional(outcomes.logits[step], outcomes.peaks[step])
+        believed = map_now.conditional(outcomes.logits[step], outcomes.peaks[step])
         for i, c_K in enumerate(believed, first):
             prompt, accepted = int(recorded.prompt[i]), int(outcomes.accepted[i])
             tilt = tilts.get(prompt, LEVEL)

@@ -34,7 +34,7 @@ from dspark.speculation.sampling import Sampling
 
 _CONTEXT = 256
 _REQUESTS = (1, 2, 4, 8, 16, 32, 64)
-_SAMPLING = Sampling()  # whatever it was, all rounds have the same
+_REGIME = (Sampling(), "drafter")  # whatever it was, all rounds have the same
 FORMS: dict[str, tuple[Form, int, Guard | None]] = {
     "price": ("price", 1, Guard()),
     "averaged": ("averaged", 2, Guard()),
@@ -132,7 +132,7 @@ def replay(trace: Trace, model: CostModel, requests: int, plan: Scheduler | int 
             rounds, _ = streams.next_rounds()
             gained.step(np.full(requests, lengths), trace.accepted[rounds], drafting, costs[drafting])
         return gained.figures()
-    memory = plan.begin(requests, trace.block, {_SAMPLING: Recalibration.begin(trace.fitted)})
+    memory = plan.begin(requests, trace.block, {_REGIME: Recalibration.begin(trace.fitted)})
     for _ in range(steps):
         rounds, ended = streams.next_rounds()
         asked, memory = plan.drafts(memory, slots)
@@ -147,7 +147,7 @@ def _planned(
     """A step in which ``asked`` slots draft, as ``speculation.together`` plans it, and its lengths."""
     slots = np.arange(len(rounds))
     logits, peaks = trace.rounds.outcomes.logits[rounds], trace.rounds.outcomes.peaks[rounds]
-    believed = memory.learned[_SAMPLING].map.conditional(logits, peaks)
+    believed = memory.learned[_REGIME].conditional(logits, peaks)
     tilted = np.stack([tilt.conditional(each) for tilt, each in zip(memory.tilts, believed, strict=True)])
     present = Present(tilted.cumprod(axis=1), np.where(np.isin(slots, asked), trace.block, 0))
     lengths = np.array(plan.plan(memory, present, slots).lengths)
@@ -155,7 +155,7 @@ def _planned(
     known = zip(memory.tilts, believed, observed.tolist(), stood.tolist(), strict=True)
     tilts = [tilt.after(each, seen, n) for tilt, each, seen, n in known]
     outcomes = logits[asked], peaks[asked], lengths[asked], stood[asked]
-    return plan.after(memory, present, slots, ended, {_SAMPLING: outcomes} if len(asked) else {}, tilts), lengths
+    return plan.after(memory, present, slots, ended, {_REGIME: outcomes} if len(asked) else {}, tilts), lengths
 
 
 def main() -> None:

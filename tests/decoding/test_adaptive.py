@@ -24,9 +24,8 @@ from dspark.speculation.cost import CostModel, Load
 from dspark.speculation.draws import SeededDraws
 from dspark.speculation.loop import OneRequest
 from dspark.speculation.planner.guard import Guard
-from dspark.speculation.planner.joint import JointPlanning
 from dspark.speculation.planner.plan import Numbers
-from dspark.speculation.planner.scheduler import Form, Scheduler
+from dspark.speculation.planner.scheduler import Form
 from dspark.speculation.sampling import Sampling, distribution
 from dspark.speculation.together import generate_together
 from dspark.targets.model import Target
@@ -53,7 +52,7 @@ SETTINGS = [
 @pytest.fixture
 def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Costs stay what they were said to be."""
-    monkeypatch.setattr(CostModel, "refined", lambda self, load, seconds: self)
+    monkeypatch.setattr(CostModel, "refined", lambda self, taken: self)
 
 
 def requests_of(samplings: list[Sampling], **more: Any) -> list[Request]:
@@ -79,7 +78,7 @@ def test_greedy_and_coupled_texts_are_those_of_plain_decoding(settings: Adaptive
     plain = {r.id: [t for x in Decoder(target).reference(r, "plain") for t in x.tokens] for r in requests}
     rounds: list[Round] = []
     for limits in (Limits(12, 1024), Limits(4, 512, step_tokens=7, block=4), Limits(12, 160, block=3)):
-        engine = Engine(target, requests, limits, "dspark", drafter, adaptive=settings)
+        engine = Engine(target, requests, limits, "dspark", drafter, planner=Together(settings, 12, 4))
         for answer in engine.run():
             assert answer.output_ids == plain[answer.request.id]
             rounds += answer.rounds
@@ -95,7 +94,8 @@ def test_rounds_are_those_of_the_reference_loop(form: Form, lookup: bool, no_clo
     target, drafter = pair()
     settings = Adaptive(CHEAP, LEARNS, form, Guard(soonest=1, latest=4, among=2))
     requests = requests_of(SAMPLINGS)
-    engine = Engine(target, requests, Limits(6, 1024), "dspark", drafter, lookup=lookup, adaptive=settings)
+    planner = Together(settings, 6, drafter.config.block_size)
+    engine = Engine(target, requests, Limits(6, 1024), "dspark", drafter, lookup=lookup, planner=planner)
     answers = {answer.request.id: list(answer.rounds) for answer in engine.run()}
 
     def seconds(running: int, drafting: int, drafts: int) -> Numbers:
@@ -114,8 +114,7 @@ def test_rounds_are_those_of_the_reference_loop(form: Form, lookup: bool, no_clo
         )
         for each in requests
     ]
-    planning = JointPlanning(Scheduler(seconds, form, guard=settings.guard), LEARNS)
-    assert list(generate_together(alone, planning, drafter.config.block_size))
+    assert list(generate_together(alone, settings.planning(seconds), drafter.config.block_size))
     assert answers == {f"{i}": request.rounds for i, request in enumerate(alone)}
     tally = tally_of([each for rounds in answers.values() for each in rounds])
     assert tally.drafted > tally.verified > tally.accepted > 0
@@ -130,7 +129,8 @@ def test_sampled_answers_have_the_targets_law(no_clock: None) -> None:
     requests = [Request(f"{i}", prompt, sampling, i, 6, ignore_stop=True) for i in range(count)]
     hopeful = Calibrations({sampling: Logistic((0.5,) * 4, (0.5,) * 4, (1.0,) * 4)})
     settings = Adaptive(CHEAP, hopeful, guard=Guard(soonest=1, latest=2, among=2))
-    engine = Engine(target, requests, Limits(16, 16 * 64), "dspark", drafter, lookup=False, adaptive=settings)
+    planner = Together(settings, 16, drafter.config.block_size)
+    engine = Engine(target, requests, Limits(16, 16 * 64), "dspark", drafter, lookup=False, planner=planner)
     answers = list(engine.run())
     tally = tally_of([each for answer in answers for each in answer.rounds])
     assert tally.drafted > tally.verified > tally.accepted > count / 4
@@ -181,15 +181,15 @@ def test_seats_are_kept_while_a_request_is_there_and_begun_anew_by_the_next() ->
 def test_blocks_longer_than_the_drafters_are_refused() -> None:
     target, drafter = pair()
     with pytest.raises(UserError, match="draft_slots is 5; expected 1 to 4"):
-        Engine(target, [], Limits(1, 64), "dspark", drafter, adaptive=Adaptive(COSTS, draft_slots=5))
+        Engine(target, [], Limits(1, 64), "dspark", drafter, planner=Together(Adaptive(COSTS, draft_slots=5), 1, 4))
 
 
 def test_costs_follow_the_machine() -> None:
     target, drafter = pair()
     settings = Adaptive(replace(COSTS, weights=tuple(1e-7 * w for w in COSTS.weights)))
-    engine = Engine(target, requests_of([Sampling()]), Limits(6, 1024), "dspark", drafter, adaptive=settings)
+    planner = Together(settings, 6, drafter.config.block_size)
+    engine = Engine(target, requests_of([Sampling()]), Limits(6, 1024), "dspark", drafter, planner=planner)
     list(engine.run())
-    assert isinstance(engine._planner, Together)
     load = Load(6, 6)
-    assert engine._planner.costs.seconds(load) > 2 * settings.costs.seconds(load), "steps took far longer than foretold"
-    assert torch.isfinite(torch.tensor(engine._planner.costs.weights)).all()
+    assert planner.costs.seconds(load) > 2 * settings.costs.seconds(load), "steps took far longer than foretold"
+    assert torch.isfinite(torch.tensor(planner.costs.weights)).all()

@@ -91,10 +91,14 @@ def test_steps_that_are_real_move_the_model_to_another_machine(factor: float) ->
     order = np.random.default_rng(1)
     model = TRUE
     for index in order.integers(0, len(GRID), 600):
-        model = model.refined(GRID[index], TRUE.seconds(GRID[index]) * factor)
+        model = model.refined([(GRID[index], TRUE.seconds(GRID[index]) * factor)])
     wrong = [abs(model.seconds(load) / TRUE.seconds(load) / factor - 1) for load in GRID]
     assert np.median(wrong) < 0.05
-    assert max(off(TRUE.refined(GRID[0], 1e9), TRUE)) < 0.06, "one absurd step hardly moves it"
+    several = TRUE
+    for some in order.integers(0, len(GRID), (60, 16)):
+        several = several.refined([(GRID[index], TRUE.seconds(GRID[index]) * factor) for index in some])
+    assert np.median([abs(several.seconds(load) / TRUE.seconds(load) / factor - 1) for load in GRID]) < 0.05
+    assert max(off(TRUE.refined([(GRID[0], 1e9)]), TRUE)) < 0.06, "one absurd step hardly moves it"
 
 
 def test_what_a_model_saves_it_is_again(tmp_path: Path) -> None:

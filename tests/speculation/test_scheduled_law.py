@@ -122,6 +122,7 @@ def key_of(memory: Memory) -> Any:
     """What a memory says, as something that can be looked up."""
     values = [*memory.pasts, *memory.learned.values()]
     arrays = [array for value in values for array in vars(value).values()]
+    arrays += [array for waiting in memory.heard.values() for became in waiting for array in became]
     return memory.tilts, memory.resting, memory.steps, tuple(array.tobytes() for array in arrays)
 
 
@@ -285,16 +286,22 @@ class Headless(TableDrafter):
         return replace(draft, confidence=draft.peaks)
 
 
+@pytest.mark.parametrize("learn_from", [1, 2])
 @pytest.mark.parametrize("drafter", [TableDrafter, Headless])
 @pytest.mark.parametrize("form", FORMS)
-def test_confidence_that_is_learned_on_the_way_and_rounds_that_explore(form: Form, drafter: type[TableDrafter]) -> None:
+def test_confidence_that_is_learned_on_the_way_and_rounds_that_explore(
+    form: Form, drafter: type[TableDrafter], learn_from: int
+) -> None:
     target = random_logits(2, "learned")
     case = Case([target], [mixed(target, random_logits(2, "its"))], 2, confidence_of("learned"), drafter=drafter)
-    scheduler = Scheduler(timed(CURVES["curve"]), form, 1, Guard(soonest=1, latest=2), explore_every=3)
+    scheduler = Scheduler(
+        timed(CURVES["curve"]), form, 1, Guard(soonest=1, latest=2), explore_every=3, learn_from=learn_from
+    )
     doubtful = Calibrations({PLAIN: Logistic((1.0, 1.0), (0.5, 0.5), (-0.5, -0.5))})
     outcome = run(case, scheduler, [(0, 1)], JointPlanning(scheduler, doubtful).begin(1, 2), steps=3)
     assert_lossless(outcome)
-    assert len({memory.learned[PLAIN].weights.tobytes() for memory in outcome.memories}) > 10
+    weights = {memory.learned[PLAIN, "drafter"].weights.tobytes() for memory in outcome.memories}
+    assert len(weights) > (10 if learn_from == 1 else 5)
     assert len({memory.tilts for memory in outcome.memories}) > 10
 
 

@@ -104,8 +104,12 @@ def demo_prompts() -> list[DemoPrompt]:
     """The prompts that come with the package."""
     from dspark.foundation.records import read_jsonl
 
-    rows = read_jsonl(Path(str(files("dspark"))) / "assets" / "demo" / "prompts.jsonl")
-    return [DemoPrompt(row["id"], row["domain"], row["turns"][0]) for _, row in rows]
+    return [DemoPrompt(row["id"], row["domain"], row["turns"][0]) for _, row in read_jsonl(demo_file())]
+
+
+def demo_file() -> Path:
+    """Where they lie."""
+    return Path(str(files("dspark"))) / "assets" / "demo" / "prompts.jsonl"
 
 
 def _run(

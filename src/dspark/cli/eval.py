@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,11 +34,9 @@ if TYPE_CHECKING:
     from dspark.cli.pair import Pair
     from dspark.decoding.single import Decoder
     from dspark.evaluation.evaluate import Mode, Task, Trial
-    from dspark.evaluation.identity import Comparison
     from dspark.speculation.confidence import ConfidenceMap
     from dspark.speculation.loop import Round
     from dspark.speculation.sampling import Sampling
-    from dspark.targets.model import Target
 
 
 PlannedOption = Annotated[
@@ -189,7 +187,9 @@ def _trials(
         decoder.target.chat.decode(completion.output_ids)
         return completion.rounds
 
-    judge = _judge(decoder.target, sampling) if sampling.greedy or coupled else None
+    from dspark.cli.judging import judge_of
+
+    judge = judge_of(decoder.target, sampling) if sampling.greedy or coupled else None
     trials: list[Trial] = []
     with progress(len(tasks), "eval", "prompts") as bar:
         for trial in measure(tasks, decode, time.perf_counter, judge):
@@ -215,24 +215,3 @@ def _add_confidence(
     for name, figures_of in figures["domains"].items():
         rows = domains[recorded.prompt] == name
         figures_of["confidence"] = confidence_of(recorded.at(rows), calibration)
-
-
-def _judge(target: Target, sampling: Sampling) -> Callable[[Task, list[int], list[int]], Comparison]:
-    """Compares greedy or coupled texts; at a first difference plain's logits are computed anew, as plain did."""
-    from dspark.evaluation.identity import coupled_scores, judge, replay
-    from dspark.speculation.coupling import Coupling
-    from dspark.targets.session import TargetSession
-
-    def compare(task: Task, plain_ids: list[int], other_ids: list[int]) -> Comparison:
-        capacity = len(task.prompt_ids) + len(plain_ids) + 1
-
-        def fresh() -> TargetSession:
-            return TargetSession(target, capacity)
-
-        logits_at = replay(fresh, task.prompt_ids, plain_ids)
-        if sampling.greedy:
-            return judge(plain_ids, other_ids, logits_at, target.agreement)
-        scores = coupled_scores(Coupling(task.seed, target.vocab_size), sampling)
-        return judge(plain_ids, other_ids, logits_at, target.agreement, scores)
-
-    return compare

@@ -18,6 +18,7 @@ import typer
 
 import dspark
 from dspark.cli.arguments import spread
+from dspark.cli.bench import bench
 from dspark.cli.calibrate import calibrate
 from dspark.cli.demo import demo
 from dspark.cli.eval import evaluate
@@ -60,6 +61,7 @@ app.command("eval")(evaluate)
 app.command("train")(train)
 app.command("calibrate")(calibrate)
 app.command("profile")(profile)
+app.command("bench")(bench)
 data.command("regenerate")(regenerate)
 data.command("pack")(pack)
 app.add_typer(data, name="data")

@@ -130,6 +130,19 @@ def time_steps(
     return [(load, seconds) for seconds, load in medians]
 
 
+def measured_costs(
+    target: Target, drafter: DSparkDrafter, requests: int, context: int, memory: float, draft_slots: int | None = None
+) -> CostModel:
+    """Of steps of up to ``requests`` with contexts of up to ``context``, in caches of ``memory`` bytes; the start-up
+    measurement of adaptive decoding. UserError where so many requests have no room.
+    """
+    contexts = Contexts.of(context, target.max_positions, requests, int(memory / target.new_cache(1, 1).bytes))
+    if contexts is None:
+        raise UserError(f"{memory / 1e9:.1f} GB have no room for the caches of {requests} requests")
+    grid = settings_of(draft_slots or drafter.config.block_size, requests, contexts)
+    return fit_costs(time_steps(target, drafter, grid, contexts, draft_slots))
+
+
 def fit_costs(measured: Sequence[tuple[Load, float]]) -> CostModel:
     """The model of what was measured, with a knot at every round size that was."""
     tokens = {load.tokens for load, _ in measured}

@@ -22,7 +22,7 @@ from dspark.decoding.admission import Admission, Share
 from dspark.decoding.kvcache import BlockPool
 from dspark.decoding.laps import Laps
 from dspark.decoding.modes import LOOKUP_BLOCK, Mode, lookup_of
-from dspark.decoding.planners import Adaptive, Apart, StepPlanner, Together
+from dspark.decoding.planners import Apart, StepPlanner
 from dspark.decoding.proposer import NO_DRAFT, propose
 from dspark.decoding.request import Completion, Request, Running
 from dspark.decoding.sampler import settle
@@ -86,10 +86,10 @@ Observe = Callable[[Work, Verdict, Tensor], None]
 class Engine:
     """A target, its drafter and the requests under way.
 
-    ``mode``, ``lookup`` and how ``greedy`` and ``sampled`` rounds are planned are ``Decoder``'s; with ``adaptive``
-    those of mode "dspark" are planned together instead. ``observe`` is told of every verdict. An answer ends where the
-    context does. Raises UserError for mode "dspark" without a drafter, and, by id, for a request that the cache or the
-    context can't hold.
+    ``mode``, ``lookup`` and how ``greedy`` and ``sampled`` rounds are planned are ``Decoder``'s; a ``planner`` plans
+    those of mode "dspark" instead, and may outlive the engine. ``observe`` is told of every verdict. An answer ends
+    where the context does. Raises UserError for mode "dspark" without a drafter, and, by id, for a request that the
+    cache or the context can't hold.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Engine:
         lookup: bool = True,
         greedy: Planning = WHOLE,
         sampled: Planning = WHOLE,
-        adaptive: Adaptive | None = None,
+        planner: StepPlanner | None = None,
         observe: Observe | None = None,
     ) -> None:
         if mode == "dspark" and drafter is None:
@@ -117,21 +117,17 @@ class Engine:
         """What the last step worked on."""
         self._mode, self._lookup = mode, lookup
         self._observe = observe
-        self._planner: StepPlanner = Apart(greedy, sampled, drafter=mode == "dspark")
+        self._planner = planner or Apart(greedy, sampled, drafter=mode == "dspark")
         self._drafter: DrafterBlocks | None = None
         self._taps: tuple[int, ...] = ()
         drafted = 0 if mode == "plain" else LOOKUP_BLOCK
         if mode == "dspark" and drafter is not None:
             self._drafter = DrafterBlocks(drafter, count, limits.block)
             self._taps = drafter.config.target_layer_ids
-            plans = [each for plan in (greedy, sampled) for each in (plan, *plan.special.values())]
-            for slots in (*(plan.draft_slots for plan in plans), adaptive.draft_slots if adaptive else None):
+            for slots in self._planner.draft_slots:
                 if slots is not None and not 1 <= slots <= drafter.config.block_size:
                     raise UserError(f"draft_slots is {slots}; expected 1 to {drafter.config.block_size}, or none")
             drafted = max(drafter.config.block_size, LOOKUP_BLOCK if lookup else 0)
-            if adaptive is not None:
-                block = adaptive.draft_slots or drafter.config.block_size
-                self._planner = Together(adaptive, limits.slots, block)
         self._round_tokens = 1 + drafted
         self.admission = Admission(
             self.pool,
@@ -174,7 +170,9 @@ class Engine:
         self.laps("features")
         self._publish(works)
         rounds = [work.row.rounds[-1] for work in works if not work.count]
+        self.laps("bookkeeping")
         self._planner.over(rounds, self.load, time.perf_counter() - started)
+        self.laps("plan")
         done = [self._finish(row) for row in rows if row.rounds[-1].finish is not None]
         self.laps("bookkeeping")
         return done
@@ -204,8 +202,10 @@ class Engine:
         """Everybody's part, rounds with their drafts and how many of these are verified."""
         going_on = [share.row for share in shares if not share.count]
         self._planner.begin(going_on, _base(shares))
+        self.laps("plan")
         proposed = propose(going_on, self._drafter, self._wanted, self.laps, self._planner.slots)
         lengths = self._planner.lengths(going_on, proposed)
+        self.laps("plan")
         drafts = iter(zip(proposed, lengths, strict=True))
         works = []
         for share in shares:

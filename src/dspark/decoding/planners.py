@@ -15,6 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
+from dspark.decoding.modes import LOOKUP_BLOCK
 from dspark.decoding.request import Running
 from dspark.speculation.acceptance import Round, Source
 from dspark.speculation.confidence import Calibrations
@@ -23,9 +24,9 @@ from dspark.speculation.loop import Draft
 from dspark.speculation.planner.guard import Guard
 from dspark.speculation.planner.joint import JointPlanning, Planned
 from dspark.speculation.planner.plan import Counts, Numbers
-from dspark.speculation.planner.scheduler import Form, Scheduler
+from dspark.speculation.planner.scheduler import Form, RoundSeconds, Scheduler
 from dspark.speculation.planner.single import Planning
-
+from dspark.speculation.recalibration import EXPLORING
 
 # Steps that costs, and rounds that confidence learns from at once: each by itself would take longer than it tells.
 _STEPS, _ROUNDS = 16, 16
@@ -34,8 +35,13 @@ _STEPS, _ROUNDS = 16, 16
 class StepPlanner(Protocol):
     """What the core asks in a step, in this order."""
 
+    @property
+    def draft_slots(self) -> Sequence[int | None]:
+        """Every length of a block that it may ask the drafter for (None: whole ones)."""
+        ...
+
     def begin(self, rows: Sequence[Running], base: Load) -> None:
-        """``rows`` [R] will have a round; ``base``: what the step works on if nobody drafts, pieces of prompts included."""
+        """``rows`` [R] will have a round; ``base``: what the step works on if nobody drafts, prompts included."""
 
     def wanted(self, row: Running, source: Source) -> bool:
         """Whether ``source`` may propose in the request's round."""
@@ -59,6 +65,11 @@ class Apart:
     def __init__(self, greedy: Planning, sampled: Planning, *, drafter: bool = True) -> None:
         self._greedy, self._sampled, self._drafter = greedy, sampled, drafter
         self._drafts: Sequence[tuple[Running, Draft]] = ()
+
+    @property
+    def draft_slots(self) -> Sequence[int | None]:
+        """Those of all its plannings."""
+        return [each.draft_slots for plan in (self._greedy, self._sampled) for each in (plan, *plan.special.values())]
 
     def begin(self, rows: Sequence[Running], base: Load) -> None:
         """Nothing: a request's past says all."""
@@ -107,19 +118,25 @@ class Adaptive:
     guard: Guard | None = Guard()
     draft_slots: int | None = None
 
+    def planning(self, seconds: RoundSeconds) -> JointPlanning:
+        """By what rounds take."""
+        scheduler = Scheduler(seconds, self.form, guard=self.guard, explore_every=EXPLORING, learn_from=_ROUNDS)
+        return JointPlanning(scheduler, self.calibrations, LOOKUP_BLOCK)
+
 
 class Together:
     """All requests by one scheduler, which knows what steps cost and learns it from those that are over.
 
-    ``slots``: requests at most; ``block``: drafts of a round.
+    ``slots``: requests at most; ``block``: drafts of the drafter's whole blocks. What it learns it keeps from one
+    engine to the next.
     """
 
     def __init__(self, settings: Adaptive, slots: int, block: int) -> None:
         self.costs = settings.costs
         """As steps have refined them."""
+        block = settings.draft_slots or block
         self._settings, self._block = settings, block
-        scheduler = Scheduler(self._seconds, settings.form, guard=settings.guard, learn_from=_ROUNDS)
-        self._planning = JointPlanning(scheduler, settings.calibrations)
+        self._planning = settings.planning(self._seconds)
         self._memory = self._planning.begin(slots, block)
         self._taken: list[tuple[Load, float]] = []
         self._base, self._reading = Load(0, 0), 0.0
@@ -127,6 +144,11 @@ class Together:
         self._asked: frozenset[Running] = frozenset()
         self._here: Counts = np.zeros(0, dtype=np.int64)
         self._planned: Planned | None = None
+
+    @property
+    def draft_slots(self) -> Sequence[int | None]:
+        """One for all."""
+        return [self._settings.draft_slots]
 
     def begin(self, rows: Sequence[Running], base: Load) -> None:
         """Seats for those that have none, and who drafts."""
@@ -157,8 +179,7 @@ class Together:
         """Learn from it."""
         self._taken.append((load, seconds))
         if len(self._taken) == _STEPS:
-            for each in self._taken:
-                self.costs = self.costs.refined(*each)
+            self.costs = self.costs.refined(self._taken)
             self._taken.clear()
         if self._planned is not None and len(rounds):
             ended = self._here[[each.finish is not None for each in rounds]]

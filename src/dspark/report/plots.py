@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from dspark.foundation.artifacts import write_atomic
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "dspark",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -29,7 +29,7 @@ def reliability_plot(
     as each request's own rounds tilt it.
     """
     looks = ((_BEFORE, "as trained"), (_FITTED, "calibrated"), (_AFTER, "and tilted"))
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(1.9 * len(before) + 0.6, 2.9), layout="constrained")
         panels = figure.subplots(1, len(before), sharex=True, sharey=True, squeeze=False)[0]
         for k, (panel, *curves) in enumerate(zip(panels, before, after, tilted, strict=True)):
@@ -42,13 +42,13 @@ def reliability_plot(
         figure.supxlabel("predicted survival", fontsize=9)
         panels[0].legend(frameon=False, fontsize=7, loc="upper left")
         figure.suptitle(title, fontsize=10)
-        _save(figure, path)
+        save(figure, path)
 
 
 def threshold_plot(path: Path, before: Binned, after: Binned, title: str) -> None:
     """Acceptance, drafts verified a round and tau over a fixed threshold of confidence (the paper's Fig. 5)."""
     names = {"acceptance": "accepted of verified", "verified": "verified a round", "tau": "tau"}
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8.4, 2.7), layout="constrained")
         for panel, (name, label) in zip(figure.subplots(1, 3), names.items(), strict=True):
             for curve, colour, which in ((before, _BEFORE, "as trained"), (after, _AFTER, "calibrated")):
@@ -57,14 +57,14 @@ def threshold_plot(path: Path, before: Binned, after: Binned, title: str) -> Non
             panel.set_title(label, fontsize=9)
         panel.legend(frameon=False, fontsize=8)
         figure.suptitle(title, fontsize=10)
-        _save(figure, path)
+        save(figure, path)
 
 
 def cost_plot(path: Path, plain: Sequence[tuple[int, float, float]], all_steps: Sequence[tuple[float, float]]) -> None:
     """Steps a second over tokens, measured and fitted (``plain``: tokens, measured and foretold seconds of steps in
     which nobody drafts), and foretold over measured seconds of all steps.
     """
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8.4, 3.2), layout="constrained")
         left, right = figure.subplots(1, 2)
         tokens, measured, foretold = zip(*plain, strict=True)
@@ -76,9 +76,10 @@ def cost_plot(path: Path, plain: Sequence[tuple[int, float, float]], all_steps: 
         right.plot(ends, ends, color=_FAINT, linewidth=0.8)
         right.plot(*([1000 * each for each in side] for side in zip(*all_steps, strict=True)), ".", color=_AFTER, ms=4)
         right.set(xscale="log", yscale="log", xlabel="measured, ms", ylabel="foretold, ms")
-        _save(figure, path)
+        save(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """As SVG without a date, written whole or not at all."""
     nothing: dict[str, Any] = {"Date": None}
     write_atomic(path, lambda temporary: figure.savefig(temporary, format="svg", metadata=nothing))

@@ -15,7 +15,7 @@ Legend: F features of a load (the parts), M measured steps, N drafts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,8 @@ class CostModel:
         if wrong or not measured:
             raise UserError(f"a cost model needs measured steps with positive seconds; found {wrong or 'no steps'}")
         empty = cls(tuple(tokens), tuple(requests), (0.0,) * (len(tokens) + len(requests) + _PRICES), tuple(padded))
-        features_MF = np.array([empty._features(load) / seconds for load, seconds in measured])
+        loads, seconds = zip(*measured, strict=True)
+        features_MF = empty._features(loads) / np.array(seconds)[:, None]
         return replace(empty, weights=tuple(not_negative(features_MF, np.ones(len(measured))).tolist()))
 
     def seconds(self, load: Load) -> float:
@@ -120,15 +121,16 @@ class CostModel:
     def _draft_curve(self) -> tuple[Numbers, Numbers]:
         return _curve(self.requests, self.weights[len(self.tokens) + 3 : -1])
 
-    def refined(self, load: Load, seconds: float) -> CostModel:
-        """After a step of ``load`` that took ``seconds``: its parts move, the largest one most."""
-        parts = self._features(load) * np.array(self.weights)
-        foretold = parts.sum()
-        if not foretold > 0:
+    def refined(self, taken: Sequence[tuple[Load, float]]) -> CostModel:
+        """After some steps, their loads and the seconds they took: the parts of each move, its largest one most."""
+        loads, seconds = zip(*taken, strict=True)
+        parts_MF = self._features(loads) * np.array(self.weights)
+        foretold_M = parts_MF.sum(axis=1)
+        if not (foretold_M > 0).all():
             return self
-        surprise = np.clip(seconds / foretold - 1, -_SURPRISE, _SURPRISE)
-        moved = np.array(self.weights) * np.exp(_LEARNING * surprise * parts / parts.max())
-        return replace(self, weights=tuple(moved.tolist()))
+        surprise_M = np.clip(np.array(seconds) / foretold_M - 1, -_SURPRISE, _SURPRISE)
+        moved_F = _LEARNING * (surprise_M / parts_MF.max(axis=1)) @ parts_MF
+        return replace(self, weights=tuple((np.array(self.weights) * np.exp(moved_F)).tolist()))
 
     def asdict(self) -> dict[str, list[float]]:
         """What ``of`` reads."""
@@ -156,11 +158,12 @@ class CostModel:
         at = np.searchsorted(sizes, tokens)
         return np.where(at < len(sizes), sizes[np.minimum(at, len(sizes) - 1)], tokens)
 
-    def _features(self, load: Load) -> Numbers:
-        """``[F]``: the parts of a load whose prices are the weights."""
-        step = _rising(self._padded(np.array([load.tokens])), self.tokens)[0]
-        draft = _rising(np.array([load.drafting]), self.requests)[0]
-        return np.concatenate((step, (load.requests, load.context, load.reads), draft, (load.reads_drafting,)))
+    def _features(self, loads: Sequence[Load]) -> Numbers:
+        """``[M, F]``: the parts of loads whose prices are the weights."""
+        tokens, requests, context, reads, drafting, reads_drafting = np.array([astuple(load) for load in loads]).T
+        step = _rising(self._padded(tokens), self.tokens)
+        draft = _rising(drafting, self.requests)
+        return np.column_stack((step, requests, context, reads, draft, reads_drafting))
 
 
 def _rising(values: NDArray[np.int64], knots: tuple[int, ...]) -> Numbers:

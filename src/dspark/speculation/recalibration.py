@@ -63,6 +63,14 @@ class Recalibration:
         slopes, peak_slopes, offsets = map(tuple, self.weights.T.tolist())
         return Logistic(slopes, peak_slopes, offsets)
 
+    def conditional(self, logits: Numbers, peaks: Numbers) -> Numbers:
+        """``c [..., k]`` of the first ``k <= K`` slots, as ``map`` would read them; ValueError for more."""
+        slots = logits.shape[-1]
+        if slots > self.block:
+            raise ValueError(f"a map of {self.block} slots was given the logits of {slots}")
+        slope_k, peak_slope_k, offset_k = self.weights[:slots].T
+        return sigmoid(clamped(logits) * slope_k + clamped(peaks) * peak_slope_k + offset_k)
+
     def after(
         self, logits: Numbers, peaks: Numbers, verified: NDArray[np.int64], accepted: NDArray[np.int64]
     ) -> Recalibration:

@@ -15,7 +15,7 @@ from dspark.speculation.planner.plan import Counts
 @dataclass(frozen=True)
 class Resting:
     """How many steps went by without a draft, and how many may before one is made to see whether it pays again; what
-    drafting has ``lost`` since it last paid, in plain steps.
+    drafting has ``lost`` and not paid back, as a share of its own steps.
     """
 
     steps: int = 0
@@ -34,7 +34,8 @@ DRAFTING = Resting()
 @dataclass(frozen=True)
 class Guard:
     """No draft where the gain that the past promises is below ``margin`` (0.02: two per cent more tokens a second), and
-    has been for so long that a ``credit`` of plain steps is used up: texts have easy and hard stretches.
+    has been for so long that a ``credit`` of drafting steps is used up: texts have easy and hard stretches. What they
+    gain pays it back, and of what is owed so much is ``forgiven`` a step of rest.
 
     A probe comes after ``soonest`` steps without a draft, then after twice as many each time, up to ``latest``, and
     only one of ``among`` requests drafts in it: what finding out costs is bounded, and drafting comes back when texts
@@ -45,6 +46,7 @@ class Guard:
     soonest: int = 8
     latest: int = 128
     credit: float = 0.5
+    forgiven: float = 0.002
     among: int = 8
 
     def next_step(self, gain: float | None, resting: Resting) -> tuple[bool, Resting]:
@@ -57,11 +59,11 @@ class Guard:
             return True, Resting(0, self.soonest)
         lost = max(0.0, resting.lost + self.margin - gain)
         if gain >= self.margin or (not resting.patience and lost <= self.credit):
-            return True, Resting(lost=lost)
-        patience = resting.patience or self.soonest
+            return True, Resting(lost=min(lost, self.credit))
+        patience, owed = resting.patience or self.soonest, max(0.0, resting.lost - self.forgiven)
         if resting.steps < patience:
-            return False, Resting(resting.steps + 1, patience)
-        return True, Resting(0, min(2 * patience, self.latest))
+            return False, Resting(resting.steps + 1, patience, owed)
+        return True, Resting(0, min(2 * patience, self.latest), owed)
 
     def asked(self, requests: int, step: int, resting: Resting) -> Counts:
         """Which of so many requests draft in a step that does: all, or in a probe others from one to the next."""

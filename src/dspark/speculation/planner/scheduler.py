@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from dspark.speculation.acceptance import Source
 from dspark.speculation.planner.algorithm import early_stopped
 from dspark.speculation.planner.budget import Budget, admit, capacity
 from dspark.speculation.planner.guard import DRAFTING, Guard, Resting
@@ -30,22 +31,25 @@ Form = Literal["price", "averaged", "literal", "algorithm 1"]
 RoundSeconds = Callable[[int, int, int], Numbers]
 # Confidence logits and peaks ``[R, K]`` of drafts, and how many of them each request verified and accepted ``[R]``.
 Outcomes = tuple[Numbers, Numbers, Counts, Counts]
+# Whose confidence it is: what is accepted depends on a request's sampling and on what proposed the draft.
+Regime = tuple[Sampling, Source]
 
 
 @dataclass(frozen=True)
 class Memory:
     """``pasts``: the past as each of the last steps left it, the newest last; ``tilts``: what each slot's request has
     shown of itself; ``resting``: how long nobody drafted; ``steps``: how many there were; ``learned``: how confidence
-    is read, by the sampling that it is learned for, from rounds that are over; ``heard``: outcomes that nothing has been
-    learned from yet.
+    is read, from rounds that are over; ``heard``: outcomes that nothing has been learned from yet; ``promise``: what
+    the past promised this step if everybody drafts.
     """
 
     pasts: tuple[Past, ...]
     tilts: tuple[Tilt, ...]
     resting: Resting = DRAFTING
     steps: int = 0
-    learned: Mapping[Sampling, Recalibration] = field(default_factory=dict)
-    heard: Mapping[Sampling, tuple[Outcomes, ...]] = field(default_factory=dict)
+    learned: Mapping[Regime, Recalibration] = field(default_factory=dict)
+    heard: Mapping[Regime, tuple[Outcomes, ...]] = field(default_factory=dict)
+    promise: Budget | None = None
 
     @property
     def oldest(self) -> Past:
@@ -83,7 +87,7 @@ class Scheduler:
                 " expected at least 1, 0 and 1"
             )
 
-    def begin(self, slots: int, block: int, learned: Mapping[Sampling, Recalibration] | None = None) -> Memory:
+    def begin(self, slots: int, block: int, learned: Mapping[Regime, Recalibration] | None = None) -> Memory:
         """Before the first step, for ``slots`` requests at once and blocks of up to ``block`` drafts; ``learned``: what
         confidence is read through until rounds have said more.
         """
@@ -93,12 +97,13 @@ class Scheduler:
         """Who drafts in the next step, of its requests' ``slots [R]``: all, nobody, or a few to see whether it pays."""
         if self.guard is None or not len(slots):
             return slots, memory
-        gain = None
+        gain = promise = None
         if memory.oldest.known:
-            gain = self._promised(memory, slots, slots).rate / self._plain_rate(len(slots)) - 1
+            promise = self._promised(memory, slots, slots)
+            gain = promise.rate / self._plain_rate(len(slots)) - 1
         drafting, resting = self.guard.next_step(gain, memory.resting)
         asked = slots[self.guard.asked(len(slots), memory.steps, resting)] if drafting else slots[:0]
-        return asked, replace(memory, resting=resting)
+        return asked, replace(memory, resting=resting, promise=promise)
 
     def plan(self, memory: Memory, present: Present, slots: Counts, asked: Counts | None = None) -> Plan:
         """What the step verifies of its drafts; ``asked``: slots that the drafter drafted for (None: all with drafts,
@@ -117,22 +122,22 @@ class Scheduler:
         over: Present,
         slots: Counts,
         ended: Counts,
-        outcomes: Mapping[Sampling, Outcomes] | None = None,
+        outcomes: Mapping[Regime, Outcomes] | None = None,
         tilts: Sequence[Tilt] = (),
     ) -> Memory:
-        """When the step is over; ``ended``: the slots of requests that won't come again; ``outcomes``: of those that
-        drafted, by the sampling that is learned from them; ``tilts``: those of ``slots`` now, none where they are as
+        """When the step is over; ``ended``: the slots of requests that won't come again; ``outcomes``: of their
+        drafts, by whose confidence is learned from them; ``tilts``: those of ``slots`` now, none where they are as
         they were.
         """
         newest = memory.pasts[-1].forgotten() if memory.resting.probing else memory.pasts[-1]
         pasts = (*memory.pasts[1:], newest.after(over, slots))
         learned, heard = {**memory.learned}, {**memory.heard}
-        for sampling, became in (outcomes or {}).items():
-            waiting = (*heard.get(sampling, ()), became)
+        for regime, became in (outcomes or {}).items():
+            waiting = (*heard.get(regime, ()), became)
             if sum(len(each[-1]) for each in waiting) >= self.learn_from:
-                learned[sampling] = learned[sampling].after(*map(np.concatenate, zip(*waiting, strict=True)))
+                learned[regime] = learned[regime].after(*map(np.concatenate, zip(*waiting, strict=True)))
                 waiting = ()
-            heard[sampling] = waiting
+            heard[regime] = waiting
         shown = list(memory.tilts)
         for slot, tilt in zip(slots.tolist(), tilts, strict=False):
             shown[slot] = tilt
@@ -154,6 +159,8 @@ class Scheduler:
     def _promised(self, memory: Memory, slots: Counts, asked: Counts) -> Budget:
         """What the past promises where ``asked`` of the slots draft."""
         past, others = memory.oldest, len(slots) - len(asked)
+        if memory.promise is not None and not others:
+            return memory.promise
         seconds = self.seconds(len(slots), len(asked), len(asked) * past.block)
         return capacity(past, asked, seconds, others=others, literal=self.form == "literal")
 

@@ -1,0 +1,1 @@
+"""Traffic for the engine, and what came of it."""
