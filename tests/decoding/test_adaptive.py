@@ -168,12 +168,12 @@ def test_seats_are_kept_while_a_request_is_there_and_begun_anew_by_the_next() ->
     engine = Engine(target, requests_of([Sampling()]), Limits(6, 1024), "dspark", drafter)
     engine.step(engine.admission.shares())
     a, b, c = engine.admission.running[:3]
-    planner.begin([a, b], Load(2, 2))
+    planner.begin([a, b])
     assert planner._here.tolist() == [0, 1]
     planner._memory = replace(planner._memory, steps=5)
-    planner.begin([b], Load(1, 1))
+    planner.begin([b])
     assert planner._here.tolist() == [1]
-    planner.begin([b, c], Load(2, 2))
+    planner.begin([b, c])
     assert planner._here.tolist() == [1, 0], "the one that went left its seat to the next"
     assert np.isnan(planner._memory.pasts[0].recent[0]).all()
 

@@ -123,7 +123,7 @@ def key_of(memory: Memory) -> Any:
     values = [*memory.pasts, *memory.learned.values()]
     arrays = [array for value in values for array in vars(value).values()]
     arrays += [array for waiting in memory.heard.values() for became in waiting for array in became]
-    return memory.tilts, memory.resting, memory.steps, tuple(array.tobytes() for array in arrays)
+    return memory.tilts, memory.resting, memory.steps, memory.promise, tuple(array.tobytes() for array in arrays)
 
 
 def run(case: Case, scheduler: Scheduler, start: list[Ids], memory: Memory, steps: int) -> Outcome:

@@ -201,7 +201,7 @@ class Engine:
     def _works(self, shares: Sequence[Share]) -> list[Work]:
         """Everybody's part, rounds with their drafts and how many of these are verified."""
         going_on = [share.row for share in shares if not share.count]
-        self._planner.begin(going_on, _base(shares))
+        self._planner.begin(going_on)
         self.laps("plan")
         proposed = propose(going_on, self._drafter, self._wanted, self.laps, self._planner.slots)
         lengths = self._planner.lengths(going_on, proposed)
@@ -274,14 +274,6 @@ class Engine:
         finish = row.rounds[-1].finish
         assert finish is not None
         return Completion(row.request, row.output_ids, finish, tuple(row.rounds))
-
-
-def _base(shares: Sequence[Share]) -> Load:
-    """What a step works on if nobody drafts."""
-    context = [share.row.table.length for share in shares]
-    tokens = [share.count or 1 for share in shares]
-    reads = sum(n * each for n, each in zip(tokens, context, strict=True))
-    return Load(sum(tokens), len(shares), sum(context), reads)
 
 
 def _asked(works: Sequence[Work], device: torch.device) -> Tensor:

@@ -105,6 +105,12 @@ class BlockPool:
         table.length = len(table.blocks) * self.size
         return table
 
+    def forget(self) -> None:
+        """Find nothing any more of what nobody holds (so that a measurement reads its prompts)."""
+        for block in list(self._idle):
+            if block in self._idle:  # not forgotten with one before it
+                self._forget(block)
+
     def check_integrity(self, tables: Iterable[BlockTable]) -> None:
         """Raise AssertionError unless these tables explain every holder, and every block is somewhere exactly once."""
         holders = [0] * self.count

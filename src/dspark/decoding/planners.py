@@ -40,8 +40,8 @@ class StepPlanner(Protocol):
         """Every length of a block that it may ask the drafter for (None: whole ones)."""
         ...
 
-    def begin(self, rows: Sequence[Running], base: Load) -> None:
-        """``rows`` [R] will have a round; ``base``: what the step works on if nobody drafts, prompts included."""
+    def begin(self, rows: Sequence[Running]) -> None:
+        """``rows`` [R] will have a round."""
 
     def wanted(self, row: Running, source: Source) -> bool:
         """Whether ``source`` may propose in the request's round."""
@@ -71,7 +71,7 @@ class Apart:
         """Those of all its plannings."""
         return [each.draft_slots for plan in (self._greedy, self._sampled) for each in (plan, *plan.special.values())]
 
-    def begin(self, rows: Sequence[Running], base: Load) -> None:
+    def begin(self, rows: Sequence[Running]) -> None:
         """Nothing: a request's past says all."""
 
     def wanted(self, row: Running, source: Source) -> bool:
@@ -139,7 +139,7 @@ class Together:
         self._planning = settings.planning(self._seconds)
         self._memory = self._planning.begin(slots, block)
         self._taken: list[tuple[Load, float]] = []
-        self._base, self._reading = Load(0, 0), 0.0
+        self._base = Load(0, 0)
         self._seats: dict[int, Running] = {}
         self._asked: frozenset[Running] = frozenset()
         self._here: Counts = np.zeros(0, dtype=np.int64)
@@ -150,12 +150,10 @@ class Together:
         """One for all."""
         return [self._settings.draft_slots]
 
-    def begin(self, rows: Sequence[Running], base: Load) -> None:
+    def begin(self, rows: Sequence[Running]) -> None:
         """Seats for those that have none, and who drafts."""
         context = sum(row.table.length for row in rows)
-        rounds = Load(len(rows), len(rows), context, context)
-        self._base, self._planned = base, None
-        self._reading = self.costs.seconds(base) - self.costs.seconds(rounds)
+        self._base, self._planned = Load(len(rows), len(rows), context, context), None
         seats = self._seated(rows)
         self._here = np.array([seats[row] for row in rows], dtype=np.int64)
         asked, self._memory = self._planning.scheduler.drafts(self._memory, self._here)
@@ -176,8 +174,9 @@ class Together:
         return list(self._planned.lengths)
 
     def over(self, rounds: Sequence[Round], load: Load, seconds: float) -> None:
-        """Learn from it."""
-        self._taken.append((load, seconds))
+        """Learn from it; costs are those of rounds, so a step that read prompts as well says nothing of them."""
+        if load.requests == len(rounds):
+            self._taken.append((load, seconds))
         if len(self._taken) == _STEPS:
             self.costs = self.costs.refined(self._taken)
             self._taken.clear()
@@ -198,9 +197,9 @@ class Together:
         return seats | fresh
 
     def _seconds(self, requests: int, drafting: int, drafts: int) -> Numbers:
-        """Of rounds of ``requests`` beside whatever else the step does, less what that takes: prompts must be read
-        whether anybody drafts or not, and counted as a step's own time they would make drafts look cheap.
+        """Of rounds by themselves: prompts must be read whether anybody drafts or not, and counted as the step's own
+        time they would make drafts look cheap.
         """
         base = self._base
         reads = drafting * self._block * base.context // max(1, base.requests)
-        return self.costs.rounds(replace(base, drafting=drafting, reads_drafting=reads), drafts) - self._reading
+        return self.costs.rounds(replace(base, drafting=drafting, reads_drafting=reads), drafts)

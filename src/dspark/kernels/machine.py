@@ -232,6 +232,9 @@ class Program:
         _runner()(self._pairs.data_ptr() + first * self._pairs.stride(0) * 8, end - first)
 
 
+_UNITS = 64  # scratch is begun for so many: growing voids every program
+
+
 class Rooms:
     """Scratch that the programs of one owner share, one program at a time: each uses the beginning of every room."""
 
@@ -240,10 +243,10 @@ class Rooms:
         self._kept: dict[tuple[str, int, torch.dtype], torch.Tensor] = {}
 
     def too_small(self, units: int) -> bool:
-        """Whether ``units`` do not fit; then new rooms are begun, for twice as many as before, and the old are void."""
+        """Whether ``units`` do not fit; then new rooms are begun, for twice as many as before, the old are void."""
         if units <= self._units:
             return False
-        self._units = max(units, 2 * self._units)
+        self._units = max(units, 2 * self._units, _UNITS)
         self._kept.clear()
         return True
 

@@ -6,12 +6,12 @@ Legend: seconds are of the clock that was given.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from dspark.decoding.engine import Engine
-from dspark.decoding.request import Completion
+from dspark.decoding.request import Completion, Request
 from dspark.speculation.acceptance import RoundTally
 
 Clock = Callable[[], float]
@@ -91,9 +91,12 @@ class Run:
         }
 
 
-def closed_loop(engine: Engine, clock: Clock) -> Run:
-    """Answer all that the engine was given; as many users as it has slots, who ask when a slot is theirs."""
+def closed_loop(engine: Engine, requests: Iterable[Request], clock: Clock) -> Run:
+    """Answer all ``requests``; as many users as the engine has slots, who ask when a slot is theirs."""
     run, asked, first = Run(), dict[str, float](), dict[str, float]()
+    for request in requests:
+        engine.admission.submit(request)
+    laps = dict(engine.laps.seconds)
     started = before = clock()
     while shares := engine.admission.shares():
         for share in shares:
@@ -107,7 +110,7 @@ def closed_loop(engine: Engine, clock: Clock) -> Run:
         run.steps += 1
         before = now
     run.seconds = clock() - started
-    run.laps = dict(engine.laps.seconds)
+    run.laps = {name: taken - laps.get(name, 0.0) for name, taken in engine.laps.seconds.items()}
     return run
 
 

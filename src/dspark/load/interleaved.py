@@ -6,9 +6,9 @@ import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from dspark.decoding.engine import BLOCK, Limits
+from dspark.decoding.engine import BLOCK, Engine, Limits
 from dspark.decoding.named import Speculation
-from dspark.decoding.planners import Adaptive, StepPlanner
+from dspark.decoding.planners import Adaptive
 from dspark.decoding.request import Request
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.load.closed import Clock, Run, closed_loop
@@ -33,23 +33,25 @@ class Interleaved:
     def measure(self, users: int, turns: Sequence[Sequence[Request]], heard: Heard) -> None:
         """So many users; every turn's requests are answered in each mode once, whose order changes turn by turn.
 
-        An engine is new in each run (so that no prompt is found read), what plans its steps goes on learning.
+        Each mode has one engine for all turns, as a server has, but finds no prompt read.
         """
         block = self.drafter.config.block_size if self.drafter else 0
-        planners = {mode.name: mode.planner(self.adaptive, users, block) for mode in self.modes}
+        longest = max(len(each.prompt_ids) + each.max_tokens for requests in turns for each in requests)
+        limits = Limits(users, users * (longest + 2 * BLOCK))
+        gc.collect()  # the caches of other numbers of users
+        engines: dict[str, Engine] = {}
         for mode in self.modes:
+            planner = mode.planner(self.adaptive, users, block)
+            engines[mode.name] = mode.engine(self.target, self.drafter, (), limits, planner)
             few = [replace(each, max_tokens=min(each.max_tokens, WARM_UP_TOKENS)) for each in turns[0][:users]]
-            self._run(mode, users, few, planners[mode.name])
+            self._run(engines[mode.name], few)
         for number, requests in enumerate(turns):
             first = number % len(self.modes)
             for mode in (*self.modes[first:], *self.modes[:first]):
-                heard(mode.name, number, self._run(mode, users, requests, planners[mode.name]))
+                heard(mode.name, number, self._run(engines[mode.name], requests))
 
-    def _run(self, mode: Speculation, users: int, requests: Sequence[Request], planner: StepPlanner | None) -> Run:
-        longest = max(len(each.prompt_ids) + each.max_tokens for each in requests)
-        limits = Limits(users, users * (longest + 2 * BLOCK))
-        engine = mode.engine(self.target, self.drafter, requests, limits, planner)
-        gc.collect()  # the caches of the run before
-        run = closed_loop(engine, self.clock)
+    def _run(self, engine: Engine, requests: Sequence[Request]) -> Run:
+        engine.pool.forget()
+        run = closed_loop(engine, requests, self.clock)
         engine.pool.check_integrity([])
         return run

@@ -12,7 +12,7 @@ import torch
 from dspark.kernels.machine import Rooms
 from dspark.nn.cache import KVCache
 
-KEPT = 32  # programs of a cache, the latest used
+KEPT = 128  # programs of a cache, the latest used: steps of one to 64 tokens, with and without a drafter
 _Made = TypeVar("_Made")
 
 

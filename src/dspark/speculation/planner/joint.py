@@ -19,6 +19,8 @@ from dspark.speculation.planner.scheduler import Memory, Outcomes, Regime, Sched
 from dspark.speculation.recalibration import Recalibration, Tilt
 from dspark.speculation.sampling import Sampling
 
+_NOTHING = Present.of([])
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -36,7 +38,8 @@ class Reading:
 class Planned:
     """Drafts of a step and how many of each are verified.
 
-    ``slots [R]`` of its requests; ``readings``: None of a draft that says nothing of itself; ``tilts`` before the step.
+    ``slots [R]`` of its requests; ``readings``: None of a draft that says nothing of itself; ``tilts`` before the step;
+    nothing of all these where nobody has a draft.
     """
 
     slots: Counts
@@ -64,6 +67,8 @@ class JointPlanning:
 
     def plan(self, memory: Memory, slots: Counts, samplings: Sequence[Sampling], drafts: Sequence[Draft]) -> Planned:
         """How many drafts of each request are verified; none for a request that drafts nothing."""
+        if not any(draft.tokens for draft in drafts):
+            return Planned(slots, (), (), (), _NOTHING, (0,) * len(drafts))
         readings = tuple(self._read(memory, *each) for each in zip(samplings, drafts, strict=True))
         tilts = tuple(memory.tilts[i] for i in slots.tolist())
         present = Present.of([_survival(*each) for each in zip(drafts, readings, tilts, strict=True)])
@@ -73,6 +78,8 @@ class JointPlanning:
 
     def after(self, memory: Memory, planned: Planned, rounds: Sequence[Round], ended: Counts) -> Memory:
         """When the step is over, ``rounds`` being what became of its drafts; ``ended``: slots that are free now."""
+        if not planned.drafts:
+            return self.scheduler.after(memory, _NOTHING, planned.slots, ended)
         together = zip(planned.drafts, planned.readings, planned.tilts, rounds, strict=True)
         tilts = [
             tilt

@@ -48,7 +48,7 @@ class Past:
         """With a step that is over now; ``slots [R]`` of its requests."""
         drafted = over.drafted > 0
         if not drafted.any():
-            return replace(self, weight=_FADING * self.weight, total=_FADING * self.total)
+            return self.faded()
         width = min(self.block, over.survival.shape[1])
         seen = np.full((over.requests, self.block), np.nan)
         seen[:, :width] = np.where(np.arange(width) < over.drafted[:, None], over.survival[:, :width], np.nan)
@@ -60,6 +60,10 @@ class Past:
         mean = np.nansum(seen, axis=0) / np.maximum(1, count)
         kept = np.where(count > 0, _FADING, 1.0)
         return Past(recent, self.weight * kept + (count > 0), self.total * kept + mean)
+
+    def faded(self) -> Past:
+        """With a step in which nobody drafted."""
+        return replace(self, weight=_FADING * self.weight, total=_FADING * self.total)
 
     def forgotten(self) -> Past:
         """Where nobody drafted for so long that what requests have shown is no longer theirs; the mean of all stays."""

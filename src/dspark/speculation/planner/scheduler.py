@@ -36,11 +36,27 @@ Regime = tuple[Sampling, Source]
 
 
 @dataclass(frozen=True)
+class Promise:
+    """What the past says of a step of so many ``requests``: the best ``budget`` if all draft, and tokens a second of
+    ``plain`` steps, in which nobody does.
+    """
+
+    requests: int
+    budget: Budget
+    plain: float
+
+    @property
+    def gain(self) -> float:
+        """Of drafting over not drafting."""
+        return self.budget.rate / self.plain - 1
+
+
+@dataclass(frozen=True)
 class Memory:
     """``pasts``: the past as each of the last steps left it, the newest last; ``tilts``: what each slot's request has
     shown of itself; ``resting``: how long nobody drafted; ``steps``: how many there were; ``learned``: how confidence
     is read, from rounds that are over; ``heard``: outcomes that nothing has been learned from yet; ``promise``: what
-    the past promised this step if everybody drafts.
+    the past promised when it was last asked, which it would promise again while nobody drafts, begins or ends.
     """
 
     pasts: tuple[Past, ...]
@@ -49,7 +65,7 @@ class Memory:
     steps: int = 0
     learned: Mapping[Regime, Recalibration] = field(default_factory=dict)
     heard: Mapping[Regime, tuple[Outcomes, ...]] = field(default_factory=dict)
-    promise: Budget | None = None
+    promise: Promise | None = None
 
     @property
     def oldest(self) -> Past:
@@ -97,11 +113,10 @@ class Scheduler:
         """Who drafts in the next step, of its requests' ``slots [R]``: all, nobody, or a few to see whether it pays."""
         if self.guard is None or not len(slots):
             return slots, memory
-        gain = promise = None
-        if memory.oldest.known:
-            promise = self._promised(memory, slots, slots)
-            gain = promise.rate / self._plain_rate(len(slots)) - 1
-        drafting, resting = self.guard.next_step(gain, memory.resting)
+        promise = memory.promise
+        if memory.oldest.known and (promise is None or promise.requests != len(slots)):
+            promise = Promise(len(slots), self._promised(memory, slots, slots), self._plain_rate(len(slots)))
+        drafting, resting = self.guard.next_step(promise.gain if promise else None, memory.resting)
         asked = slots[self.guard.asked(len(slots), memory.steps, resting)] if drafting else slots[:0]
         return asked, replace(memory, resting=resting, promise=promise)
 
@@ -129,6 +144,8 @@ class Scheduler:
         drafts, by whose confidence is learned from them; ``tilts``: those of ``slots`` now, none where they are as
         they were.
         """
+        if not over.drafted.any() and not outcomes:
+            return self._rested(memory, ended)
         newest = memory.pasts[-1].forgotten() if memory.resting.probing else memory.pasts[-1]
         pasts = (*memory.pasts[1:], newest.after(over, slots))
         learned, heard = {**memory.learned}, {**memory.heard}
@@ -144,6 +161,12 @@ class Scheduler:
         over_now = Memory(pasts, tuple(shown), memory.resting, memory.steps + 1, learned, heard)
         return over_now.without(ended) if len(ended) else over_now
 
+    def _rested(self, memory: Memory, ended: Counts) -> Memory:
+        """After a step without a draft."""
+        newest = memory.pasts[-1].forgotten() if memory.resting.probing else memory.pasts[-1]
+        over_now = replace(memory, pasts=(*memory.pasts[1:], newest.faded()), steps=memory.steps + 1)
+        return replace(over_now.without(ended), promise=None) if len(ended) else over_now
+
     def _planned(self, memory: Memory, present: Present, slots: Counts, asked: Counts) -> Plan:
         if not present.drafted.any():
             return Plan.chains([0] * present.requests)
@@ -153,14 +176,15 @@ class Scheduler:
         budget = self._promised(memory, slots, asked)
         if self.form != "price":
             return admit(present, budget)
-        rate = max(budget.rate, self._plain_rate(len(slots)))  # who would not draft at a loss earns this much
+        plain = memory.promise.plain if memory.promise else self._plain_rate(len(slots))
+        rate = max(budget.rate, plain)  # who would not draft at a loss earns this much
         return worth_their_price(present, rate, seconds, convex_slopes(seconds))
 
     def _promised(self, memory: Memory, slots: Counts, asked: Counts) -> Budget:
         """What the past promises where ``asked`` of the slots draft."""
         past, others = memory.oldest, len(slots) - len(asked)
-        if memory.promise is not None and not others:
-            return memory.promise
+        if memory.promise is not None and not others and memory.promise.requests == len(slots):
+            return memory.promise.budget
         seconds = self.seconds(len(slots), len(asked), len(asked) * past.block)
         return capacity(past, asked, seconds, others=others, literal=self.form == "literal")
 
