@@ -86,21 +86,18 @@ def bench(
     from dspark.speculation.sampling import Sampling
 
     load, users, sampling = load_now(), numbers_of(concurrency), Sampling(temperature, top_k, top_p)
-    pair = load_pair(target, drafter, dtype, device)
-    asked = _named(modes, pair)
+    asked = _named(modes, pair := load_pair(target, drafter, dtype, device))
     adaptive = adaptive_of(pair, max(users)) if any(mode.name == "adaptive" for mode in asked) else None
     measured = Interleaved(pair.target, pair.decoder.drafter, asked, adaptive, time.perf_counter)
     ids, rows = _prompt_ids(pair, prompts or []), []
     for count in users:
         turns = _turns(ids, max(count, limit or _FEWEST), repeats, sampling, max_tokens, seed)
         rows += _rows(pair, measured, count, turns, out)
-    if out is not None:
-        _draw(out, rows)
+    _draw(out, rows)
     if json is not None:
-        figures = pair.asdict() | {"rows": rows, "sampling": vars(sampling), "max_tokens": max_tokens, "seed": seed}
-        figures |= {"repeats": repeats, "prompts": [str(path) for path in prompts or []]}
-        figures |= {"costs": adaptive.costs.asdict() if adaptive else None}
-        write_json(json, figures | {"machine": machine_facts(pair.target.device, load)})
+        said = {"sampling": vars(sampling), "max_tokens": max_tokens, "seed": seed, "repeats": repeats}
+        said |= {"prompts": [str(path) for path in prompts or []], "machine": machine_facts(pair.target.device, load)}
+        write_json(json, pair.asdict() | said | {"rows": rows, "costs": adaptive and adaptive.costs.asdict()})
     if any(row["identical"] and row["identical"]["unexplained"] for row in rows):
         raise typer.Exit(DIFFERENT)
 
@@ -206,7 +203,9 @@ def _judged(
     return {"equal": equal, "total": len(plain), "unexplained": unexplained}
 
 
-def _draw(out: Path, rows: Sequence[dict[str, Any]]) -> None:
+def _draw(out: Path | None, rows: Sequence[dict[str, Any]]) -> None:
+    if out is None:
+        return
     from dspark.report.load_plots import budget_plot, frontier_plot
 
     frontier_plot(out / "frontier.svg", rows)

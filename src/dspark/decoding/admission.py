@@ -1,17 +1,19 @@
 """Who takes part in a step: requests that generate first, then prompts in pieces, within a budget of tokens.
 
-Blocks are promised to nobody in advance. Where they run out, the request that came last gives up its own and waits;
-it goes on later from what it had written, most of which is mostly still found in the cache.
+Blocks are promised to nobody in advance. Where they run out, the least urgent request, of these the one that came last,
+gives up its own and waits; it goes on later from what it had written, most of which is mostly still found in the cache.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from dspark.decoding.kvcache import BlockPool, OutOfBlocks
+from dspark.decoding.queue import Queue
 from dspark.decoding.request import Request, Running
+from dspark.foundation.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,10 @@ class Admission:
         round_tokens: int,
     ) -> None:
         self.pool = pool
-        self.running: list[Running] = []  # in the order of their arrival
+        self.running: list[Running] = []  # the most urgent first, then by arrival
+        self.queue = Queue(requests, start)
         self.preemptions = 0
-        self._coming = iter(requests)
-        self._submitted: deque[Request] = deque()
-        self._start = start
         self._slots, self._step_tokens, self._round_tokens = slots, step_tokens, round_tokens
-        self._waiting: deque[Running] = deque()
 
     def shares(self) -> list[Share]:
         """The parts of the next step; none when everything is answered."""
@@ -72,8 +71,20 @@ class Admission:
         return shares
 
     def submit(self, request: Request) -> None:
-        """A further request, before those that have not been started yet (what it continues may still be cached)."""
-        self._submitted.append(request)
+        """A further request, before those that are still to come (what it continues may still be cached); UserError
+        where its id is under way.
+        """
+        if any(row.request.id == request.id for row in self.running):
+            raise UserError(f"a request of the id {request.id!r} is under way already; ids must be unique")
+        self.queue.submit(request)
+
+    def withdraw(self, request_id: str) -> Request | Running | None:
+        """Let go of a request, wherever it is; None where it is nowhere."""
+        row = next((row for row in self.running if row.request.id == request_id), None)
+        if row is None:
+            return self.queue.withdraw(request_id)
+        self.finish(row)
+        return row
 
     def finish(self, row: Running) -> None:
         """Let go of a request that is answered."""
@@ -92,22 +103,19 @@ class Admission:
         return False
 
     def _preempt(self, row: Running) -> None:
-        self.running.remove(row)
-        self.pool.release(row.table)
-        self._waiting.appendleft(row)
+        self.finish(row)
+        self.queue.put_back(row)
         self.preemptions += 1
 
     def _admit(self) -> Running | None:
         """The next request whose whole text there is room for now, with what is found of it in the cache."""
-        if not self._waiting:
-            request = self._submitted.popleft() if self._submitted else next(self._coming, None)
-            if request is None:
-                return None
-            self._waiting.append(self._start(request))
-        row = self._waiting[0]
+        row = self.queue.next()
+        if row is None:
+            return None
         row.table = self.pool.find(row.ids[:-1])
         if self.pool.needed(row.table, len(row.ids) - row.table.length + self._round_tokens) > self.pool.available:
             self.pool.release(row.table)
             return None
-        self.running.append(self._waiting.popleft())
+        self.queue.taken()
+        insort(self.running, row, key=lambda each: (each.request.priority, each.number))
         return row

@@ -21,10 +21,11 @@ from torch import Tensor
 from dspark.decoding.admission import Admission, Share
 from dspark.decoding.kvcache import BlockPool
 from dspark.decoding.laps import Laps
+from dspark.decoding.logprobs import logprobs_of
 from dspark.decoding.modes import LOOKUP_BLOCK, Mode, lookup_of
 from dspark.decoding.planners import Apart, StepPlanner
 from dspark.decoding.proposer import NO_DRAFT, propose
-from dspark.decoding.request import Completion, Request, Running
+from dspark.decoding.request import Completion, GivenUp, Reason, Request, Running
 from dspark.decoding.sampler import settle
 from dspark.drafters.blocks import DrafterBlocks
 from dspark.drafters.dspark import DSparkDrafter
@@ -142,11 +143,35 @@ class Engine:
         """Answer everything; completions come in the order they finish."""
         while shares := self.admission.shares():
             yield from self.step(shares)
-        self.pool.check_integrity([])
+        self.check_integrity()
+
+    def submit(self, request: Request) -> None:
+        """One more request; UserError for one that can't be answered, or whose id is under way."""
+        self._limit(request)
+        self.admission.submit(request)
+
+    def cancel(self, request_id: str, reason: Reason = "cancelled") -> GivenUp | None:
+        """Give up a request between two steps, wherever it is, and what it held; None where it is nowhere."""
+        found = self.admission.withdraw(request_id)
+        if isinstance(found, Running):
+            return GivenUp(found.request, found.output_ids, reason)
+        return None if found is None else GivenUp(found, [], reason)
+
+    def expire(self, now: float) -> list[GivenUp]:
+        """Give up those whose deadline has passed."""
+        under_way = [*(row.request for row in self.admission.running), *self.admission.queue.requests()]
+        late = [each.id for each in under_way if each.deadline is not None and each.deadline <= now]
+        return [gone for each in late if (gone := self.cancel(each, "deadline")) is not None]
+
+    def check_integrity(self) -> None:
+        """AssertionError unless requests under way explain every block of the cache that is held."""
+        self.pool.check_integrity(row.table for row in self.admission.running)
 
     @torch.inference_mode()
     def step(self, shares: Sequence[Share]) -> list[Completion]:
-        """One pass over the target for everybody who has a part in it."""
+        """One pass over the target for everybody who has a part in it; nothing where nobody has."""
+        if not shares:
+            return []
         started = time.perf_counter()
         self.laps.start()
         works = self._works(shares)
@@ -159,13 +184,16 @@ class Engine:
         rows = [work.row for work in answering]
         verdicts: Iterator[Verdict] = iter(())
         if answering:
-            logits_NV = self.target.head(forward.hidden_TD[_asked(works, ids.device)])
+            raw_NV = self.target.head(forward.hidden_TD[_asked(works, ids.device)])
             self.laps("verify")
+            logits_NV = self._granted(raw_NV, answering)
             found = settle(logits_NV, rows, [w.draft for w in answering], [w.length for w in answering])
             self._tell(answering, found, logits_NV)
             verdicts = iter(found)
         self.laps("sample")
         kept = [self._commit(work, next(verdicts)) if work.answers else work.count for work in works]
+        if answering:
+            _note_logprobs(answering, raw_NV)
         self._take_features(forward.features_TF, batch, kept)
         self.laps("features")
         self._publish(works)
@@ -178,6 +206,12 @@ class Engine:
         return done
 
     def _start(self, request: Request) -> Running:
+        limit = self._limit(request)
+        lookup, coupling = lookup_of(self._mode, self._lookup), request.coupling(self.target.vocab_size)
+        return Running(request, SeededDraws(request.seed), limit, lookup, coupling)
+
+    def _limit(self, request: Request) -> int:
+        """Output tokens at most; UserError for a request that can't be answered."""
         if not request.prompt_ids or request.max_tokens < 1:
             raise UserError(
                 f"request {request.id} has {len(request.prompt_ids)} prompt tokens and asks for {request.max_tokens};"
@@ -195,8 +229,9 @@ class Engine:
                 f"request {request.id} needs {len(request.prompt_ids) + limit} positions (prompt"
                 f" {len(request.prompt_ids)} and answer {limit}), the cache has {room}; shorten it"
             )
-        lookup, coupling = lookup_of(self._mode, self._lookup), request.coupling(self.target.vocab_size)
-        return Running(request, SeededDraws(request.seed), limit, lookup, coupling)
+        if request.wishes is not None:
+            request.wishes.check(self.target.vocab_size)
+        return limit
 
     def _works(self, shares: Sequence[Share]) -> list[Work]:
         """Everybody's part, rounds with their drafts and how many of these are verified."""
@@ -238,11 +273,30 @@ class Engine:
             for work, verdict, mine_nV in zip(works, verdicts, rows, strict=True):
                 self._observe(work, verdict, mine_nV)
 
+    def _granted(self, logits_NV: Tensor, works: Sequence[Work]) -> Tensor:
+        """The logits as each request wishes them; the same tensor where nobody wishes anything."""
+        if all(work.row.request.wishes is None for work in works):
+            return logits_NV
+        rows = logits_NV.split([work.length + 1 for work in works])
+        return torch.cat([self._wished(*each) for each in zip(works, rows, strict=True)])
+
+    def _wished(self, work: Work, mine_nV: Tensor) -> Tensor:
+        request, output = work.row.request, work.row.output_ids
+        if request.wishes is None:
+            return mine_nV
+        drafts = work.draft.tokens[: work.length]
+        return request.wishes.granted(mine_nV, request.prompt_ids, output, drafts, self._stops(request))
+
+    def _stops(self, request: Request) -> frozenset[int]:
+        return frozenset() if request.ignore_stop else self.target.stop_ids.union(request.stop_ids)
+
     def _commit(self, work: Work, verdict: Verdict) -> int:
         """Take over what was decided and roll back what was not; how many of the tokens that were run stay."""
         row, draft = work.row, work.draft
-        stops = frozenset() if row.request.ignore_stop else self.target.stop_ids
-        tokens, finish = cut([*draft.tokens[: verdict.accepted], verdict.next_token], row.room, stops)
+        new = [*draft.tokens[: verdict.accepted], verdict.next_token]
+        tokens, finish = cut(new, row.room, self._stops(row.request))
+        if row.request.stops and (end := row.stops_behind(tokens, self.target.chat.decode)) is not None:
+            tokens, finish = tokens[:end], "stop"
         accepted = min(verdict.accepted, len(tokens))
         row.rounds.append(
             Round(len(row.rounds), tuple(tokens), len(draft.tokens), work.length, accepted, finish, draft.source)
@@ -273,7 +327,17 @@ class Engine:
         self.admission.finish(row)
         finish = row.rounds[-1].finish
         assert finish is not None
-        return Completion(row.request, row.output_ids, finish, tuple(row.rounds))
+        return Completion(row.request, row.output_ids, finish, tuple(row.rounds), tuple(row.logprobs))
+
+
+def _note_logprobs(works: Sequence[Work], raw_NV: Tensor) -> None:
+    """Of what each request has just written, where it asked for that."""
+    if all(work.row.request.logprobs is None for work in works):
+        return
+    for work, mine_nV in zip(works, raw_NV.split([work.length + 1 for work in works]), strict=True):
+        row = work.row
+        if row.request.logprobs is not None:
+            row.logprobs += logprobs_of(mine_nV, row.rounds[-1].tokens, row.request.logprobs)
 
 
 def _asked(works: Sequence[Work], device: torch.device) -> Tensor:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor
 
+from dspark.decoding.logprobs import TokenLogprob
+from dspark.decoding.wishes import Wishes
 from dspark.drafters.ngram import PromptLookup
 from dspark.nn.blocks import BlockTable
 from dspark.speculation.acceptance import Finish, Round
@@ -14,6 +18,8 @@ from dspark.speculation.draws import SeededDraws
 from dspark.speculation.recalibration import LEVEL, Tilt
 from dspark.speculation.sampling import Sampling
 
+Reason = Literal["cancelled", "deadline"]
+
 
 @dataclass(frozen=True)
 class Request:
@@ -21,7 +27,10 @@ class Request:
 
     ``ignore_stop``: the answer goes on to ``max_tokens``, whatever it says (for measurements). ``coupled``: the seed
     fixes the text, too, whatever is drafted and verified (``speculation.coupling``); nothing to a greedy request, whose
-    text is fixed anyway.
+    text is fixed anyway. ``wishes``: what its logits are changed by, token by token. An answer also ends at one of its
+    own ``stop_ids``, or where its text first holds one of the ``stops``. ``logprobs``: how many alternatives of each
+    token are told with its log-probability (None: nothing). The lower ``priority`` goes first; at ``deadline``, on the
+    clock of whoever runs the engine, it is given up.
     """
 
     id: str
@@ -31,6 +40,12 @@ class Request:
     max_tokens: int
     ignore_stop: bool = False
     coupled: bool = False
+    wishes: Wishes | None = None
+    stop_ids: tuple[int, ...] = ()
+    stops: tuple[str, ...] = ()
+    logprobs: int | None = None
+    priority: int = 0
+    deadline: float | None = None
 
     def coupling(self, vocabulary: int) -> Coupling | None:
         """The noise that its tokens are drawn with; None where they are drawn otherwise, or not at all."""
@@ -39,12 +54,24 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """An answer exactly as it was sampled; ends with a stop id iff ``finish_reason`` is "stop"."""
+    """An answer exactly as it was sampled; ends with a stop id, or with the token that completes a stop text, iff
+    ``finish_reason`` is "stop". ``logprobs`` of its tokens, where they were asked for.
+    """
 
     request: Request
     output_ids: list[int]
     finish_reason: Finish
     rounds: tuple[Round, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class GivenUp:
+    """A request that was not answered to the end, what it had written, and why."""
+
+    request: Request
+    output_ids: list[int]
+    reason: Reason
 
 
 @dataclass(eq=False)
@@ -63,6 +90,8 @@ class Running:
     table: BlockTable = field(default_factory=BlockTable)
     rounds: list[Round] = field(default_factory=list)
     tilt: Tilt = LEVEL
+    number: int = 0  # the how manieth it was to come
+    logprobs: list[TokenLogprob] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.ids = self.ids or list(self.request.prompt_ids)
@@ -81,6 +110,19 @@ class Running:
     def room(self) -> int:
         """Output tokens that may still come."""
         return self.limit - self.written
+
+    def stops_behind(self, tokens: Sequence[int], decode: Callable[[Sequence[int]], str]) -> int | None:
+        """How many of the ``tokens`` that come next there are up to the one that completes a stop text; None where none
+        does. What stands before the tokens that are wished for at least is not looked at.
+        """
+        wishes, output = self.request.wishes, self.output_ids
+        before = decode([*output, *tokens][: wishes.min_tokens if wishes else 0])
+
+        def stopped(count: int) -> bool:
+            text = decode([*output, *tokens[:count]])
+            return any(text.find(stop, max(0, len(before) - len(stop) + 1)) >= 0 for stop in self.request.stops)
+
+        return next((n for n in range(1, len(tokens) + 1) if stopped(n)), None) if stopped(len(tokens)) else None
 
     def picks(self, p_NV: Tensor, slot: int = 0, support: Tensor | None = None) -> Tensor:
         """``Coupling.picks`` of the next round's slots from ``slot`` on; only of a coupled request."""
