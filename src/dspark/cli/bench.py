@@ -22,6 +22,7 @@ from dspark.cli.options import (
     TemperatureOption,
     TopKOption,
     TopPOption,
+    writable,
 )
 from dspark.foundation.errors import UserError
 
@@ -40,24 +41,39 @@ _CACHE_BYTES = 8e9  # of the requests that costs are measured with, at most
 _FEWEST = 8  # prompts of a row
 
 
+ConcurrencyOption = Annotated[str, typer.Option("--concurrency", help="Users at once: one or several numbers.")]
+ModesOption = Annotated[
+    str, typer.Option("--modes", help="off, fixedK (K drafts), ngram, adaptive; the first is compared with.")
+]
+PromptsOption = Annotated[
+    list[Path] | None,
+    typer.Option("--prompts", metavar="FILE...", help="Prompts; files take turns. The demo's where none are given."),
+]
+LimitOption = Annotated[
+    int | None,
+    typer.Option("--limit", min=1, help="Prompts of a turn.", show_default="as many as users, at least 8"),
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Keep every run there (runs.jsonl), and plots of all rows."),
+]
+TraceOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--trace",
+        metavar="FILE.json",
+        callback=writable("--trace"),
+        help="Note every piece of every step, for a browser's trace viewer.",
+    ),
+]
+
+
 def bench(
-    concurrency: Annotated[
-        str, typer.Option("--concurrency", help="Users at once: one or several numbers.")
-    ] = "1,4,16",
-    modes: Annotated[
-        str, typer.Option("--modes", help="off, fixedK (K drafts), ngram, adaptive; the first is compared with.")
-    ] = "off,fixed1,fixed4,ngram,adaptive",
+    concurrency: ConcurrencyOption = "1,4,16",
+    modes: ModesOption = "off,fixed1,fixed4,ngram,adaptive",
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Turns of all modes, each on further prompts.")] = 5,
-    prompts: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--prompts", metavar="FILE...", help="Prompts; files take turns. The demo's where none are given."
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option("--limit", min=1, help="Prompts of a turn.", show_default="as many as users, at least 8"),
-    ] = None,
+    prompts: PromptsOption = None,
+    limit: LimitOption = None,
     max_tokens: MaxTokensOption = 128,
     temperature: TemperatureOption = 0.0,
     top_k: TopKOption = 0,
@@ -67,10 +83,8 @@ def bench(
     drafter: DrafterOption = BUNDLED,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="DIR", help="Keep every run there (runs.jsonl), and plots of all rows."),
-    ] = None,
+    out: OutOption = None,
+    trace: TraceOption = None,
     json: JsonOption = None,
 ) -> None:
     """Measure throughput and per-user speed of every mode under load.
@@ -88,12 +102,13 @@ def bench(
     load, users, sampling = load_now(), numbers_of(concurrency), Sampling(temperature, top_k, top_p)
     asked = _named(modes, pair := load_pair(target, drafter, dtype, device))
     adaptive = adaptive_of(pair, max(users)) if any(mode.name == "adaptive" for mode in asked) else None
-    measured = Interleaved(pair.target, pair.decoder.drafter, asked, adaptive, time.perf_counter)
+    measured = Interleaved(pair.target, pair.decoder.drafter, asked, adaptive, time.perf_counter, {} if trace else None)
     ids, rows = _prompt_ids(pair, prompts or []), []
     for count in users:
         turns = _turns(ids, max(count, limit or _FEWEST), repeats, sampling, max_tokens, seed)
         rows += _rows(pair, measured, count, turns, out)
     _draw(out, rows)
+    _note(trace, measured)
     if json is not None:
         said = {"sampling": vars(sampling), "max_tokens": max_tokens, "seed": seed, "repeats": repeats}
         said |= {"prompts": [str(path) for path in prompts or []], "machine": machine_facts(pair.target.device, load)}
@@ -201,6 +216,14 @@ def _judged(
         if ids[0] != ids[1]:
             unexplained += judge(Task("", request.id, request.prompt_ids, request.seed), *ids).unexplained
     return {"equal": equal, "total": len(plain), "unexplained": unexplained}
+
+
+def _note(trace: Path | None, measured: Interleaved) -> None:
+    from dspark.decoding.laps import trace_of
+    from dspark.foundation.artifacts import write_json
+
+    if trace is not None and measured.spans is not None:
+        write_json(trace, trace_of(measured.spans))
 
 
 def _draw(out: Path | None, rows: Sequence[dict[str, Any]]) -> None:

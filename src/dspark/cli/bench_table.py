@@ -37,6 +37,7 @@ def row_of(mode: str, users: int, runs: Mapping[str, Sequence[Run]]) -> dict[str
     throughputs = [each["throughput_tok_s"] for each in figures]
     row: dict[str, Any] = {"mode": mode, "concurrency": users} | medians
     row["throughput_quartiles"] = [float(each) for each in np.percentile(throughputs, (25, 50, 75))]
+    row["planner"] = {name: sum(each["planner"][name] for each in figures) for name in figures[0]["planner"]}
     row["requests"] = sum(each["requests"] for each in figures)
     first = next(iter(runs))
     others = [name for name in runs if name != mode]

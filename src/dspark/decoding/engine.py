@@ -118,14 +118,14 @@ class Engine:
         """What the last step worked on."""
         self._mode, self._lookup = mode, lookup
         self._observe = observe
-        self._planner = planner or Apart(greedy, sampled, drafter=mode == "dspark")
+        self.planner: StepPlanner = planner or Apart(greedy, sampled, drafter=mode == "dspark")
         self._drafter: DrafterBlocks | None = None
         self._taps: tuple[int, ...] = ()
         drafted = 0 if mode == "plain" else LOOKUP_BLOCK
         if mode == "dspark" and drafter is not None:
             self._drafter = DrafterBlocks(drafter, count, limits.block)
             self._taps = drafter.config.target_layer_ids
-            for slots in self._planner.draft_slots:
+            for slots in self.planner.draft_slots:
                 if slots is not None and not 1 <= slots <= drafter.config.block_size:
                     raise UserError(f"draft_slots is {slots}; expected 1 to {drafter.config.block_size}, or none")
             drafted = max(drafter.config.block_size, LOOKUP_BLOCK if lookup else 0)
@@ -199,7 +199,7 @@ class Engine:
         self._publish(works)
         rounds = [work.row.rounds[-1] for work in works if not work.count]
         self.laps("bookkeeping")
-        self._planner.over(rounds, self.load, time.perf_counter() - started)
+        self.planner.over(rounds, self.load, time.perf_counter() - started)
         self.laps("plan")
         done = [self._finish(row) for row in rows if row.rounds[-1].finish is not None]
         self.laps("bookkeeping")
@@ -236,10 +236,10 @@ class Engine:
     def _works(self, shares: Sequence[Share]) -> list[Work]:
         """Everybody's part, rounds with their drafts and how many of these are verified."""
         going_on = [share.row for share in shares if not share.count]
-        self._planner.begin(going_on)
+        self.planner.begin(going_on)
         self.laps("plan")
-        proposed = propose(going_on, self._drafter, self._wanted, self.laps, self._planner.slots)
-        lengths = self._planner.lengths(going_on, proposed)
+        proposed = propose(going_on, self._drafter, self._wanted, self.laps, self.planner.slots)
+        lengths = self.planner.lengths(going_on, proposed)
         self.laps("plan")
         drafts = iter(zip(proposed, lengths, strict=True))
         works = []
@@ -264,7 +264,7 @@ class Engine:
 
     def _wanted(self, row: Running, source: Source) -> bool:
         """Whether ``source`` may propose in the request's next round."""
-        return row.room > 1 and self._planner.wanted(row, source)
+        return row.room > 1 and self.planner.wanted(row, source)
 
     def _tell(self, works: Sequence[Work], verdicts: Sequence[Verdict], logits_NV: Tensor) -> None:
         """Tell an observer, before anything is committed."""

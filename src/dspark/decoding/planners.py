@@ -15,6 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
+from dspark.decoding.ledger import Ledger
 from dspark.decoding.modes import LOOKUP_BLOCK
 from dspark.decoding.request import Running
 from dspark.speculation.acceptance import Round, Source
@@ -135,6 +136,7 @@ class Together:
         self.costs = settings.costs
         """As steps have refined them."""
         block = settings.draft_slots or block
+        self.ledger = Ledger()
         self._settings, self._block = settings, block
         self._planning = settings.planning(self._seconds)
         self._memory = self._planning.begin(slots, block)
@@ -158,6 +160,8 @@ class Together:
         self._here = np.array([seats[row] for row in rows], dtype=np.int64)
         asked, self._memory = self._planning.scheduler.drafts(self._memory, self._here)
         self._asked = frozenset(self._seats[seat] for seat in asked.tolist())
+        if rows:
+            self.ledger.decided(len(asked), self._memory.resting.probing)
 
     def wanted(self, row: Running, source: Source) -> bool:
         """Copies always, drafts of those who are asked."""
@@ -177,10 +181,12 @@ class Together:
         """Learn from it; costs are those of rounds, so a step that read prompts as well says nothing of them."""
         if load.requests == len(rounds):
             self._taken.append((load, seconds))
+            self.ledger.took(seconds, self.costs.seconds(load))
         if len(self._taken) == _STEPS:
             self.costs = self.costs.refined(self._taken)
             self._taken.clear()
         if self._planned is not None and len(rounds):
+            self.ledger.came(rounds, self._planned.expected)
             ended = self._here[[each.finish is not None for each in rounds]]
             self._memory = self._planning.after(self._memory, self._planned, rounds, ended)
 

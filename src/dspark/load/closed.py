@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dspark.decoding.engine import Engine
+from dspark.decoding.planners import Together
 from dspark.decoding.request import Completion, Request
 from dspark.speculation.acceptance import RoundTally
 
@@ -36,12 +37,15 @@ class Visit:
 
 @dataclass
 class Run:
-    """A whole load on one engine: ``seconds`` from the first question to the last answer, by the work they went to."""
+    """A whole load on one engine: ``seconds`` from the first question to the last answer, and the work they went to
+    (``laps``); ``ledger``: what a planner of all requests decided, nothing where there is none.
+    """
 
     seconds: float = 0.0
     steps: int = 0
     visits: list[Visit] = field(default_factory=list)
     laps: dict[str, float] = field(default_factory=dict)
+    ledger: dict[str, float] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -88,6 +92,7 @@ class Run:
             "requests": len(self.visits),
             "tokens": self.tokens,
             "seconds": self.seconds,
+            "planner": self.ledger,
         }
 
 
@@ -97,6 +102,8 @@ def closed_loop(engine: Engine, requests: Iterable[Request], clock: Clock) -> Ru
     for request in requests:
         engine.admission.submit(request)
     laps = dict(engine.laps.seconds)
+    ledger = engine.planner.ledger if isinstance(engine.planner, Together) else None
+    before_it = asdict(ledger) if ledger else {}
     started = before = clock()
     while shares := engine.admission.shares():
         for share in shares:
@@ -111,6 +118,7 @@ def closed_loop(engine: Engine, requests: Iterable[Request], clock: Clock) -> Ru
         before = now
     run.seconds = clock() - started
     run.laps = {name: taken - laps.get(name, 0.0) for name, taken in engine.laps.seconds.items()}
+    run.ledger = ledger.since(before_it) if ledger else {}
     return run
 
 

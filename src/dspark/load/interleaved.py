@@ -29,6 +29,8 @@ class Interleaved:
     modes: Sequence[Speculation]
     adaptive: Adaptive | None
     clock: Clock
+    spans: dict[str, list[tuple[str, float, float]]] | None = None
+    """Where each piece of every step is noted by mode, None for nowhere."""
 
     def measure(self, users: int, turns: Sequence[Sequence[Request]], heard: Heard) -> None:
         """So many users; every turn's requests are answered in each mode once, whose order changes turn by turn.
@@ -43,6 +45,8 @@ class Interleaved:
         for mode in self.modes:
             planner = mode.planner(self.adaptive, users, block)
             engines[mode.name] = mode.engine(self.target, self.drafter, (), limits, planner)
+            if self.spans is not None:
+                engines[mode.name].laps.spans = self.spans.setdefault(mode.name, [])
             few = [replace(each, max_tokens=min(each.max_tokens, WARM_UP_TOKENS)) for each in turns[0][:users]]
             self._run(engines[mode.name], few)
         for number, requests in enumerate(turns):

@@ -49,6 +49,15 @@ class Planned:
     present: Present
     lengths: tuple[int, ...]
 
+    @property
+    def expected(self) -> float:
+        """Drafts that are foretold to be accepted, of those that are verified."""
+        survival = self.present.survival
+        if not self.drafts:
+            return 0.0
+        verified = np.arange(survival.shape[1]) < np.array(self.lengths)[:, None]
+        return float(survival[verified].sum())
+
 
 @dataclass(frozen=True)
 class JointPlanning:
