@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dspark.speculation.planner.algorithm import early_stopped, rates_of
 from dspark.speculation.planner.budget import Budget, admit, capacity
-from dspark.speculation.planner.guard import DRAFTING, Guard
+from dspark.speculation.planner.guard import DRAFTING, Guard, Resting
 from dspark.speculation.planner.past import Past
 from dspark.speculation.planner.plan import Numbers, Plan, Present
 from dspark.speculation.planner.price import convex_slopes, worth_their_price
@@ -268,7 +268,17 @@ class TestPast:
 
 class TestGuard:
     def test_drafts_while_it_pays(self) -> None:
-        assert Guard(margin=0.02).next_step(0.02, DRAFTING) == (True, DRAFTING)
+        assert Guard(margin=0.02).next_step(0.02, DRAFTING) == (True, Resting(drafted=1))
+
+    def test_what_plain_steps_take_is_heard_of_while_it_pays(self) -> None:
+        """The more often the less that costs, and never for more than its share of the time."""
+        for gain, every in ((0.02, 8), (0.1, 40), (0.4, 160)):
+            guard, resting, plain = Guard(), DRAFTING, 0
+            for _ in range(10 * (every + 1)):
+                drafting, resting = guard.next_step(gain, resting)
+                assert drafting or not resting.patience, "the next one drafts again"
+                plain += not drafting
+            assert plain == 10
 
     def test_a_hard_stretch_is_sat_out_and_a_loss_is_not(self) -> None:
         guard, resting, drafted = Guard(margin=0.0, credit=0.5), DRAFTING, []

@@ -17,6 +17,7 @@ import numpy as np
 
 from dspark.decoding.ledger import Ledger
 from dspark.decoding.modes import LOOKUP_BLOCK
+from dspark.decoding.pace import Pace
 from dspark.decoding.request import Running
 from dspark.speculation.acceptance import Round, Source
 from dspark.speculation.confidence import Calibrations
@@ -141,6 +142,7 @@ class Together:
         self._planning = settings.planning(self._seconds)
         self._memory = self._planning.begin(slots, block)
         self._taken: list[tuple[Load, float]] = []
+        self._pace = Pace()
         self._base = Load(0, 0)
         self._seats: dict[int, Running] = {}
         self._asked: frozenset[Running] = frozenset()
@@ -180,8 +182,10 @@ class Together:
     def over(self, rounds: Sequence[Round], load: Load, seconds: float) -> None:
         """Learn from it; costs are those of rounds, so a step that read prompts as well says nothing of them."""
         if load.requests == len(rounds):
+            foretold = self.costs.seconds(load)
             self._taken.append((load, seconds))
-            self.ledger.took(seconds, self.costs.seconds(load))
+            self._pace.after(bool(load.drafting), seconds / foretold)
+            self.ledger.took(seconds, foretold * (self._pace.dearer if load.drafting else 1.0))
         if len(self._taken) == _STEPS:
             self.costs = self.costs.refined(self._taken)
             self._taken.clear()
@@ -208,4 +212,5 @@ class Together:
         """
         base = self._base
         reads = drafting * self._block * base.context // max(1, base.requests)
-        return self.costs.rounds(replace(base, drafting=drafting, reads_drafting=reads), drafts)
+        seconds = self.costs.rounds(replace(base, drafting=drafting, reads_drafting=reads), drafts)
+        return seconds * self._pace.dearer if drafting else seconds

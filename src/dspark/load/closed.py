@@ -6,7 +6,7 @@ Legend: seconds are of the clock that was given.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -37,20 +37,17 @@ class Visit:
 
 @dataclass
 class Run:
-    """A whole load on one engine: ``seconds`` from the first question to the last answer, and the work they went to
-    (``laps``); ``ledger``: what a planner of all requests decided, nothing where there is none.
+    """A whole load on one engine: ``seconds`` from the first question to the last answer, the work they went to
+    (``laps``) and the ``tokens`` written meanwhile; ``ledger``: what a planner of all requests decided,
+    nothing where there is none.
     """
 
     seconds: float = 0.0
     steps: int = 0
+    tokens: int = 0
     visits: list[Visit] = field(default_factory=list)
     laps: dict[str, float] = field(default_factory=dict)
     ledger: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def tokens(self) -> int:
-        """Of all answers."""
-        return sum(visit.tokens for visit in self.visits)
 
     @property
     def throughput(self) -> float:
@@ -96,27 +93,40 @@ class Run:
         }
 
 
-def closed_loop(engine: Engine, requests: Iterable[Request], clock: Clock) -> Run:
-    """Answer all ``requests``; as many users as the engine has slots, who ask when a slot is theirs."""
+def closed_loop(engine: Engine, requests: Sequence[Request], further: Sequence[Request], clock: Clock) -> Run:
+    """Answer all ``requests``; as many users as the engine has slots, who ask when a slot is theirs.
+
+    Users who have nothing left to ask ask ``further`` until all are answered, so that their number stays what it is to
+    the end (modes differ in how many are answered at once); these count in throughput, as far as they came.
+    """
     run, asked, first = Run(), dict[str, float](), dict[str, float]()
-    for request in requests:
-        engine.admission.submit(request)
+    wanted = {request.id for request in requests}
+    for request in (*requests, *further):
+        engine.submit(request)
     laps = dict(engine.laps.seconds)
     ledger = engine.planner.ledger if isinstance(engine.planner, Together) else None
     before_it = asdict(ledger) if ledger else {}
     started = before = clock()
-    while shares := engine.admission.shares():
+    while wanted:
+        shares = engine.admission.shares()
         for share in shares:
             asked.setdefault(share.row.request.id, before)
+        run.tokens -= sum(share.row.written for share in shares)
         done = engine.step(shares)
         now = clock()
+        run.tokens += sum(share.row.written for share in shares)
         for share in shares:
             if share.row.rounds:
                 first.setdefault(share.row.request.id, now)
-        run.visits += [Visit(asked[each.request.id], first[each.request.id], now, each) for each in done]
+        for each in done:
+            if each.request.id in wanted:
+                wanted.remove(each.request.id)
+                run.visits.append(Visit(asked[each.request.id], first[each.request.id], now, each))
         run.steps += 1
         before = now
     run.seconds = clock() - started
+    for request in further:
+        engine.cancel(request.id)
     run.laps = {name: taken - laps.get(name, 0.0) for name, taken in engine.laps.seconds.items()}
     run.ledger = ledger.since(before_it) if ledger else {}
     return run

@@ -48,14 +48,15 @@ class Interleaved:
             if self.spans is not None:
                 engines[mode.name].laps.spans = self.spans.setdefault(mode.name, [])
             few = [replace(each, max_tokens=min(each.max_tokens, WARM_UP_TOKENS)) for each in turns[0][:users]]
-            self._run(engines[mode.name], few)
+            self._run(engines[mode.name], few, [])
         for number, requests in enumerate(turns):
-            first = number % len(self.modes)
+            first, next_ones = number % len(self.modes), turns[(number + 1) % len(turns)]
+            further = [replace(each, id=f"further {i}") for i, each in enumerate(next_ones)]
             for mode in (*self.modes[first:], *self.modes[:first]):
-                heard(mode.name, number, self._run(engines[mode.name], requests))
+                heard(mode.name, number, self._run(engines[mode.name], requests, further))
 
-    def _run(self, engine: Engine, requests: Sequence[Request]) -> Run:
+    def _run(self, engine: Engine, requests: Sequence[Request], further: Sequence[Request]) -> Run:
         engine.pool.forget()
-        run = closed_loop(engine, requests, self.clock)
-        engine.pool.check_integrity([])
+        run = closed_loop(engine, requests, further, self.clock)
+        engine.check_integrity()
         return run

@@ -15,12 +15,13 @@ from dspark.speculation.planner.plan import Counts
 @dataclass(frozen=True)
 class Resting:
     """How many steps went by without a draft, and how many may before one is made to see whether it pays again; what
-    drafting has ``lost`` and not paid back, as a share of its own steps.
+    drafting has ``lost`` and not paid back, as a share of its own steps; how many steps in a row ``drafted``.
     """
 
     steps: int = 0
     patience: int = 0
     lost: float = 0.0
+    drafted: int = 0
 
     @property
     def probing(self) -> bool:
@@ -39,7 +40,8 @@ class Guard:
 
     A probe comes after ``soonest`` steps without a draft, then after twice as many each time, up to ``latest``, and
     only one of ``among`` requests drafts in it: what finding out costs is bounded, and drafting comes back when texts
-    or load have changed.
+    or load have changed. While it pays, a plain step comes in between, as often as costs no more than ``listening`` (a
+    share of the time) and not before ``heard`` steps: what plain steps take must be known as well.
     """
 
     margin: float = 0.02
@@ -48,6 +50,8 @@ class Guard:
     credit: float = 0.5
     forgiven: float = 0.002
     among: int = 8
+    listening: float = 0.0025
+    heard: int = 8
 
     def next_step(self, gain: float | None, resting: Resting) -> tuple[bool, Resting]:
         """Whether the next step drafts, and what to remember.
@@ -59,7 +63,9 @@ class Guard:
             return True, Resting(0, self.soonest)
         lost = max(0.0, resting.lost + self.margin - gain)
         if gain >= self.margin or (not resting.patience and lost <= self.credit):
-            return True, Resting(lost=min(lost, self.credit))
+            if resting.drafted >= max(self.heard, gain / self.listening):
+                return False, Resting(lost=resting.lost)
+            return True, Resting(lost=min(lost, self.credit), drafted=resting.drafted + 1)
         patience, owed = resting.patience or self.soonest, max(0.0, resting.lost - self.forgiven)
         if resting.steps < patience:
             return False, Resting(resting.steps + 1, patience, owed)

@@ -1,0 +1,37 @@
+"""Whether steps with drafts are dearer beside plain ones than the cost model says.
+
+What decides is the ratio of the two, and a machine that others use as well is faster or slower for minutes. So only
+steps of one kind that come right after the other kind are compared: whatever else happens then is in both.
+"""
+
+from __future__ import annotations
+
+import math
+
+# How fast the surprises of a kind and the ratio follow, and the largest surprise that counts (natural logarithms).
+_FOLLOWING, _LEARNING, _SURPRISE = 0.3, 0.1, 0.5
+
+
+class Pace:
+    """Learns from every step ``after`` it."""
+
+    def __init__(self) -> None:
+        self._surprises: dict[bool, float] = {}
+        self._before: bool | None = None
+        self._ratio = 0.0
+
+    @property
+    def dearer(self) -> float:
+        """What steps with drafts take over what they are foretold to, where plain ones take just that."""
+        return math.exp(self._ratio)
+
+    def after(self, drafting: bool, over_foretold: float) -> None:
+        """A step took so many times what the model says of it."""
+        surprise = max(-_SURPRISE, min(_SURPRISE, math.log(over_foretold)))
+        known = self._surprises.get(drafting, surprise)
+        self._surprises[drafting] = known + _FOLLOWING * (surprise - known)
+        if self._before is not None and self._before != drafting:
+            plain, drafted = self._surprises[False], self._surprises[True]
+            here = surprise - plain if drafting else drafted - surprise
+            self._ratio += _LEARNING * (here - self._ratio)
+        self._before = drafting
