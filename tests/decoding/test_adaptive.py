@@ -12,6 +12,7 @@ import torch
 
 from dspark.decoding.engine import Engine, Limits
 from dspark.decoding.modes import lookup_of
+from dspark.decoding.pace import Pace
 from dspark.decoding.planners import Adaptive, Together
 from dspark.decoding.request import Request
 from dspark.decoding.single import Decoder
@@ -53,6 +54,8 @@ SETTINGS = [
 def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Costs stay what they were said to be."""
     monkeypatch.setattr(CostModel, "refined", lambda self, taken: self)
+    monkeypatch.setattr(Pace, "after", lambda self, drafting, over_foretold: None)
+    monkeypatch.setattr(Pace, "planned", lambda self, drafting, seconds: None)
 
 
 def requests_of(samplings: list[Sampling], **more: Any) -> list[Request]:

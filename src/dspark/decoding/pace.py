@@ -1,4 +1,4 @@
-"""Whether steps with drafts are dearer beside plain ones than the cost model says.
+"""Whether steps with drafts are dearer beside plain ones than the cost model says, and what planning them takes.
 
 What decides is the ratio of the two, and a machine that others use as well is faster or slower for minutes. So only
 steps of one kind that come right after the other kind are compared: whatever else happens then is in both.
@@ -13,9 +13,10 @@ _FOLLOWING, _LEARNING, _SURPRISE = 0.3, 0.1, 0.5
 
 
 class Pace:
-    """Learns from every step ``after`` it."""
+    """Learns from every step ``after`` it; steps with drafts and plain ones are two kinds."""
 
     def __init__(self) -> None:
+        self._planning: dict[bool, float] = {}
         self._surprises: dict[bool, float] = {}
         self._before: bool | None = None
         self._ratio = 0.0
@@ -25,8 +26,17 @@ class Pace:
         """What steps with drafts take over what they are foretold to, where plain ones take just that."""
         return math.exp(self._ratio)
 
+    def planning(self, drafting: bool) -> float:
+        """Seconds that planning a step of this kind takes by itself."""
+        return self._planning.get(drafting, 0.0)
+
+    def planned(self, drafting: bool, seconds: float) -> None:
+        """So many went into planning one."""
+        known = self._planning.get(drafting, seconds)
+        self._planning[drafting] = known + _LEARNING * (seconds - known)
+
     def after(self, drafting: bool, over_foretold: float) -> None:
-        """A step took so many times what the model says of it."""
+        """A step, its planning left out, took so many times what the model says of it."""
         surprise = max(-_SURPRISE, min(_SURPRISE, math.log(over_foretold)))
         known = self._surprises.get(drafting, surprise)
         self._surprises[drafting] = known + _FOLLOWING * (surprise - known)

@@ -9,6 +9,7 @@ Legend: R requests that will have a round in a step.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -142,7 +143,7 @@ class Together:
         self._planning = settings.planning(self._seconds)
         self._memory = self._planning.begin(slots, block)
         self._taken: list[tuple[Load, float]] = []
-        self._pace = Pace()
+        self._pace, self._spent = Pace(), 0.0
         self._base = Load(0, 0)
         self._seats: dict[int, Running] = {}
         self._asked: frozenset[Running] = frozenset()
@@ -156,6 +157,7 @@ class Together:
 
     def begin(self, rows: Sequence[Running]) -> None:
         """Seats for those that have none, and who drafts."""
+        started = time.perf_counter()
         context = sum(row.table.length for row in rows)
         self._base, self._planned = Load(len(rows), len(rows), context, context), None
         seats = self._seated(rows)
@@ -164,6 +166,7 @@ class Together:
         self._asked = frozenset(self._seats[seat] for seat in asked.tolist())
         if rows:
             self.ledger.decided(len(asked), self._memory.resting.probing)
+        self._spent = time.perf_counter() - started
 
     def wanted(self, row: Running, source: Source) -> bool:
         """Copies always, drafts of those who are asked."""
@@ -175,17 +178,21 @@ class Together:
 
     def lengths(self, rows: Sequence[Running], drafts: Sequence[Draft]) -> list[int]:
         """As the scheduler plans."""
+        started = time.perf_counter()
         samplings = [row.request.sampling for row in rows]
         self._planned = self._planning.plan(self._memory, self._here, samplings, drafts)
+        self._spent += time.perf_counter() - started
         return list(self._planned.lengths)
 
     def over(self, rounds: Sequence[Round], load: Load, seconds: float) -> None:
         """Learn from it; costs are those of rounds, so a step that read prompts as well says nothing of them."""
+        started, drafting = time.perf_counter(), bool(load.drafting)
         if load.requests == len(rounds):
-            foretold = self.costs.seconds(load)
-            self._taken.append((load, seconds))
-            self._pace.after(bool(load.drafting), seconds / foretold)
-            self.ledger.took(seconds, foretold * (self._pace.dearer if load.drafting else 1.0))
+            foretold, working = self.costs.seconds(load), seconds - self._spent
+            dearer = self._pace.dearer if drafting else 1.0
+            self.ledger.took(seconds, foretold * dearer + self._pace.planning(drafting))
+            self._taken.append((load, working))
+            self._pace.after(drafting, working / foretold)
         if len(self._taken) == _STEPS:
             self.costs = self.costs.refined(self._taken)
             self._taken.clear()
@@ -193,6 +200,7 @@ class Together:
             self.ledger.came(rounds, self._planned.expected)
             ended = self._here[[each.finish is not None for each in rounds]]
             self._memory = self._planning.after(self._memory, self._planned, rounds, ended)
+        self._pace.planned(drafting, self._spent + time.perf_counter() - started)
 
     def _seated(self, rows: Sequence[Running]) -> dict[Running, int]:
         """The seat of each row; who is not here has none, and whoever takes one begins anew."""
@@ -213,4 +221,4 @@ class Together:
         base = self._base
         reads = drafting * self._block * base.context // max(1, base.requests)
         seconds = self.costs.rounds(replace(base, drafting=drafting, reads_drafting=reads), drafts)
-        return seconds * self._pace.dearer if drafting else seconds
+        return seconds * (self._pace.dearer if drafting else 1.0) + self._pace.planning(bool(drafting))

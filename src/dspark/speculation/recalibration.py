@@ -11,6 +11,7 @@ Legend: N rounds of a step, K slots of a block; the three inputs of a slot are i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -110,20 +111,35 @@ class Tilt:
 
     def conditional(self, believed: Numbers) -> Numbers:
         """``c [K]`` as they were believed, tilted."""
-        kept = believed.clip(_SUREST, 1 - _SUREST)
-        return sigmoid(np.log(kept / (1 - kept)) + self.log_odds)
+        return tilted(believed, self.log_odds)
 
     def after(self, believed: Numbers, observed: int, accepted: int) -> Tilt:
         """With a round that is over: the fate of its first ``observed`` drafts is known, ``accepted`` of them stood.
 
         One step of Newton's method with a normal prior, older rounds fading.
         """
-        if not observed:
-            return self
-        c_K = self.conditional(believed[:observed])
-        precision = _KEPT * self.precision + (1 - _KEPT) / _SPREAD + float((c_K * (1 - c_K)).sum())
-        return Tilt(self.log_odds + (accepted - float(c_K.sum())) / precision, precision)
+        (tilt,) = after_rounds([self], believed[None], np.array([observed]), np.array([accepted]))
+        return tilt
 
 
 LEVEL = Tilt()
 """Of a request that nothing is known of."""
+
+
+def tilted(believed: Numbers, log_odds: Numbers | float) -> Numbers:
+    """Probabilities as they were believed, each moved by so many log-odds."""
+    kept = believed.clip(_SUREST, 1 - _SUREST)
+    return sigmoid(np.log(kept / (1 - kept)) + log_odds)
+
+
+def after_rounds(
+    tilts: Sequence[Tilt], believed: Numbers, observed: NDArray[np.int64], accepted: NDArray[np.int64]
+) -> list[Tilt]:
+    """``Tilt.after`` of N requests at once: ``believed [N, K]``, ``observed [N]`` and ``accepted [N]``."""
+    log_odds_N, precision_N = np.array([(tilt.log_odds, tilt.precision) for tilt in tilts]).T
+    seen_NK = np.arange(believed.shape[1]) < observed[:, None]
+    c_NK = np.where(seen_NK, tilted(believed, log_odds_N[:, None]), 0.0)
+    precision_N = _KEPT * precision_N + (1 - _KEPT) / _SPREAD + (c_NK * (1 - c_NK)).sum(axis=1)
+    log_odds_N = log_odds_N + (accepted - c_NK.sum(axis=1)) / precision_N
+    moved = zip(tilts, observed.tolist(), log_odds_N.tolist(), precision_N.tolist(), strict=True)
+    return [Tilt(odds, precision) if known else tilt for tilt, known, odds, precision in moved]
