@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-# How fast the surprises of a kind and the ratio follow, and the largest surprise that counts (natural logarithms).
+# How fast surprises and the ratio follow, and the largest surprise that counts (natural logarithms).
 _FOLLOWING, _LEARNING, _SURPRISE = 0.3, 0.1, 0.5
 
 
@@ -17,8 +17,8 @@ class Pace:
 
     def __init__(self) -> None:
         self._planning: dict[bool, float] = {}
-        self._surprises: dict[bool, float] = {}
-        self._before: bool | None = None
+        self._before: bool | None = None  # the kind of the step before
+        self._lately = 0.0  # how surprising steps were since a step of the other kind
         self._ratio = 0.0
 
     @property
@@ -37,11 +37,11 @@ class Pace:
 
     def after(self, drafting: bool, over_foretold: float) -> None:
         """A step, its planning left out, took so many times what the model says of it."""
-        surprise = max(-_SURPRISE, min(_SURPRISE, math.log(over_foretold)))
-        known = self._surprises.get(drafting, surprise)
-        self._surprises[drafting] = known + _FOLLOWING * (surprise - known)
-        if self._before is not None and self._before != drafting:
-            plain, drafted = self._surprises[False], self._surprises[True]
-            here = surprise - plain if drafting else drafted - surprise
-            self._ratio += _LEARNING * (here - self._ratio)
-        self._before = drafting
+        surprise = math.log(over_foretold)
+        if self._before == drafting:
+            self._lately += _FOLLOWING * (surprise - self._lately)
+            return
+        if self._before is not None:
+            here = surprise - self._lately if drafting else self._lately - surprise
+            self._ratio += _LEARNING * max(-_SURPRISE, min(_SURPRISE, here - self._ratio))
+        self._before, self._lately = drafting, surprise
