@@ -271,14 +271,16 @@ class TestGuard:
         assert Guard(margin=0.02).next_step(0.02, DRAFTING) == (True, Resting(drafted=1))
 
     def test_what_plain_steps_take_is_heard_of_while_it_pays(self) -> None:
-        """The more often the less that costs, and never for more than its share of the time."""
-        for gain, every in ((0.02, 8), (0.1, 40), (0.4, 160)):
+        """The more often the less that costs, never for more than its share of the time, and often in the beginning."""
+        for gain, every in ((0.06, 24), (0.1, 40), (0.4, 160)):
             guard, resting, plain = Guard(), DRAFTING, 0
             for _ in range(10 * (every + 1)):
-                drafting, resting = guard.next_step(gain, resting)
+                drafting, resting = guard.next_step(gain, resting, 10_000)
                 assert drafting or not resting.patience, "the next one drafts again"
                 plain += not drafting
             assert plain == 10
+        early = [guard.next_step(0.4, Resting(drafted=drafted), 40)[0] for drafted in (7, 8)]
+        assert early == [True, False]
 
     def test_a_hard_stretch_is_sat_out_and_a_loss_is_not(self) -> None:
         guard, resting, drafted = Guard(margin=0.0, credit=0.5), DRAFTING, []

@@ -31,7 +31,7 @@ from dspark.speculation.sampling import Sampling
 from dspark.targets.model import Target
 
 # A setting is timed once, and again until it has had so many seconds or turns.
-_SECONDS, _TURNS = 0.15, 7
+_SECONDS, _TURNS = 0.25, 11
 # Positions behind a request's context for its answer and drafts, before it begins anew.
 _ROOM = 256
 _MOST_KNOTS = (1, 2, 3, 4, 6, 8, 9, 12, 16, 17, 24, 32, 33, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)

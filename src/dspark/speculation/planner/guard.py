@@ -34,17 +34,18 @@ DRAFTING = Resting()
 
 @dataclass(frozen=True)
 class Guard:
-    """No draft where the gain that the past promises is below ``margin`` (0.02: two per cent more tokens a second), and
-    has been for so long that a ``credit`` of drafting steps is used up: texts have easy and hard stretches. What they
-    gain pays it back, and of what is owed so much is ``forgiven`` a step of rest.
+    """No draft where the gain that the past promises is below ``margin`` (0.05: five per cent more tokens a second),
+    and has been for so long that a ``credit`` of drafting steps is used up: texts have easy and hard stretches. What
+    they gain pays it back, and of what is owed so much is ``forgiven`` a step of rest.
 
     A probe comes after ``soonest`` steps without a draft, then after twice as many each time, up to ``latest``, and
     only one of ``among`` requests drafts in it: what finding out costs is bounded, and drafting comes back when texts
-    or load have changed. While it pays, a plain step comes in between, as often as costs no more than ``listening`` (a
-    share of the time) and not before ``heard`` steps: what plain steps take must be known as well.
+    or load have changed. While it pays, a plain step comes in between, since what those take must be known as well: in
+    the beginning every ``heard`` steps, later the less often the longer it has gone on, until it costs no more than
+    ``listening`` (a share of the time).
     """
 
-    margin: float = 0.02
+    margin: float = 0.05
     soonest: int = 8
     latest: int = 128
     credit: float = 0.5
@@ -53,8 +54,8 @@ class Guard:
     listening: float = 0.0025
     heard: int = 8
 
-    def next_step(self, gain: float | None, resting: Resting) -> tuple[bool, Resting]:
-        """Whether the next step drafts, and what to remember.
+    def next_step(self, gain: float | None, resting: Resting, step: int = 0) -> tuple[bool, Resting]:
+        """Whether the next step drafts, and what to remember; ``step``: how many there were.
 
         ``gain``: tokens a second of drafting steps over those of plain ones, less one, as the past promises it; None
         where there is no past: then a probe is due.
@@ -63,7 +64,7 @@ class Guard:
             return True, Resting(0, self.soonest)
         lost = max(0.0, resting.lost + self.margin - gain)
         if gain >= self.margin or (not resting.patience and lost <= self.credit):
-            if resting.drafted >= max(self.heard, gain / self.listening):
+            if resting.drafted >= max(self.heard, min(step / self.heard, gain / self.listening)):
                 return False, Resting(lost=resting.lost)
             return True, Resting(lost=min(lost, self.credit), drafted=resting.drafted + 1)
         patience, owed = resting.patience or self.soonest, max(0.0, resting.lost - self.forgiven)

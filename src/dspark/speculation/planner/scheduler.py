@@ -116,7 +116,7 @@ class Scheduler:
         promise = memory.promise
         if memory.oldest.known and (promise is None or promise.requests != len(slots)):
             promise = Promise(len(slots), self._promised(memory, slots, slots), self._plain_rate(len(slots)))
-        drafting, resting = self.guard.next_step(promise.gain if promise else None, memory.resting)
+        drafting, resting = self.guard.next_step(promise.gain if promise else None, memory.resting, memory.steps)
         asked = slots[self.guard.asked(len(slots), memory.steps, resting)] if drafting else slots[:0]
         return asked, replace(memory, resting=resting, promise=promise)
 
