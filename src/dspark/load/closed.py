@@ -93,43 +93,73 @@ class Run:
         }
 
 
-def closed_loop(engine: Engine, requests: Sequence[Request], further: Sequence[Request], clock: Clock) -> Run:
-    """Answer all ``requests``; as many users as the engine has slots, who ask when a slot is theirs.
+@dataclass(frozen=True)
+class Traffic:
+    """What users ask in turn: ``before`` anything is counted, so that they do not ask all at once ever after; the
+    ``requests`` that are measured; and ``after`` these, so that their number stays what it is until all are answered.
+    """
 
-    Users who have nothing left to ask ask ``further`` until all are answered, so that their number stays what it is to
-    the end (modes differ in how many are answered at once); these count in throughput, as far as they came.
+    before: Sequence[Request]
+    requests: Sequence[Request]
+    after: Sequence[Request]
+
+
+def closed_loop(engine: Engine, traffic: Traffic, clock: Clock) -> Run:
+    """As many users as the engine has slots, who ask when a slot is theirs.
+
+    Counted is from when the first measured request begins until the last one is answered, with all that others have
+    written meanwhile.
     """
     run, asked, first = Run(), dict[str, float](), dict[str, float]()
-    wanted = {request.id for request in requests}
-    for request in (*requests, *further):
+    wanted = {request.id for request in traffic.requests}
+    for request in (*traffic.before, *traffic.requests, *traffic.after):
         engine.submit(request)
-    laps = dict(engine.laps.seconds)
-    ledger = engine.planner.ledger if isinstance(engine.planner, Together) else None
-    before_it = asdict(ledger) if ledger else {}
-    started = before = clock()
+    begun: _Begun | None = None
+    before = clock()
     while wanted:
         shares = engine.admission.shares()
         for share in shares:
             asked.setdefault(share.row.request.id, before)
-        run.tokens -= sum(share.row.written for share in shares)
+        if begun is None and not wanted.isdisjoint(asked):
+            begun = _Begun.now(engine, before)
+        written = sum(share.row.written for share in shares)
         done = engine.step(shares)
         now = clock()
-        run.tokens += sum(share.row.written for share in shares)
         for share in shares:
             if share.row.rounds:
                 first.setdefault(share.row.request.id, now)
-        for each in done:
-            if each.request.id in wanted:
-                wanted.remove(each.request.id)
-                run.visits.append(Visit(asked[each.request.id], first[each.request.id], now, each))
-        run.steps += 1
+        if begun is not None:
+            run.steps += 1
+            run.tokens += sum(share.row.written for share in shares) - written
+        for each in (each for each in done if each.request.id in wanted):
+            wanted.remove(each.request.id)
+            run.visits.append(Visit(asked[each.request.id], first[each.request.id], now, each))
         before = now
-    run.seconds = clock() - started
-    for request in further:
+    assert begun is not None, "somebody was answered"
+    begun.over(engine, run, before)
+    for request in traffic.after:
         engine.cancel(request.id)
-    run.laps = {name: taken - laps.get(name, 0.0) for name, taken in engine.laps.seconds.items()}
-    run.ledger = ledger.since(before_it) if ledger else {}
     return run
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """What had been when counting began."""
+
+    at: float
+    laps: dict[str, float]
+    ledger: dict[str, float]
+
+    @classmethod
+    def now(cls, engine: Engine, at: float) -> _Begun:
+        ledger = engine.planner.ledger if isinstance(engine.planner, Together) else None
+        return cls(at, dict(engine.laps.seconds), asdict(ledger) if ledger else {})
+
+    def over(self, engine: Engine, run: Run, at: float) -> None:
+        run.seconds = at - self.at
+        run.laps = {name: taken - self.laps.get(name, 0.0) for name, taken in engine.laps.seconds.items()}
+        if isinstance(engine.planner, Together):
+            run.ledger = engine.planner.ledger.since(self.ledger)
 
 
 def texts(runs: Sequence[Run]) -> dict[str, list[int]]:

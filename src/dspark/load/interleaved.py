@@ -11,7 +11,7 @@ from dspark.decoding.named import Speculation
 from dspark.decoding.planners import Adaptive
 from dspark.decoding.request import Request
 from dspark.drafters.dspark import DSparkDrafter
-from dspark.load.closed import Clock, Run, closed_loop
+from dspark.load.closed import Clock, Run, Traffic, closed_loop
 from dspark.targets.model import Target
 
 WARM_UP_TOKENS = 16
@@ -48,15 +48,26 @@ class Interleaved:
             if self.spans is not None:
                 engines[mode.name].laps.spans = self.spans.setdefault(mode.name, [])
             few = [replace(each, max_tokens=min(each.max_tokens, WARM_UP_TOKENS)) for each in turns[0][:users]]
-            self._run(engines[mode.name], few, [])
+            self._run(engines[mode.name], Traffic((), few, ()))
         for number, requests in enumerate(turns):
-            first, next_ones = number % len(self.modes), turns[(number + 1) % len(turns)]
-            further = [replace(each, id=f"further {i}") for i, each in enumerate(next_ones)]
+            first, others = number % len(self.modes), turns[(number + 1) % len(turns)]
+            traffic = Traffic(_staggered(others[:users]), requests, _named("after", others))
             for mode in (*self.modes[first:], *self.modes[:first]):
-                heard(mode.name, number, self._run(engines[mode.name], requests, further))
+                heard(mode.name, number, self._run(engines[mode.name], traffic))
 
-    def _run(self, engine: Engine, requests: Sequence[Request], further: Sequence[Request]) -> Run:
+    def _run(self, engine: Engine, traffic: Traffic) -> Run:
         engine.pool.forget()
-        run = closed_loop(engine, requests, further, self.clock)
+        run = closed_loop(engine, traffic, self.clock)
         engine.check_integrity()
         return run
+
+
+def _staggered(requests: Sequence[Request]) -> list[Request]:
+    """A first request for each user, one shorter than the other: equal ones would be answered in lockstep for ever."""
+    count = len(requests)
+    shorter = [replace(each, max_tokens=-(-each.max_tokens * (i + 1) // count)) for i, each in enumerate(requests)]
+    return _named("before", shorter)
+
+
+def _named(name: str, requests: Sequence[Request]) -> list[Request]:
+    return [replace(each, id=f"{name} {i}") for i, each in enumerate(requests)]
