@@ -12,6 +12,7 @@ import pytest
 from dspark.calibration.choose import survival_through
 from dspark.calibration.curves import reliability, threshold_sweep
 from dspark.calibration.outcomes import Outcomes
+from dspark.report.load_plots import budget_plot, frontier_plot
 from dspark.report.plots import cost_plot, reliability_plot, threshold_plot
 from dspark.speculation.confidence import Platt, sigmoid, untouched
 
@@ -76,3 +77,25 @@ def test_plots_show_every_point_and_are_the_same_again(
         each for each in ElementTree.parse(first).iter() if each.tag.endswith("path") and "clip-path" in each.attrib
     ]
     assert len(drawn) == lines and all(each.attrib["d"].count("L") >= 1 for each in drawn)
+
+
+def test_plots_of_load_show_every_mode_and_number_of_users(tmp_path: Path) -> None:
+    rows = [
+        {
+            "mode": mode,
+            "concurrency": users,
+            "throughput_tok_s": 100.0 + users,
+            "throughput_quartiles": [90.0 + users, 100.0 + users, 110.0 + users],
+            "per_user_tok_s": 50.0 / users,
+            "verify_len": length,
+        }
+        for mode, length in (("off", 0.0), ("fixed4", 4.0), ("adaptive", 2.5))
+        for users in (1, 4, 16)
+    ]
+    for draw, name in ((frontier_plot, "frontier.svg"), (budget_plot, "load.svg")):
+        draw(tmp_path / name, rows)
+        first = (tmp_path / name).read_bytes()
+        tree = ElementTree.fromstring(first)
+        assert len(tree.findall(f".//{USE}")) >= 9, "a point for each row"
+        draw(tmp_path / name, rows)
+        assert (tmp_path / name).read_bytes() == first, "the same figures give the same file"
