@@ -45,6 +45,7 @@ LEARNS = Calibrations({s: Logistic((0.5,) * 4, (0.5,) * 4, (-0.5,) * 4) for s in
 SETTINGS = [
     *(Adaptive(COSTS, LEARNS, form, Guard(soonest=1, latest=4, among=2)) for form in FORMS),
     Adaptive(COSTS),
+    Adaptive(COSTS, LEARNS, "averaged", Guard(soonest=1, latest=4, among=2), delay=2),
     Adaptive(COSTS, LEARNS, guard=None, draft_slots=2),
     Adaptive(DEAR, guard=Guard(soonest=2)),
 ]
@@ -73,7 +74,9 @@ def tally_of(rounds: list[Round]) -> RoundTally:
     return tally
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: f"{s.form}-{s.draft_slots}-{s.costs.weights[-2]}")
+@pytest.mark.parametrize(
+    "settings", SETTINGS, ids=lambda s: f"{s.form}-{s.delay}-{s.draft_slots}-{s.costs.weights[-2]}"
+)
 def test_greedy_and_coupled_texts_are_those_of_plain_decoding(settings: Adaptive) -> None:
     target, drafter = pair()
     requests = [*requests_of([Sampling()]), *requests_of(SAMPLINGS[1:], coupled=True)]
@@ -91,11 +94,13 @@ def test_greedy_and_coupled_texts_are_those_of_plain_decoding(settings: Adaptive
 
 
 @pytest.mark.parametrize("lookup", [True, False], ids=["copies", "no copies"])
-@pytest.mark.parametrize("form", FORMS)
-def test_rounds_are_those_of_the_reference_loop(form: Form, lookup: bool, no_clock: None) -> None:
+@pytest.mark.parametrize(
+    ("form", "delay"), [*((form, 1) for form in FORMS), ("averaged", 2), ("literal", 2)], ids=lambda each: str(each)
+)
+def test_rounds_are_those_of_the_reference_loop(form: Form, delay: int, lookup: bool, no_clock: None) -> None:
     """All begin at once, and no clock moves the costs: then both know the same, and draw the same."""
     target, drafter = pair()
-    settings = Adaptive(CHEAP, LEARNS, form, Guard(soonest=1, latest=4, among=2))
+    settings = Adaptive(CHEAP, LEARNS, form, Guard(soonest=1, latest=4, among=2), delay=delay)
     requests = requests_of(SAMPLINGS)
     planner = Together(settings, 6, drafter.config.block_size)
     engine = Engine(target, requests, Limits(6, 1024), "dspark", drafter, lookup=lookup, planner=planner)

@@ -112,7 +112,9 @@ class Apart:
 @dataclass(frozen=True)
 class Adaptive:
     """How steps are planned together: ``costs`` of complete rounds on this machine, how confidence is read, the form of
-    the scheduler and when nobody drafts; ``draft_slots`` of a block (None: as in training), as they were in ``costs``.
+    the scheduler and when nobody drafts; ``draft_slots`` of a block (None: as in training), as they were in ``costs``;
+    ``delay``: how many steps ago the past ends that they are planned from, 2 as if the next step were laid out while
+    one runs.
     """
 
     costs: CostModel
@@ -120,10 +122,11 @@ class Adaptive:
     form: Form = "price"
     guard: Guard | None = Guard()
     draft_slots: int | None = None
+    delay: int = 1
 
     def planning(self, seconds: RoundSeconds) -> JointPlanning:
         """By what rounds take."""
-        scheduler = Scheduler(seconds, self.form, guard=self.guard, explore_every=EXPLORING, learn_from=_ROUNDS)
+        scheduler = Scheduler(seconds, self.form, self.delay, self.guard, EXPLORING, _ROUNDS)
         return JointPlanning(scheduler, self.calibrations, LOOKUP_BLOCK)
 
 
