@@ -168,9 +168,10 @@ class Scheduler:
         return replace(over_now.without(ended), promise=None) if len(ended) else over_now
 
     def _planned(self, memory: Memory, present: Present, slots: Counts, asked: Counts) -> Plan:
-        if not present.drafted.any():
+        drafts = int(present.drafted.sum())  # no more, or a price would hold what nobody can buy
+        if not drafts:
             return Plan.chains([0] * present.requests)
-        seconds = self.seconds(present.requests, len(asked), present.requests * present.survival.shape[1])
+        seconds = self.seconds(present.requests, len(asked), drafts)
         if self.form == "algorithm 1":
             return early_stopped(present, seconds)
         budget = self._promised(memory, slots, asked)
