@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from dspark.kernels.machine import Program
+from dspark.nn import shelf as shelves
 from dspark.nn.forms import smallest
-from dspark.nn.shelf import KEPT
 from dspark.targets.compiled import MOST_ROWS
 from dspark.targets.model import Forward, Target
 from dspark.targets.ragged import RaggedBatch
@@ -68,16 +68,18 @@ def test_the_program_gives_the_modules_numbers_to_the_bit(changes: dict[str, Any
     assert all(torch.equal(each.hidden_TD, steps[0].hidden_TD) for each in steps)
 
 
-def test_more_rows_are_the_modules_and_old_programs_are_let_go() -> None:
+def test_more_rows_are_the_modules_and_old_programs_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = 32
+    monkeypatch.setattr(shelves, "KEPT", kept)
     target = tiny_target(**SIZES)
     assert target._compiled is not None
     shelf, cache = target._compiled._shelf, target.new_cache(1, 200)
     before = len(shelf._known)
-    for rows in (MOST_ROWS + 1, MOST_ROWS, *range(1, KEPT + 9)):
+    for rows in (MOST_ROWS + 1, MOST_ROWS, *range(1, kept + 9)):
         target.forward(torch.arange(3, 3 + rows) % VOCAB, RaggedBatch(cache, cache.tables(), [rows]))
-    assert [rows for rows, _ in shelf._known[cache]] == list(range(9, KEPT + 9))
+    assert [rows for rows, _ in shelf._known[cache]] == list(range(9, kept + 9))
     rooms = sum(room.nbytes for room in shelf._rooms._kept.values())
-    target.forward(torch.arange(3, 3 + KEPT), RaggedBatch(cache, cache.tables(), [KEPT]))
+    target.forward(torch.arange(3, 3 + kept), RaggedBatch(cache, cache.tables(), [kept]))
     assert sum(room.nbytes for room in shelf._rooms._kept.values()) == rooms, "programs share their rooms"
     del cache
     assert len(shelf._known) <= before, "a program goes with its cache, whose memory others may get"
