@@ -102,6 +102,15 @@ def test_urgent_requests_go_first_and_give_way_last() -> None:
     assert set(order[:4]) == {"8", "9", "10", "11"}
 
 
+def test_urgent_requests_keep_their_blocks_where_they_run_out() -> None:
+    """Two of three requests fit; the one that came first is the least urgent, and it alone has to wait."""
+    engine = Engine(tiny_target(sharpness=2.0), (), Limits(3, 72, block=8))
+    for number in range(3):
+        engine.submit(request(number, prompt_ids=[1, 5 + number, 9], max_tokens=28, ignore_stop=True, priority=-number))
+    order = [answer.request.id for answer in engine.run()]
+    assert engine.admission.preemptions > 0 and order == ["2", "1", "0"]
+
+
 def row_of(each: Request) -> Running:
     return Running(each, SeededDraws(0), 1)
 

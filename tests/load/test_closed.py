@@ -61,18 +61,19 @@ def test_every_mode_answers_the_same_in_turn_and_users_are_always_as_many() -> N
         heard.append((mode, turn))
         runs[mode].append(run)
 
-    turns = [requests(6, f"{turn}/") for turn in range(3)]
+    turns = [requests(6, f"{turn}/") for turn in range(4)]  # the last one is not measured
     Interleaved(target, drafter, modes, Adaptive(COSTS), ticking()).measure(3, turns, hear)
     assert sorted(heard) == sorted((mode, turn) for mode in MODES for turn in range(3))
     assert [mode for mode, _ in heard[:6]] == [*MODES, "fixed1"], "another mode begins each turn"
     decoder = Decoder(target)
-    plain = {each.id: decoder.answer(each, "plain").output_ids for turn in turns for each in turn}
+    plain = {each.id: decoder.answer(each, "plain").output_ids for turn in turns[:-1] for each in turn}
     assert all(texts(mine) == plain for mine in runs.values())
     shapes = {name: mine[-1].figures() for name, mine in runs.items()}
     assert shapes["off"]["draft_len"] == 0 < shapes["ngram"]["draft_len"]
     assert 0.8 < shapes["fixed1"]["draft_len"] <= 1 and 2 < shapes["fixed3"]["draft_len"] <= 3
     planner = runs["adaptive"][-1].ledger
-    assert planner["steps"] > 0 and planner["verified"] >= planner["accepted"] >= 0 < planner["seconds"]
+    assert planner["steps"] > 0 and planner["drafted"] >= planner["verified"] > 0
+    assert planner["seconds"] > 0 and planner["foretold"] > 0
     assert shapes["off"]["planner"] == {}
 
 

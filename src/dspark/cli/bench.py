@@ -160,7 +160,9 @@ def _prompt_ids(pair: Pair, paths: Sequence[Path]) -> list[list[int]]:
 def _turns(
     ids: Sequence[list[int]], size: int, repeats: int, sampling: Sampling, max_tokens: int, seed: int
 ) -> list[list[Request]]:
-    """The requests of each turn: further prompts from one to the next, from the start again where they end."""
+    """The requests of each turn and of one more that is not measured: further prompts from one to the next, from the
+    start again where they end.
+    """
     from dspark.decoding.request import Request
 
     return [
@@ -168,7 +170,7 @@ def _turns(
             Request(f"{turn}/{i}", ids[(turn * size + i) % len(ids)], sampling, seed + turn * size + i, max_tokens)
             for i in range(size)
         ]
-        for turn in range(repeats)
+        for turn in range(repeats + 1)
     ]
 
 
@@ -181,7 +183,7 @@ def _rows(
     from dspark.foundation.records import JsonlWriter
 
     runs: Runs = {mode.name: [] for mode in measured.modes}
-    with progress(len(turns) * len(runs), f"{users} at once", "runs") as bar:
+    with progress((len(turns) - 1) * len(runs), f"{users} at once", "runs") as bar:
 
         def heard(mode: str, turn: int, run: Run) -> None:
             runs[mode].append(run)
@@ -192,7 +194,7 @@ def _rows(
 
         measured.measure(users, turns, heard)
     sampling = turns[0][0].sampling
-    rows = [row_of(mode, users, runs) | {"identical": _judged(pair, sampling, turns, runs, mode)} for mode in runs]
+    rows = [row_of(mode, users, runs) | {"identical": _judged(pair, sampling, turns[:-1], runs, mode)} for mode in runs]
     print_rows(rows)
     return rows
 

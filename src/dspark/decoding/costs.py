@@ -192,7 +192,7 @@ class _Bench:
         A request near its answer's end verifies fewer drafts than it is asked to: such a step is not counted.
         """
         self._length, tokens = setting.length, setting.requests * (1 + (setting.length or 0))
-        while True:
+        for _ in range(2 * _ROOM):
             shares = self._shares(setting)
             started = time.perf_counter()
             done = self._engine.step(shares)
@@ -200,6 +200,7 @@ class _Bench:
             self._again(done)
             if self._engine.load.tokens == tokens:
                 return seconds, self._engine.load
+        raise AssertionError(f"no step of {setting} came about")
 
     def _shares(self, setting: Setting) -> list[Share]:
         """Of as many near and far requests as asked for, in turn, so that contexts stay what they are."""

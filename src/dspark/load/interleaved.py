@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from dspark.decoding.engine import BLOCK, Engine, Limits
 from dspark.decoding.named import Speculation
@@ -33,9 +34,10 @@ class Interleaved:
     """Where each piece of every step is noted by mode, None for nowhere."""
 
     def measure(self, users: int, turns: Sequence[Sequence[Request]], heard: Heard) -> None:
-        """So many users; every turn's requests are answered in each mode once, whose order changes turn by turn.
+        """So many users; every turn's requests but the last one's are answered in each mode once, whose order changes
+        turn by turn. What users ask before and after is the next turn's, so that no run finds a measured prompt read.
 
-        Each mode has one engine for all turns, as a server has, but finds no prompt read.
+        Each mode has one engine for all turns, as a server has.
         """
         block = self.drafter.config.block_size if self.drafter else 0
         longest = max(len(each.prompt_ids) + each.max_tokens for requests in turns for each in requests)
@@ -49,8 +51,8 @@ class Interleaved:
                 engines[mode.name].laps.spans = self.spans.setdefault(mode.name, [])
             few = [replace(each, max_tokens=min(each.max_tokens, WARM_UP_TOKENS)) for each in turns[0][:users]]
             self._run(engines[mode.name], Traffic((), few, ()))
-        for number, requests in enumerate(turns):
-            first, others = number % len(self.modes), turns[(number + 1) % len(turns)]
+        for number, (requests, others) in enumerate(pairwise(turns)):
+            first = number % len(self.modes)
             traffic = Traffic(_staggered(others[:users]), requests, _named("after", others))
             for mode in (*self.modes[first:], *self.modes[:first]):
                 heard(mode.name, number, self._run(engines[mode.name], traffic))

@@ -75,7 +75,8 @@ class Memory:
     def without(self, slots: Counts) -> Memory:
         """Where requests have ended and others take their slots."""
         shown = dict(enumerate(self.tilts)) | dict.fromkeys(slots.tolist(), LEVEL)
-        return replace(self, pasts=tuple(past.without(slots) for past in self.pasts), tilts=tuple(shown.values()))
+        pasts = tuple(past.without(slots) for past in self.pasts)
+        return replace(self, pasts=pasts, tilts=tuple(shown.values()), promise=None)
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ class Scheduler:
         """After a step without a draft."""
         newest = memory.pasts[-1].forgotten() if memory.resting.probing else memory.pasts[-1]
         over_now = replace(memory, pasts=(*memory.pasts[1:], newest.faded()), steps=memory.steps + 1)
-        return replace(over_now.without(ended), promise=None) if len(ended) else over_now
+        return over_now.without(ended) if len(ended) else over_now
 
     def _planned(self, memory: Memory, present: Present, slots: Counts, asked: Counts) -> Plan:
         drafts = int(present.drafted.sum())  # no more, or a price would hold what nobody can buy
