@@ -13,17 +13,19 @@ from dspark.decoding.request import Request, Running
 from dspark.drafters.blocks import _WAITING, DrafterBlocks
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.drafters.program import Chance
+from dspark.kernels.tiles import can_tile
 from dspark.nn.blocks import BlockTable
 from dspark.nn.packed import bytes_by_form
 from dspark.speculation.draws import SeededDraws
 from dspark.speculation.sampling import Sampling
-from tiny import VOCAB, tiny_drafter, tiny_target
+from tiny import VOCAB, tiny_drafter, tiny_llama, tiny_target
 
 TARGET = tiny_target()
+needs_units = pytest.mark.skipif(not can_tile(), reason="this CPU has no matrix units (AMX)")
 PRUNED = {"draft_ids": tuple(range(0, VOCAB, 2))}
 
 
-def made(packed: bool, rounded: bool = False, **changes: object) -> DSparkDrafter:
+def made(packed: bool, rounded: bool = False, tiled: bool = False, **changes: object) -> DSparkDrafter:
     drafter = tiny_drafter(TARGET, **changes)
     for name, parameter in drafter.named_parameters():  # fresh norms are ones, which would hide an order
         if name.endswith("norm.weight"):
@@ -31,7 +33,7 @@ def made(packed: bool, rounded: bool = False, **changes: object) -> DSparkDrafte
     if rounded:
         drafter.round_to_bytes()
     if packed:
-        drafter.pack()
+        drafter.pack(rounds_rows=tiled)
         assert drafter.compiled is not None and drafter.program is not None
     return drafter
 
@@ -199,6 +201,38 @@ def test_a_packed_drafter_may_read_its_weights_as_bytes() -> None:
     with torch.inference_mode():
         found, expected = (filled(each, TABLES).hidden(ANCHORS, TABLES) for each in (rounded, exact))
     assert 0 < (found - expected).norm() < 0.02 * expected.norm()
+
+
+@needs_units
+def test_a_drafter_beside_a_target_that_rounds_rows_multiplies_as_it_does() -> None:
+    """Every product is of tiles then, a request's drafts are the same bits in any company, and nearly the exact ones."""
+    sizes: dict[str, object] = {"hidden_size": 64, "intermediate_size": 96, "markov_rank": 32}
+    target = tiny_target(tiny_llama(hidden_size=64, intermediate_size=96))
+    exact, tiled = (tiny_drafter(target, **sizes) for _ in range(2))
+    exact.pack()
+    tiled.pack(rounds_rows=True)
+    assert tiled.program is not None and set(bytes_by_form(tiled)) == {"bfloat16"}
+    with torch.inference_mode():
+        together, expected = (_drafts_of(each, TABLES) for each in (tiled, exact))
+        alone = [_drafts_of(tiled, [table], [anchor]) for table, anchor in zip(TABLES, ANCHORS, strict=True)]
+    for i, each in enumerate(alone):
+        assert torch.equal(each[:, 0], together[:, i])
+    assert 0 < (together - expected).norm() < 0.05 * expected.norm()
+
+
+def _drafts_of(drafter: DSparkDrafter, tables: Sequence[BlockTable], anchors: Sequence[int] = ANCHORS) -> Tensor:
+    """What their tokens are drawn from ``[K, R, V_d]``."""
+    width = drafter.config.taps_width
+    blocks = DrafterBlocks(drafter, 8, 32)
+    for table in tables:
+        rows = BlockTable(table.blocks).rows(table.length, 32)
+        given = torch.randn(table.length, width, generator=torch.Generator().manual_seed(table.blocks[0]))
+        if rows:
+            blocks.extend(given, torch.arange(len(rows)), torch.tensor(rows))
+    u_KR = torch.full((drafter.config.block_size, len(anchors)), 0.5, dtype=torch.float64)
+    p_KRV = blocks.draft(anchors, tables, None, Chance([Sampling(1.0)] * len(anchors), u_KR)).p_KRV
+    assert p_KRV is not None
+    return p_KRV
 
 
 def test_rounding_leaves_a_drafter_alone_that_runs_its_modules(no_kernels: None) -> None:

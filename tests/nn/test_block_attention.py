@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dspark.kernels.attention import _BESIDES, _shares
 from dspark.nn.block_attention import attend
 from dspark.nn.blocks import BlockTable, Plan
 
@@ -153,6 +155,18 @@ def test_a_series_of_unfilled_blocks_is_not_read_to_its_end() -> None:
     tables = [BlockTable([2 * i, 2 * i + 1], 127) for i in range(4)] + [BlockTable([8 + i], 3) for i in range(6)]
     (group,) = Plan(tables, [1] * 10, 64, torch.device("cpu")).groups
     assert [(len(piece.owners), piece.rows) for piece in group.pieces] == [(8, 64), (6, 4)]
+
+
+@given(
+    reads=st.lists(st.integers(1, 3000), min_size=1, max_size=40) | st.lists(st.just(200), min_size=64, max_size=64),
+    count=st.integers(1, 9),
+)
+def test_threads_share_what_is_to_be_read_and_leave_nothing(reads: list[int], count: int) -> None:
+    parts, *ends = _shares(reads, count).tolist()
+    assert parts == count == len(ends) - 1
+    assert ends[0] == 0 and ends[-1] == len(reads) and ends == sorted(ends)
+    each = [sum(reads[a:b]) + _BESIDES * (b - a) for a, b in pairwise(ends)]
+    assert max(each) <= (sum(reads) + _BESIDES * len(reads)) / count + max(reads) + _BESIDES
 
 
 @pytest.mark.parametrize("damage", ["order", "row"])

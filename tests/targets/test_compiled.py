@@ -14,7 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from dspark.kernels.machine import Program
 from dspark.nn import shelf as shelves
 from dspark.nn.forms import smallest
-from dspark.targets.compiled import MOST_ROWS
+from dspark.targets.compiled import FEW_ROWS
 from dspark.targets.model import Forward, Target
 from dspark.targets.ragged import RaggedBatch
 from dspark.targets.session import TargetSession
@@ -61,21 +61,21 @@ def test_the_program_gives_the_modules_numbers_to_the_bit(changes: dict[str, Any
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
     target = tiny_target(model)
-    for rows in (1, 2, 3, 5, 8, 31, MOST_ROWS):
+    for rows in (1, 2, 3, 5, 8, 31, FEW_ROWS, 190):
         assert same(step(target, rows, True), step(target, rows, False)), rows
     steps = [step(target, 4, True, taps)[0] for taps in ((), (0,), (2, 0), (3,))]
     assert steps[0].features_TF is None
     assert all(torch.equal(each.hidden_TD, steps[0].hidden_TD) for each in steps)
 
 
-def test_more_rows_are_the_modules_and_old_programs_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_programs_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = 32
     monkeypatch.setattr(shelves, "KEPT", kept)
     target = tiny_target(**SIZES)
     assert target._compiled is not None
     shelf, cache = target._compiled._shelf, target.new_cache(1, 200)
     before = len(shelf._known)
-    for rows in (MOST_ROWS + 1, MOST_ROWS, *range(1, kept + 9)):
+    for rows in (FEW_ROWS, *range(1, kept + 9)):
         target.forward(torch.arange(3, 3 + rows) % VOCAB, RaggedBatch(cache, cache.tables(), [rows]))
     assert [rows for rows, _ in shelf._known[cache]] == list(range(9, kept + 9))
     rooms = sum(room.nbytes for room in shelf._rooms._kept.values())
@@ -83,6 +83,18 @@ def test_more_rows_are_the_modules_and_old_programs_are_let_go(monkeypatch: pyte
     assert sum(room.nbytes for room in shelf._rooms._kept.values()) == rooms, "programs share their rooms"
     del cache
     assert len(shelf._known) <= before, "a program goes with its cache, whose memory others may get"
+
+
+@pytest.mark.parametrize("rows", [FEW_ROWS, FEW_ROWS + 1])
+def test_many_rows_of_texts_in_a_hurry_are_the_modules(rows: int) -> None:
+    target = tiny_target(**SIZES)
+    assert target._compiled is not None
+    cache = target.new_cache(1, 200)
+    cache.exact = False
+    batch = RaggedBatch(cache, cache.tables(), [rows])
+    assert batch.plan.hurried
+    target.forward(torch.arange(3, 3 + rows) % VOCAB, batch)
+    assert (cache in target._compiled._shelf._known) == (rows == FEW_ROWS)
 
 
 def test_a_program_made_in_inference_mode_runs_outside_it_too() -> None:

@@ -100,8 +100,9 @@ def load_drafting(target: str, drafter: str, dtype: str = "auto", device: str = 
     from dspark.drafters.checkpoint import load_drafter
 
     model = load_drafter(folder, loaded.identity, loaded.ends, loaded.dtype, loaded.device)
-    model.round_to_bytes()
-    model.pack()
+    if not loaded.rounds_rows:
+        model.round_to_bytes()
+    model.pack(loaded.rounds_rows)
     return loaded, model
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dspark.data.responses import Response
 from dspark.data.store import Store
-from dspark.targets.compiled import MOST_ROWS
+from dspark.targets.compiled import FEW_ROWS
 from dspark.targets.model import Target
 from dspark.targets.ragged import RaggedBatch
 
@@ -140,8 +140,8 @@ class OnlineFeatures:
         """
         if self._exact:
             return [indices] if indices else []
-        long = [index for index in indices if self.length(index) > MOST_ROWS]
-        return ([long] if long else []) + [[index] for index in indices if self.length(index) <= MOST_ROWS]
+        long = [index for index in indices if self.length(index) > FEW_ROWS]
+        return ([long] if long else []) + [[index] for index in indices if self.length(index) <= FEW_ROWS]
 
     def _compute(self, indices: list[int]) -> list[_Features]:
         examples = [self._examples[index] for index in indices]

@@ -68,6 +68,7 @@ class CompiledBackbone(nn.Module):
         self.context = frozen_linear(torch.cat([_context_weight(layer.self_attn) for layer in layers]))
         self.head_norms = [each.head_norms for each in own]
         self.stack = Stack([_stack_layer(layer, each) for layer, each in zip(layers, own, strict=True)])
+        self.mlps = nn.ModuleList(each.mlp for each in self.stack.layers)
         self._shelf: Shelf[_TakeProgram] = Shelf()
         self.rotations = RotationTable(lambda at: torch.complex(*rotary(at, config.head_dim, config.rope_theta)))
 

@@ -22,7 +22,7 @@ from dspark.nn.forms import rounded_to_bytes
 from dspark.nn.layer import DraftLayer
 from dspark.nn.lean import lean_drafter
 from dspark.nn.norm import RMSNorm
-from dspark.nn.packed import can_pack, frozen_linear, pack_linears
+from dspark.nn.packed import can_pack, frozen_linear, pack_linears, round_products
 from dspark.nn.precision import for_products, under_autocast
 from dspark.nn.rope import rotary
 from dspark.nn.visibility import WHOLE_CONTEXT, BlockGroup, rows_before_anchors
@@ -137,10 +137,11 @@ class DFlashBackbone(nn.Module):
                 if isinstance(each, nn.Linear) and each.out_features > 1:
                     each.weight.copy_(rounded_to_bytes(each.weight))
 
-    def pack(self) -> None:
+    def pack(self, rounds_rows: bool = False) -> None:
         """Repack the linear layers and the head for few rows (fp32 on a CPU); no training or saving after.
 
-        Where kernels can be compiled ``compiled`` takes the place of context projection and layers.
+        Where kernels can be compiled ``compiled`` takes the place of context projection and layers. ``rounds_rows``:
+        multiply in bf16 on matrix units, where there are any, as a target that does so (``Target.rounds_rows``).
         """
         if self.packed_head is not None:
             return
@@ -152,6 +153,8 @@ class DFlashBackbone(nn.Module):
         pack_linears(self)
         if can_pack(self.head):
             self.packed_head = frozen_linear(self.head)
+        if rounds_rows:
+            round_products(self)
 
     def _draft_layers(self) -> list[DraftLayer]:
         return cast("list[DraftLayer]", list(self.layers))

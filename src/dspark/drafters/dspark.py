@@ -35,12 +35,12 @@ class DSparkDrafter(DFlashBackbone):
         self.read_confidence: ReadConfidence | None = None
         """The confidence head once the drafter is packed."""
 
-    def pack(self) -> None:
+    def pack(self, rounds_rows: bool = False) -> None:
         """See ``DFlashBackbone.pack``."""
         if self.confidence_head is not None and self.read_confidence is None:
             embeddings = self.markov_head.markov_w1.weight if self._confidence_rank else None
             self.read_confidence = ReadConfidence(self.confidence_head, embeddings)
-        super().pack()
+        super().pack(rounds_rows)
         self.program = draft_program(self)
 
     def next_logits(

@@ -1,31 +1,36 @@
 """Attention of single tokens over cached blocks, compiled: a token's result is the same to the bit in any company.
 
-A thread takes one token and one key/value head at a time, with all query heads that share it. Positions come in
-stretches of 64, counted from the text's beginning whatever the blocks' size: scores, their exponentials against the
-largest score so far, the values' sum. What is kept is rescaled when a larger score comes (online softmax).
+A thread takes one token and one key/value head at a time, with all query heads that share it; tokens of one request
+one after the other, so that what they read is still in its cache. Positions come in stretches of 64, counted from the
+text's beginning whatever the blocks' size: scores, their exponentials against the largest score so far, the values'
+sum. What is kept is rescaled when a larger score comes (online softmax).
 
 Legend: T tokens, H key/value heads, G query heads of each, Q = H * G, D head size, S rows of a cache.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from copy import copy
 from functools import cache
+from itertools import accumulate
 
 import torch
 from llvmlite import ir
 from torch import Tensor
 
-from dspark.kernels.machine import F32, I64, POINTER, Call, Code, Kernel, Value, can_compile
-from dspark.kernels.numbers import bits, constant, exponential, from_bits, hyperbolic_tangent, largest, total
+from dspark.kernels.machine import F32, I64, POINTER, Call, Code, Kernel, Value, can_compile, lanes
+from dspark.kernels.numbers import bits, constant, exponential, from_bits, hyperbolic_tangent, largest, total, totals
 
-_LANES = 8
 _STRETCH = 64
-_SLICE = 64  # numbers of a value row that are summed side by side: eight registers
+_SLICE = 64  # numbers of a value row that are summed side by side
+_SUMS = {8: 8, 16: 16}  # registers of sums at a time, by the numbers that one holds
+_BESIDES = 16  # what a token takes besides reading, in positions
 _TABLE = (
     "blocks",
     "tokens",
+    "shares",
     "query",
     "query_token",
     "query_head",
@@ -34,7 +39,6 @@ _TABLE = (
     "cache_head",
     "cache_row",
     "size",
-    "count",
     "heads",
     "window",
     "scale",
@@ -42,7 +46,6 @@ _TABLE = (
     "sinks",
     "out",
 )
-_VECTOR = ir.VectorType(F32, _LANES)
 
 
 class Seen:
@@ -53,18 +56,31 @@ class Seen:
     ) -> None:
         """``counts[i]`` tokens at positions from ``firsts[i]`` on, in the blocks ``blocks[i]``."""
         flat: list[int] = []
-        tokens: list[tuple[int, int, int]] = []
+        tokens: list[tuple[int, int, int, int]] = []
         for own, first, count in zip(blocks, firsts, counts, strict=True):
-            end = first + count
-            tokens += [(len(flat), at, at + 1 if causal else end) for at in range(first, end)]
+            end, place = first + count, len(tokens) - first
+            tokens += [(len(flat), at, at + 1 if causal else end, place + at) for at in range(first, end)]
             flat += own
-        self.blocks, self.tokens_T3 = torch.tensor(flat), torch.tensor(tokens)
+        self._blocks, self._tokens_T4 = torch.tensor(flat), torch.tensor(tokens)
+        self._shares = _shares([end for _, _, end, _ in tokens], torch.get_num_threads())
+
+    @property
+    def addresses(self) -> tuple[int, int, int]:
+        """What the kernel's table begins with."""
+        return self._blocks.data_ptr(), self._tokens_T4.data_ptr(), self._shares.data_ptr()
 
     def slot_by_slot(self, slots: int) -> Seen:
         """The same where every request has ``slots`` tokens, the first of all requests before the second of any."""
         turned = copy(self)
-        turned.tokens_T3 = self.tokens_T3.view(-1, slots, 3).transpose(0, 1).flatten(0, 1).contiguous()
+        turned._tokens_T4 = self._tokens_T4.clone()
+        turned._tokens_T4[:, 3] = torch.arange(len(self._tokens_T4)).view(slots, -1).T.flatten()
         return turned
+
+
+def _shares(reads: Sequence[int], count: int) -> Tensor:
+    """``count``, then where as many parts of the tokens begin, and the last one ends: all read about as many positions."""
+    sums = list(accumulate(each + _BESIDES for each in reads))
+    return torch.tensor([count, *(bisect_left(sums, part * sums[-1] / count) for part in range(count)), len(sums)])
 
 
 def attend_compiled(
@@ -85,7 +101,7 @@ def attend_compiled(
     out_TQD = query_TQD.new_empty(query_TQD.shape)
     sinks = None if sinks_Q is None else sinks_Q.float().contiguous()
     kernel, table = attention_call(query_TQD, keys_HSD, values_HSD, size, scale, window, softcap, sinks, out_TQD)
-    kernel(seen.blocks.data_ptr(), seen.tokens_T3.data_ptr(), *table)
+    kernel(*seen.addresses, *table)
     return out_TQD
 
 
@@ -100,8 +116,8 @@ def attention_call(
     sinks_Q: Tensor | None,
     out_TQD: Tensor,
 ) -> Call:
-    """Attention written to ``out_TQD``; before the table belong the addresses of a step's ``Seen``."""
-    tokens, queries, width = query_TQD.shape
+    """Attention written to ``out_TQD``; before the table belong the ``addresses`` of a step's ``Seen``."""
+    _, queries, width = query_TQD.shape
     heads = len(keys_HSD)
     assert query_TQD.stride(2) == keys_HSD.stride(2) == 1 and keys_HSD.stride() == values_HSD.stride()
     return _kernel(queries // heads, width), (
@@ -113,7 +129,6 @@ def attention_call(
         keys_HSD.stride(0),
         keys_HSD.stride(1),
         size,
-        tokens,
         heads,
         0 if window is None else window,
         bits(scale),
@@ -126,7 +141,7 @@ def attention_call(
 def can_attend(query_TQD: Tensor, scale: float) -> bool:
     """Whether the kernel does this: fp32 on a CPU, heads of whole vectors, a scale that keeps the order of scores."""
     plain = query_TQD.device.type == "cpu" and query_TQD.dtype == torch.float32 and query_TQD.stride(2) == 1
-    return plain and query_TQD.shape[2] % _LANES == 0 and scale > 0 and can_compile()
+    return plain and query_TQD.shape[2] % min(_SUMS) == 0 and scale > 0 and can_compile()
 
 
 @cache
@@ -141,6 +156,8 @@ class _Attention:
 
     def __init__(self, module: ir.Module, queries: int, width: int) -> None:
         self._queries, self._width = queries, width
+        self._lanes = lanes() // 2 if width % (lanes() // 2) == 0 else min(_SUMS)
+        self._vector = ir.VectorType(F32, self._lanes)
         self._code = code = Code(module, "attention", (POINTER,))
         build = code.build
         self._scores = code.room(queries * _STRETCH)
@@ -148,18 +165,26 @@ class _Attention:
         values = [code.load(code.function.args[0], code.number(i), I64) for i in range(len(_TABLE))]
         self._at = at = dict(zip(_TABLE, values, strict=True))
         self._scale, self._softcap = (from_bits(code, at[name]) for name in ("scale", "softcap"))
-        number, threads = code.team()
-        items = build.mul(at["count"], at["heads"])
-        code.loop(number, items, threads, [], lambda item, _: self._item(item))
+        self._parts = code.load(code.pointer(at["shares"]), code.number(0), I64)
+        first, end = code.share(build.mul(self._parts, at["heads"]))
+        code.loop(first, end, 1, [], lambda item, _: self._part(item))
         build.ret_void()
 
-    def _item(self, item: Value) -> list[Value]:
+    def _part(self, item: Value) -> list[Value]:
+        """A part of the tokens and one key/value head."""
+        code, build = self._code, self._code.build
+        head, part = build.sdiv(item, self._parts), build.srem(item, self._parts)
+        shares = code.pointer(self._at["shares"])
+        first, end = (code.load(shares, build.add(part, code.number(i)), I64) for i in (1, 2))
+        code.loop(first, end, 1, [], lambda place, _: self._item(place, head))
+        return []
+
+    def _item(self, place: Value, head: Value) -> list[Value]:
         """One token and one key/value head."""
         code, build, at = self._code, self._code.build, self._at
-        head, token = build.sdiv(item, at["count"]), build.srem(item, at["count"])
-        place = build.mul(token, code.number(3))
+        place = build.mul(place, code.number(4))
         tokens = code.pointer(at["tokens"])
-        first, position, end = (code.load(tokens, build.add(place, code.number(i)), I64) for i in range(3))
+        first, position, end, token = (code.load(tokens, build.add(place, code.number(i)), I64) for i in range(4))
         self._blocks = code.at(code.pointer(at["blocks"]), first, I64)
         queries = build.mul(head, code.number(self._queries))
         offset = build.add(build.mul(token, at["query_token"]), build.mul(queries, at["query_head"]))
@@ -169,8 +194,8 @@ class _Attention:
         begin = build.sub(build.add(position, code.number(1)), at["window"])
         unlimited = build.icmp_signed("==", at["window"], code.number(0))
         start = build.select(build.or_(unlimited, build.icmp_signed("<", begin, code.number(0))), code.number(0), begin)
-        for place in range(0, self._queries * self._width, _LANES):
-            code.store(ir.Constant(_VECTOR, [0.0] * _LANES), self._sums, code.number(place), F32)
+        for place in range(0, self._queries * self._width, self._lanes):
+            code.store(self._all(0.0), self._sums, code.number(place), F32)
         stretches = build.sdiv(build.add(end, code.number(_STRETCH - 1)), code.number(_STRETCH))
         kept = code.loop(
             build.sdiv(start, code.number(_STRETCH)),
@@ -182,9 +207,9 @@ class _Attention:
         row = build.add(build.mul(token, build.mul(at["heads"], code.number(self._queries))), queries)
         out = code.at(code.pointer(at["out"]), build.mul(row, code.number(self._width)), F32)
         for query in range(self._queries):
-            share = code.splat(build.fdiv(ir.Constant(F32, 1.0), kept[2 * query + 1]), _LANES)
-            for place in range(query * self._width, (query + 1) * self._width, _LANES):
-                summed = code.load(self._sums, code.number(place), F32, _LANES)
+            share = code.splat(build.fdiv(ir.Constant(F32, 1.0), kept[2 * query + 1]), self._lanes)
+            for place in range(query * self._width, (query + 1) * self._width, self._lanes):
+                summed = code.load(self._sums, code.number(place), F32, self._lanes)
                 code.store(build.fmul(summed, share), out, code.number(place), F32)
         return []
 
@@ -206,19 +231,29 @@ class _Attention:
         opens = build.mul(number, code.number(_STRETCH))
         first = build.select(build.icmp_signed("<", opens, start), start, opens)
         last = code.least(build.add(opens, code.number(_STRETCH)), end)
-        for place in range(0, self._queries * _STRETCH, _LANES):
-            code.store(ir.Constant(_VECTOR, [-1e30] * _LANES), self._scores, code.number(place), F32)
-        self._rows(first, last, [], self._score)
+        for place in range(0, self._queries * _STRETCH, self._lanes):
+            code.store(self._all(-1e30), self._scores, code.number(place), F32)
+        self._blockwise(first, last, [], self._scored)
         kept = [each for query in range(self._queries) for each in self._softmax(query, *kept[2 * query :][:2])]
-        for query in range(self._queries):
+        together = max(1, _SUMS[self._lanes] * self._lanes // min(_SLICE, self._width))
+        for query in range(0, self._queries, together):
             for place in range(0, self._width, _SLICE):
-                self._add_values(query, place, first, last)
+                self._add_values(range(query, min(query + together, self._queries)), place, first, last)
         return kept
 
-    def _rows(
-        self, first: Value, last: Value, kept: list[Value], body: Callable[[Value, Value, list[Value]], list[Value]]
+    def _all(self, value: float) -> Value:
+        return ir.Constant(self._vector, [value] * self._lanes)
+
+    def _blockwise(
+        self,
+        first: Value,
+        last: Value,
+        kept: list[Value],
+        body: Callable[[Value, Value, Value, list[Value]], list[Value]],
     ) -> list[Value]:
-        """``kept = body(position, offset of its row, kept)`` from ``first`` to ``last``, block by block."""
+        """``kept = body(begin, finish, base, kept)`` for the positions from ``first`` to ``last`` in each block, whose
+        rows have the numbers ``base`` plus position.
+        """
         code, build, at = self._code, self._code.build, self._at
 
         def block(index: Value, kept: list[Value]) -> list[Value]:
@@ -226,49 +261,68 @@ class _Attention:
             begin = build.select(build.icmp_signed("<", opens, first), first, opens)
             finish = code.least(build.add(opens, at["size"]), last)
             base = build.sub(build.mul(code.load(self._blocks, index, I64), at["size"]), opens)
-
-            def row(position: Value, kept: list[Value]) -> list[Value]:
-                return body(position, build.mul(build.add(base, position), at["cache_row"]), kept)
-
-            return code.loop(begin, finish, 1, kept, row)
+            return body(begin, finish, base, kept)
 
         behind = build.sdiv(build.add(last, build.sub(at["size"], code.number(1))), at["size"])
         return code.loop(build.sdiv(first, at["size"]), behind, 1, kept, block)
 
-    def _score(self, position: Value, offset: Value, _: list[Value]) -> list[Value]:
-        """Products of one key with all queries."""
+    def _scored(self, begin: Value, finish: Value, base: Value, _: list[Value]) -> list[Value]:
+        """Products of a block's keys with all queries, as many keys at once as a vector has places: their sums are put
+        together as each would be by itself.
+        """
+        code, build, lanes = self._code, self._code.build, self._lanes
+        whole = build.and_(build.sub(finish, begin), code.number(-lanes))
+        behind = build.add(begin, whole)
+
+        def query(number: Value, _: list[Value]) -> list[Value]:
+            own = code.at(self._query, build.mul(self._at["query_head"], number), F32)
+            scores = code.at(self._scores, build.mul(number, code.number(_STRETCH)), F32)
+            parts = [code.load(own, code.number(place), F32, lanes) for place in range(0, self._width, lanes)]
+
+            def some(position: Value, count: int) -> list[Value]:
+                sums = [
+                    self._product(parts, build.add(base, build.add(position, code.number(i)))) for i in range(count)
+                ]
+                slot = build.and_(position, code.number(_STRETCH - 1))
+                code.store(totals(code, sums) if count > 1 else total(code, sums[0]), scores, slot, F32)
+                return []
+
+            code.loop(begin, behind, lanes, [], lambda position, _: some(position, lanes))
+            code.loop(behind, finish, 1, [], lambda position, _: some(position, 1))
+            return []
+
+        return code.loop(code.number(0), code.number(self._queries), 1, [], query)
+
+    def _product(self, parts: Sequence[Value], row: Value) -> Value:
+        """A query's parts times a key's, yet to be summed up."""
         code, build = self._code, self._code.build
-        sums = [ir.Constant(_VECTOR, [0.0] * _LANES)] * self._queries
-        for place in range(0, self._width, _LANES):
-            key = code.load(self._keys, build.add(offset, code.number(place)), F32, _LANES)
-            for query in range(self._queries):
-                at = build.add(build.mul(self._at["query_head"], code.number(query)), code.number(place))
-                sums[query] = code.fma(code.load(self._query, at, F32, _LANES), key, sums[query])
-        slot = build.and_(position, code.number(_STRETCH - 1))
-        for query in range(self._queries):
-            code.store(total(code, sums[query]), self._scores, build.add(slot, code.number(query * _STRETCH)), F32)
-        return []
+        offset, summed = build.mul(row, self._at["cache_row"]), self._all(0.0)
+        for number, part in enumerate(parts):
+            place = build.add(offset, code.number(number * self._lanes))
+            summed = code.fma(part, code.load(self._keys, place, F32, self._lanes), summed)
+        return summed
 
     def _softmax(self, query: int, before: Value, mass: Value) -> tuple[Value, Value]:
         """Scores of a stretch become exponentials, and what is kept is rescaled; the new largest score and mass."""
         code, build = self._code, self._code.build
-        places = [code.number(query * _STRETCH + place) for place in range(0, _STRETCH, _LANES)]
-        scale = code.splat(self._scale, _LANES)
-        scores = [build.fmul(code.load(self._scores, place, F32, _LANES), scale) for place in places]
+        lanes = self._lanes
+        places = [code.number(query * _STRETCH + place) for place in range(0, _STRETCH, lanes)]
+        scale = code.splat(self._scale, lanes)
+        scores = [build.fmul(code.load(self._scores, place, F32, lanes), scale) for place in places]
         scores = self._capped(scores)
         peak = scores[0]
         for score in scores[1:]:
             peak = largest(code, peak, score)
         found = largest(code, peak)
         most = build.select(build.fcmp_ordered(">", found, before), found, before)
-        shrunk = exponential(code, code.splat(build.fsub(before, most), _LANES))
-        added = ir.Constant(_VECTOR, [0.0] * _LANES)
+        shrunk = exponential(code, code.splat(build.fsub(before, most), lanes))
+        added = self._all(0.0)
         for place, score in zip(places, scores, strict=True):
-            weight = exponential(code, build.fsub(score, code.splat(most, _LANES)))
+            weight = exponential(code, build.fsub(score, code.splat(most, lanes)))
             code.store(weight, self._scores, place, F32)
             added = build.fadd(added, weight)
-        for place in range(query * self._width, (query + 1) * self._width, _LANES):
-            summed = code.load(self._sums, code.number(place), F32, _LANES)
+        for place in range(query * self._width, (query + 1) * self._width, lanes):
+            summed = code.load(self._sums, code.number(place), F32, lanes)
             code.store(build.fmul(summed, shrunk), self._sums, code.number(place), F32)
         factor = build.extract_element(shrunk, ir.Constant(ir.IntType(32), 0))
         return most, build.fadd(build.fmul(mass, factor), total(code, added))
@@ -277,7 +331,7 @@ class _Attention:
         """``softcap * tanh(score / softcap)`` where there is a cap; what is nobody's stays far below."""
         code, build = self._code, self._code.build
         given = build.fcmp_ordered("!=", self._softcap, ir.Constant(F32, 0.0))
-        cap = code.splat(self._softcap, _LANES)
+        cap = code.splat(self._softcap, self._lanes)
         with build.if_else(given) as (then, otherwise):
             with then:
                 capped = []
@@ -290,25 +344,29 @@ class _Attention:
                 plain_end = build.block
         merged = []
         for plain, bent in zip(scores, capped, strict=True):
-            phi = build.phi(_VECTOR)
+            phi = build.phi(self._vector)
             phi.add_incoming(bent, bent_end)
             phi.add_incoming(plain, plain_end)
             merged.append(phi)
         return merged
 
-    def _add_values(self, query: int, place: int, first: Value, last: Value) -> None:
-        """Add the stretch's values, weighted, to a slice of the query's sum."""
-        code, build = self._code, self._code.build
-        places = range(place, min(place + _SLICE, self._width), _LANES)
+    def _add_values(self, queries: range, place: int, first: Value, last: Value) -> None:
+        """Add the stretch's values, weighted, to a slice of the sums of some queries."""
+        code, build, lanes = self._code, self._code.build, self._lanes
+        places = range(place, min(place + _SLICE, self._width), lanes)
 
-        def add(position: Value, offset: Value, sums: list[Value]) -> list[Value]:
+        def add(base: Value, position: Value, sums: list[Value]) -> list[Value]:
+            offset = build.mul(build.add(base, position), self._at["cache_row"])
             slot = build.and_(position, code.number(_STRETCH - 1))
-            weight = code.load(self._scores, build.add(slot, code.number(query * _STRETCH)), F32)
-            spread = code.splat(weight, _LANES)
-            rows = [code.load(self._values, build.add(offset, code.number(at)), F32, _LANES) for at in places]
-            return [code.fma(spread, row, summed) for row, summed in zip(rows, sums, strict=True)]
+            rows = [code.load(self._values, build.add(offset, code.number(at)), F32, lanes) for at in places]
+            weights = (code.load(self._scores, build.add(slot, code.number(q * _STRETCH)), F32) for q in queries)
+            pairs = ((code.splat(weight, lanes), row) for weight in weights for row in rows)
+            return [code.fma(*pair, summed) for pair, summed in zip(pairs, sums, strict=True)]
 
-        slots = [code.number(query * self._width + at) for at in places]
-        sums = self._rows(first, last, [code.load(self._sums, slot, F32, _LANES) for slot in slots], add)
+        def block(begin: Value, finish: Value, base: Value, sums: list[Value]) -> list[Value]:
+            return code.loop(begin, finish, 1, sums, lambda position, sums: add(base, position, sums))
+
+        slots = [code.number(query * self._width + at) for query in queries for at in places]
+        sums = self._blockwise(first, last, [code.load(self._sums, slot, F32, lanes) for slot in slots], block)
         for slot, summed in zip(slots, sums, strict=True):
             code.store(summed, self._sums, slot, F32)

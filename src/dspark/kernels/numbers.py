@@ -75,6 +75,20 @@ def total(code: Code, x: Value) -> Value:
     return _folded(code, x, code.build.fadd)
 
 
+def totals(code: Code, vectors: Sequence[Value]) -> Value:
+    """``total`` of as many vectors as each has places, in their order and to the bit as each by itself."""
+    build, whole = code.build, vectors[0].type.count
+    half, found = whole // 2, list(vectors)
+    while len(found) > 1:
+        firsts = range(0, 2 * whole, 2 * half)
+        low, high = ([first + i for first in firsts for i in range(at, at + half)] for at in (0, half))
+        masks = [ir.Constant(ir.VectorType(I32, whole), which) for which in (low, high)]
+        pairs = zip(found[::2], found[1::2], strict=True)
+        found = [build.fadd(*(build.shuffle_vector(a, b, mask) for mask in masks)) for a, b in pairs]
+        half //= 2
+    return found[0]
+
+
 def _folded(code: Code, x: Value, put: Any) -> Value:
     build = code.build
     while x.type.count > 1:

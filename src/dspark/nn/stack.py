@@ -93,7 +93,8 @@ class StackProgram:
             own += [copy_call(self.x_Td, self.kept[index])] if index in self.kept else []
         self.program, self._layers = Program([*own, *after]), (len(before), len(own))
         starts = self.program.starts
-        self._rotations, self._seen = (_first_two([starts[first + number] for first in firsts]) for number in (2, 3))
+        self._rotations = _begins([starts[first + 2] for first in firsts], 2)
+        self._seen = _begins([starts[first + 3] for first in firsts], 3)
 
     def aim(self, rotation_T1C: Tensor, rows_T: Tensor, seen: Seen) -> None:
         """Say where the step's rows belong; the arguments must live until it has run. See ``Stack.run``."""
@@ -101,7 +102,7 @@ class StackProgram:
         assert rotates and rows_T.dtype == torch.int64 and rows_T.is_contiguous()
         table = self.program.table
         table[self._rotations] = torch.tensor((rotation_T1C.data_ptr(), rows_T.data_ptr()))
-        table[self._seen] = torch.tensor((seen.blocks.data_ptr(), seen.tokens_T3.data_ptr()))
+        table[self._seen] = torch.tensor(seen.addresses)
 
     def run_layers(self) -> None:
         """Run the layers, without what comes before and after them."""
@@ -178,8 +179,8 @@ def _width(product: nn.Module) -> int:
 def _attention(attention: Attention, query_TQD: Tensor, cache: KVCache, out_TQD: Tensor) -> Call:
     keys, values = cache.keys[attention.layer_idx], cache.values[attention.layer_idx]
     kernel, table = attention_call(query_TQD, keys, values, cache.size, out_TQD=out_TQD, **attention.settings)
-    return kernel, (0, 0, *table)
+    return kernel, (0, 0, 0, *table)
 
 
-def _first_two(starts: Sequence[int]) -> Tensor:
-    return torch.tensor([[start, start + 1] for start in starts])
+def _begins(starts: Sequence[int], count: int) -> Tensor:
+    return torch.tensor([[start + i for i in range(count)] for start in starts])

@@ -10,7 +10,7 @@ from dspark.nn.lean import LeanMLP, LeanNorm
 from dspark.nn.stack import Stack, StackLayer
 from dspark.targets.lean import LeanAttention
 
-MOST_ROWS = 64  # for more, what Python costs is lost beside the products
+FEW_ROWS = 64  # so many are a program even where whole texts are read in a hurry: Python costs more than attention
 _CHILDREN = {
     "input_layernorm": LeanNorm,
     "self_attn": LeanAttention,

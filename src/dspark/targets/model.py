@@ -29,7 +29,7 @@ from dspark.nn.stack import Stack
 from dspark.targets.attention import SEAM
 from dspark.targets.card import recommended_of, stop_ids_of
 from dspark.targets.chat import Chat
-from dspark.targets.compiled import MOST_ROWS, compiled_layers
+from dspark.targets.compiled import FEW_ROWS, compiled_layers
 from dspark.targets.family import kv_layers, rope_types, scales_of
 from dspark.targets.lean import WATCHED, WatchedBatch, lean_attention, lean_mlps, lean_norms, watch
 from dspark.targets.probe import probe, probe_ids
@@ -236,7 +236,7 @@ class Target:
         ``taps``: 0-based layer ids whose OUTPUT is returned, concatenated in that order; -1 is the embedding output,
         and the last layer's is behind the final norm (as in transformers' hidden states).
         """
-        if self._compiled is not None and len(ids_T) <= MOST_ROWS:
+        if self._compiled is not None and (len(ids_T) <= FEW_ROWS or not batch.plan.hurried):
             found = self._run_compiled(self._compiled, ids_T, batch, taps)
         else:
             with tapped(self._base.layers, taps) as rows:
