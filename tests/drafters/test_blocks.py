@@ -205,7 +205,7 @@ def test_a_packed_drafter_may_read_its_weights_as_bytes() -> None:
 
 @needs_units
 def test_a_drafter_beside_a_target_that_rounds_rows_multiplies_as_it_does() -> None:
-    """Every product is of tiles then, a request's drafts are the same bits in any company, and nearly the exact ones."""
+    """Every product is of tiles; a request's drafts are the same bits in any company, and nearly the exact ones."""
     sizes: dict[str, object] = {"hidden_size": 64, "intermediate_size": 96, "markov_rank": 32}
     target = tiny_target(tiny_llama(hidden_size=64, intermediate_size=96))
     exact, tiled = (tiny_drafter(target, **sizes) for _ in range(2))

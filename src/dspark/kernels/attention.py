@@ -78,7 +78,7 @@ class Seen:
 
 
 def _shares(reads: Sequence[int], count: int) -> Tensor:
-    """``count``, then where as many parts of the tokens begin, and the last one ends: all read about as many positions."""
+    """``count``, then where that many parts of the tokens begin and the last one ends: each reads about the same."""
     sums = list(accumulate(each + _BESIDES for each in reads))
     return torch.tensor([count, *(bisect_left(sums, part * sums[-1] / count) for part in range(count)), len(sums)])
 
