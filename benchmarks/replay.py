@@ -84,10 +84,10 @@ class Streams:
         return numbers, np.array(ended, dtype=np.int64)
 
 
-def costs_of(model: CostModel, requests: int, drafting: int, block: int, drafts: int) -> Numbers:
-    """Seconds of steps that verify 0..``drafts`` drafts where ``drafting`` of the requests draft."""
+def costs_of(model: CostModel, requests: int, drafted: int, drafts: int) -> Numbers:
+    """Seconds of steps that verify 0..``drafts`` drafts where ``drafted`` tokens are drafted."""
     context = requests * _CONTEXT
-    return model.rounds(Load(requests, requests, context, context, drafting, drafting * block * _CONTEXT), drafts)
+    return model.rounds(Load(requests, requests, context, context, drafted, drafted * _CONTEXT), drafts)
 
 
 @dataclass
@@ -124,7 +124,7 @@ def replay(trace: Trace, model: CostModel, requests: int, plan: Scheduler | int 
     """So many requests planned, at a fixed length, or without drafts (None)."""
     streams, steps = Streams(trace, requests), max(1, len(trace.accepted) // requests)
     most = requests * trace.block
-    costs = [costs_of(model, requests, drafting, trace.block, most) for drafting in range(requests + 1)]
+    costs = [costs_of(model, requests, drafting * trace.block, most) for drafting in range(requests + 1)]
     slots, gained = np.arange(requests), Gained(requests)
     if not isinstance(plan, Scheduler):
         drafting, lengths = (0, 0) if plan is None else (requests, plan)
@@ -181,7 +181,7 @@ def _row(trace: Trace, model: CostModel, requests: int) -> dict[str, object]:
     planned = {}
     for name, (form, delay, guard) in FORMS.items():
         scheduler = Scheduler(
-            lambda count, drafting, drafts: costs_of(model, count, drafting, trace.block, drafts),
+            lambda count, drafted, drafts: costs_of(model, count, drafted, drafts),
             form,
             delay,
             guard,

@@ -46,7 +46,8 @@ SETTINGS = [
     *(Adaptive(COSTS, LEARNS, form, Guard(soonest=1, latest=4, among=2)) for form in FORMS),
     Adaptive(COSTS),
     Adaptive(COSTS, LEARNS, "averaged", Guard(soonest=1, latest=4, among=2), delay=2),
-    Adaptive(COSTS, LEARNS, guard=None, draft_slots=2),
+    Adaptive(COSTS, LEARNS, guard=None, lengths=(2,)),
+    Adaptive(COSTS, LEARNS, guard=Guard(soonest=1, latest=4, among=2), lengths=(1, 2, 4)),
     Adaptive(DEAR, guard=Guard(soonest=2)),
 ]
 
@@ -74,9 +75,7 @@ def tally_of(rounds: list[Round]) -> RoundTally:
     return tally
 
 
-@pytest.mark.parametrize(
-    "settings", SETTINGS, ids=lambda s: f"{s.form}-{s.delay}-{s.draft_slots}-{s.costs.weights[-2]}"
-)
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: f"{s.form}-{s.delay}-{s.lengths}-{s.costs.weights[-2]}")
 def test_greedy_and_coupled_texts_are_those_of_plain_decoding(settings: Adaptive) -> None:
     target, drafter = pair()
     requests = [*requests_of([Sampling()]), *requests_of(SAMPLINGS[1:], coupled=True)]
@@ -94,13 +93,16 @@ def test_greedy_and_coupled_texts_are_those_of_plain_decoding(settings: Adaptive
 
 
 @pytest.mark.parametrize("lookup", [True, False], ids=["copies", "no copies"])
+@pytest.mark.parametrize("lengths", [(), (1, 2, 4)], ids=str)
 @pytest.mark.parametrize(
     ("form", "delay"), [*((form, 1) for form in FORMS), ("averaged", 2), ("literal", 2)], ids=lambda each: str(each)
 )
-def test_rounds_are_those_of_the_reference_loop(form: Form, delay: int, lookup: bool, no_clock: None) -> None:
+def test_rounds_are_those_of_the_reference_loop(
+    form: Form, delay: int, lengths: tuple[int, ...], lookup: bool, no_clock: None
+) -> None:
     """All begin at once, and no clock moves the costs: then both know the same, and draw the same."""
     target, drafter = pair()
-    settings = Adaptive(CHEAP, LEARNS, form, Guard(soonest=1, latest=4, among=2), delay=delay)
+    settings = Adaptive(CHEAP, LEARNS, form, Guard(soonest=1, latest=4, among=2), delay, lengths)
     requests = requests_of(SAMPLINGS)
     planner = Together(settings, 6, drafter.config.block_size)
     engine = Engine(target, requests, Limits(6, 1024), "dspark", drafter, lookup=lookup, planner=planner)
@@ -127,6 +129,8 @@ def test_rounds_are_those_of_the_reference_loop(form: Form, delay: int, lookup: 
     tally = tally_of([each for rounds in answers.values() for each in rounds])
     assert tally.drafted > tally.verified > tally.accepted > 0
     assert any(not each.drafted for rounds in answers.values() for each in rounds[1:-1]), "some steps rest"
+    blocks = {each.drafted for rounds in answers.values() for each in rounds if each.source == "drafter"}
+    assert not lengths or len(blocks - {0}) > 1
 
 
 def test_sampled_answers_have_the_targets_law(no_clock: None) -> None:
@@ -189,7 +193,7 @@ def test_seats_are_kept_while_a_request_is_there_and_begun_anew_by_the_next() ->
 def test_blocks_longer_than_the_drafters_are_refused() -> None:
     target, drafter = pair()
     with pytest.raises(UserError, match="draft_slots is 5; expected 1 to 4"):
-        Engine(target, [], Limits(1, 64), "dspark", drafter, planner=Together(Adaptive(COSTS, draft_slots=5), 1, 4))
+        Engine(target, [], Limits(1, 64), "dspark", drafter, planner=Together(Adaptive(COSTS, lengths=(5,)), 1, 4))
 
 
 def test_costs_follow_the_machine() -> None:

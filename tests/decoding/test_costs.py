@@ -17,16 +17,18 @@ CONTEXTS = Contexts(near=BLOCK, far=3 * BLOCK, most_far=2, room=40)
 def test_every_kind_of_step_is_timed_at_the_load_that_was_asked_for() -> None:
     target = tiny_target(max_position_embeddings=1024)
     settings = [Setting(r, far, length) for r, far in ((1, 0), (3, 0), (3, 2)) for length in (None, 0, 2, 4)]
+    settings += [Setting(3, 1, 1, 2), Setting(2, 0, 3, 3)]
     measured = time_steps(target, tiny_drafter(target), settings, CONTEXTS)
     assert len(measured) == len(settings)
     for setting, (load, seconds) in zip(settings, measured, strict=True):
         assert seconds > 0
         assert (load.requests, load.tokens) == (setting.requests, setting.requests * (1 + (setting.length or 0)))
-        assert load.drafting == (0 if setting.length is None else setting.requests)
+        slots = 0 if setting.length is None else setting.slots or 4
+        assert load.drafting == slots * setting.requests
         cached = setting.requests * CONTEXTS.near + setting.far * (CONTEXTS.far - CONTEXTS.near)
         assert cached <= load.context <= cached + setting.requests * CONTEXTS.room
         assert load.reads == (1 + (setting.length or 0)) * load.context
-        assert load.reads_drafting == (0 if setting.length is None else 4 * load.context)
+        assert load.reads_drafting == slots * load.context
 
 
 def test_a_step_near_the_end_of_answers_is_not_what_was_asked_for() -> None:
@@ -99,4 +101,4 @@ def test_the_model_of_a_measurement_foretells_it() -> None:
     ]
     model = fit_costs([(load, truth(load)) for load in loads])
     assert max(abs(model.seconds(load) / truth(load) - 1) for load in loads) < 1e-6
-    assert model.requests == (1, 2, 4, 8) and model.tokens[-1] == 64
+    assert model.drafts == (1, 2, 4, 8) and model.tokens[-1] == 64

@@ -155,12 +155,12 @@ class TableDrafter:
     confidence: Callable[[tuple[int, ...], int], float] | None = None  # (ids before x_k, k from 0) -> logit of c_k
     seen: list[float] = field(default_factory=list)
 
-    def draft(self, ids: list[int], features: Tensor | None, sample: Sample) -> Draft:
+    def draft(self, ids: list[int], features: Tensor | None, sample: Sample, slots: int | None = None) -> Draft:
         assert features is not None
         self.seen += features[:, 0].tolist()
         assert self.seen == ids[:-1], "features must be those of the committed tokens, without the anchor"
         prefix, rows, confidence, peaks = tuple(ids), [], [], []
-        for slot in range(self.block):
+        for slot in range(slots or self.block):
             if self.confidence is not None:
                 confidence.append(self.confidence(prefix, slot))
             support = None if self.support is None else torch.tensor(self.support)

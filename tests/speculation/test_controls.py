@@ -115,7 +115,7 @@ def test_draft_temperature_ignored() -> None:
     cold = Sampling(0.4)
 
     class DrawsAtTemperatureOne(TableDrafter):
-        def draft(self, ids: list[int], features: Tensor | None, sample: Sample) -> Draft:
+        def draft(self, ids: list[int], features: Tensor | None, sample: Sample, slots: int | None = None) -> Draft:
             def hot(slot: int, logits: Tensor, support: Tensor | None) -> tuple[int, Tensor]:
                 index, _ = sample(slot, logits * cold.temperature, support)
                 return index, distribution(logits, cold)
@@ -231,7 +231,7 @@ def test_budget_from_present_confidences() -> None:
 class ReadsItsOwnToken(TableDrafter):
     """A confidence feature that reads p_d(x_k)."""
 
-    def draft(self, ids: list[int], features: Tensor | None, sample: Sample) -> Draft:
+    def draft(self, ids: list[int], features: Tensor | None, sample: Sample, slots: int | None = None) -> Draft:
         draft = super().draft(ids, features, sample)
         own = draft.probs.gather(1, torch.tensor(draft.tokens)[:, None]).squeeze(1)
         return Draft(draft.tokens, draft.probs, draft.support, torch.logit(own))
@@ -240,7 +240,7 @@ class ReadsItsOwnToken(TableDrafter):
 class ReadsTheDistribution(TableDrafter):
     """Its sound twin: the largest p_d of the slot."""
 
-    def draft(self, ids: list[int], features: Tensor | None, sample: Sample) -> Draft:
+    def draft(self, ids: list[int], features: Tensor | None, sample: Sample, slots: int | None = None) -> Draft:
         draft = super().draft(ids, features, sample)
         return Draft(draft.tokens, draft.probs, draft.support, torch.logit(draft.probs.amax(dim=1)))
 
@@ -268,7 +268,7 @@ class NoiseByPosition(TableDrafter):
 
     noise: dict[int, int]
 
-    def draft(self, ids: list[int], features: Tensor | None, sample: Sample) -> Draft:
+    def draft(self, ids: list[int], features: Tensor | None, sample: Sample, slots: int | None = None) -> Draft:
         def remembered(slot: int, logits: Tensor, support: Tensor | None) -> tuple[int, Tensor]:
             position = len(ids) + slot
             if position not in self.noise:

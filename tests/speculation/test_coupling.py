@@ -291,7 +291,7 @@ def test_control_noise_of_the_round_is_another_text_under_another_schedule() -> 
 class Deaf(TableDrafter):
     """Drafts with noise of its own."""
 
-    def draft(self, ids: list[int], features: Tensor | None, sample: Sample) -> Draft:
+    def draft(self, ids: list[int], features: Tensor | None, sample: Sample, slots: int | None = None) -> Draft:
         own = Coupling(77, VOCABULARY)
 
         def sample_apart(slot: int, logits: Tensor, support: Tensor | None) -> tuple[int, Tensor]:

@@ -51,7 +51,7 @@ class CertainDrafter:
     def __init__(self, logits: Logits, block: int) -> None:
         self.logits, self.block = logits, block
 
-    def draft(self, ids: list[int], features: Tensor | None, sample: Sample) -> Draft:
+    def draft(self, ids: list[int], features: Tensor | None, sample: Sample, slots: int | None = None) -> Draft:
         tokens: list[int] = []
         rows = []
         for _ in range(self.block):

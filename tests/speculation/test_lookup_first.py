@@ -94,7 +94,7 @@ class ChosenAfterDrafting:
     def __init__(self, lookup: PromptLookup, drafter: DrafterState) -> None:
         self.lookup, self.drafter = lookup, drafter
 
-    def draft(self, ids: list[int], features: Tensor | None, sample: Sample) -> Draft:
+    def draft(self, ids: list[int], features: Tensor | None, sample: Sample, slots: int | None = None) -> Draft:
         drafted = self.drafter.draft(ids, features, sample)
         copied = self.lookup.draft(ids, None, sample)
         return copied if copied.tokens and copied.tokens[0] != drafted.tokens[0] else drafted

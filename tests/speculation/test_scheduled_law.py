@@ -20,6 +20,7 @@ import pytest
 from dspark.speculation.confidence import Calibrations, Logistic
 from dspark.speculation.draws import Purpose
 from dspark.speculation.loop import Draft, OneRequest
+from dspark.speculation.planner import scheduler as scheduling
 from dspark.speculation.planner.algorithm import rates_of
 from dspark.speculation.planner.guard import Guard
 from dspark.speculation.planner.joint import JointPlanning
@@ -123,7 +124,14 @@ def key_of(memory: Memory) -> Any:
     values = [*memory.pasts, *memory.learned.values()]
     arrays = [array for value in values for array in vars(value).values()]
     arrays += [array for waiting in memory.heard.values() for became in waiting for array in became]
-    return memory.tilts, memory.resting, memory.steps, memory.promise, tuple(array.tobytes() for array in arrays)
+    return (
+        memory.tilts,
+        memory.resting,
+        memory.steps,
+        memory.promise,
+        memory.length,
+        tuple(array.tobytes() for array in arrays),
+    )
 
 
 def run(case: Case, scheduler: Scheduler, start: list[Ids], memory: Memory, steps: int) -> Outcome:
@@ -278,11 +286,27 @@ def test_steps_of_two_requests_end_to_end(form: Form) -> None:
     assert_lossless(run(case, scheduler, [(0, 1), (0, 0)], scheduler.begin(2, 1), steps=3))
 
 
+@pytest.mark.parametrize("delay", [1, 2])
+@pytest.mark.parametrize("form", FORMS)
+def test_blocks_of_a_length_that_the_past_chooses(form: Form, delay: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduling, "_RECONSIDERED", 2)
+    target = random_logits(2, "lengths")
+    case = Case([target], [mixed(target, random_logits(2, "its"))], 2, confidence_of("lengths"))
+
+    def seconds(requests: int, drafted: int, drafts: int) -> Any:
+        return 0.8 + 0.05 * drafted + 0.2 * np.arange(drafts + 1) if drafted else np.ones(drafts + 1)
+
+    scheduler = Scheduler(seconds, form, delay, Guard(soonest=1, latest=2), lengths=(1, 2))
+    outcome = run(case, scheduler, [(0, 1)], scheduler.begin(1, 2), steps=4)
+    assert_lossless(outcome)
+    assert {memory.asks for memory in outcome.memories} == {1, 2}
+
+
 class Headless(TableDrafter):
     """Without a confidence head: as sure of a draft as its own law is of its likeliest token."""
 
-    def draft(self, ids: list[int], features: Any, sample: Any) -> Draft:
-        draft = super().draft(ids, features, sample)
+    def draft(self, ids: list[int], features: Any, sample: Any, slots: int | None = None) -> Draft:
+        draft = super().draft(ids, features, sample, slots)
         return replace(draft, confidence=draft.peaks)
 
 
@@ -310,8 +334,8 @@ def test_requests_with_blocks_of_their_own_and_other_sampling(sampling: Sampling
     """One of them drafts nothing, as a request at its end or a new one does, or none of them does."""
 
     class Shy(TableDrafter):
-        def draft(self, ids: list[int], features: Any, sample: Any) -> Draft:
-            draft = super().draft(ids, features, sample)
+        def draft(self, ids: list[int], features: Any, sample: Any, slots: int | None = None) -> Draft:
+            draft = super().draft(ids, features, sample, slots)
             return draft if len(ids) % 2 else Draft([])
 
     case = two_requests(3, 2, support=[0, 2])

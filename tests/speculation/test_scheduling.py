@@ -336,6 +336,24 @@ class TestScheduler:
             memory = scheduler.after(memory, present, slots, ended=slots[:0])
         assert drafted == [[0], [], [], [], [0], [], [], []], "a probe asks one of a few, and one comes first of all"
 
+    def test_blocks_are_as_long_as_pays(self) -> None:
+        """Short where a draft is dear, long where it costs little, and all are compared again when the load changes."""
+
+        def seconds(requests: int, drafted: int, drafts: int) -> Numbers:
+            return 1.0 + 0.05 * max(0, requests - 1) + 0.02 * drafted + 0.02 * np.arange(drafts + 1.0)
+
+        scheduler = self.scheduler(guard=Guard(soonest=1, heard=100), seconds=seconds, lengths=(1, 2, 4))
+        memory, asks = scheduler.begin(16, 4), []
+        for step in range(48):
+            slots = np.arange(16 if step < 24 else 1)
+            asked, memory = scheduler.drafts(memory, slots)
+            asks.append(memory.asks)
+            row = [0.7, 0.45, 0.3, 0.2][: memory.asks]
+            present = Present.of([row if i in asked else [] for i in slots])
+            memory = scheduler.after(memory, present, slots, ended=slots[:0])
+        assert asks[0] == 4, "nothing is known"
+        assert asks[8:24] == [1] * 16 and asks[32:] == [4] * 16
+
     def test_a_probe_that_finds_good_drafts_wakes_everybody(self) -> None:
         def seconds(requests: int, drafting: int, drafts: int) -> Numbers:
             return 0.9 + 0.1 * (drafting > 0) + 0.02 * np.arange(drafts + 1.0)

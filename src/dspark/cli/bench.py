@@ -138,12 +138,12 @@ def numbers_of(text: str) -> list[int]:
 def adaptive_of(pair: Pair, most: int) -> Adaptive:
     """How steps of up to ``most`` requests are planned here: measures what they cost."""
     from dspark.decoding.costs import measured_costs
-    from dspark.decoding.planners import Adaptive
+    from dspark.decoding.planners import Adaptive, lengths_of
 
-    drafter, slots = pair.decoder.drafter, pair.decoder.greedy.draft_slots
+    drafter = pair.decoder.drafter
     assert drafter is not None
-    costs = measured_costs(pair.target, drafter, most, 512, _CACHE_BYTES, slots)
-    return Adaptive(costs, pair.calibrations, draft_slots=slots)
+    costs = measured_costs(pair.target, drafter, most, 512, _CACHE_BYTES)
+    return Adaptive(costs, pair.calibrations, lengths=lengths_of(drafter.config.block_size))
 
 
 def _prompt_ids(pair: Pair, paths: Sequence[Path]) -> list[list[int]]:

@@ -80,11 +80,12 @@ def profile(
 def _figures(costs: CostModel, measured: Sequence[tuple[Load, float]], block: int) -> dict[str, object]:
     """What the model says of a few sizes, and the model itself."""
     tokens = [each for each in _SHOWN_TOKENS if each <= max(load.tokens for load, _ in measured)]
+    requests = sorted({load.requests for load, _ in measured if load.drafting})
     return {
         "batch_tokens": tokens,
         "step_ms": [1000 * _step(costs, each) for each in tokens],
-        "requests": list(costs.requests),
-        "draft_ms": [1000 * _draft(costs, each, block) for each in costs.requests],
+        "requests": requests,
+        "draft_ms": [1000 * _draft(costs, each, block) for each in requests],
         "steps": len(measured),
         "model": costs.asdict(),
     }
@@ -114,8 +115,8 @@ def _draft(costs: CostModel, requests: int, block: int) -> float:
     """What whole blocks of ``requests`` add."""
     from dspark.speculation.cost import Load
 
-    reads = requests * block * _SHOWN_CONTEXT
-    return costs.seconds(Load(0, 0, drafting=requests, reads_drafting=reads))
+    drafts = requests * block
+    return costs.seconds(Load(0, 0, drafting=drafts, reads_drafting=drafts * _SHOWN_CONTEXT))
 
 
 def _print(figures: dict[str, object]) -> None:

@@ -15,18 +15,16 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from dspark.decoding.admission import Share
 from dspark.decoding.engine import BLOCK, Engine, Limits
 from dspark.decoding.kvcache import BlockPool
-from dspark.decoding.request import Completion, Request
+from dspark.decoding.request import Completion, Request, Running
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.foundation.errors import UserError
 from dspark.nn.blocks import BlockTable
 from dspark.speculation.acceptance import Round, Source
 from dspark.speculation.cost import CostModel, Load
-from dspark.speculation.planner.single import Planning
+from dspark.speculation.loop import Draft
 from dspark.speculation.sampling import Sampling
 from dspark.targets.model import Target
 
@@ -37,17 +35,19 @@ _ROOM = 256
 _MOST_KNOTS = (1, 2, 3, 4, 6, 8, 9, 12, 16, 17, 24, 32, 33, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 # Products are made of tiles of so many rows: the next row may begin another one.
 _TILES = (8, 16, 32)
+_APART = 1.5  # knots of drafts, one over the other
 
 
 @dataclass(frozen=True)
 class Setting:
     """A step to be timed: of so many requests, ``far`` of which have the long context; ``length``: how many drafts each
-    verifies, None where nobody drafts.
+    verifies, None where nobody drafts; ``slots`` of their blocks (None: as in the drafter's training).
     """
 
     requests: int
     far: int
     length: int | None
+    slots: int | None = None
 
 
 @dataclass(frozen=True)
@@ -81,14 +81,15 @@ class Contexts:
 
 
 def settings_of(block: int, most: int, contexts: Contexts) -> list[Setting]:
-    """A grid over 1, 2, 4, ... ``most`` requests, lengths and contexts; of many requests fewer lengths. Steps of a row
-    more than a tile has show its stair.
+    """A grid over 1, 2, 4, ... ``most`` requests, lengths and contexts; of many requests fewer lengths. Short blocks
+    are verified whole. Steps of a row more than a tile has show its stair.
     """
     counts = sorted({most, *(2**power for power in range(12) if 2**power <= most)})
     grid = []
     for index, count in enumerate(counts):
         lengths = range(block + 1) if count <= 2 else ((0, 2, 5), (0, 1, 3, block))[index % 2]
         grid += [Setting(count, 0, length) for length in (None, *sorted({min(each, block) for each in lengths}))]
+        grid += [Setting(count, 0, short, short) for short in (1, 3) if short < block]
         far = min(count, contexts.most_far)
         grid += [Setting(count, far, length) for length in (None, 0, min(3, block)) if far]
     return grid + [Setting(tile + 1, 0, None) for tile in _TILES if tile < most]
@@ -101,7 +102,10 @@ def check_settings(block: int, most: int, contexts: Contexts, count: int, seed: 
     for _ in range(count):
         requests = round(most ** numbers.random())
         far = numbers.randint(0, min(requests, contexts.most_far))
-        settings.append(Setting(requests, far, numbers.choice((None, *range(block + 1)))))
+        length = numbers.choice((None, *range(block + 1)))
+        settings.append(
+            Setting(requests, far, length, None if length is None else numbers.randint(max(1, length), block))
+        )
     return settings
 
 
@@ -110,12 +114,9 @@ def time_steps(
     drafter: DSparkDrafter,
     settings: Sequence[Setting],
     contexts: Contexts,
-    draft_slots: int | None = None,
 ) -> list[tuple[Load, float]]:
-    """For every setting the load of its median step, and the seconds that took; ``draft_slots`` of a block (None: as in
-    the drafter's training).
-    """
-    bench = _Bench(target, drafter, max(each.requests for each in settings), contexts, draft_slots)
+    """For every setting the load of its median step, and the seconds that took."""
+    bench = _Bench(target, drafter, max(each.requests for each in settings), contexts)
     for length in (None, 0):
         bench.step(Setting(1, 0, length))  # warms up
     steps: dict[int, list[tuple[float, Load]]] = defaultdict(list)
@@ -130,28 +131,26 @@ def time_steps(
     return [(load, seconds) for seconds, load in medians]
 
 
-def measured_costs(
-    target: Target, drafter: DSparkDrafter, requests: int, context: int, memory: float, draft_slots: int | None = None
-) -> CostModel:
+def measured_costs(target: Target, drafter: DSparkDrafter, requests: int, context: int, memory: float) -> CostModel:
     """Of steps of up to ``requests`` with contexts of up to ``context``, in caches of ``memory`` bytes; the start-up
     measurement of adaptive decoding. UserError where so many requests have no room.
     """
     contexts = Contexts.of(context, target.max_positions, requests, int(memory / target.new_cache(1, 1).bytes))
     if contexts is None:
         raise UserError(f"{memory / 1e9:.1f} GB have no room for the caches of {requests} requests")
-    grid = settings_of(draft_slots or drafter.config.block_size, requests, contexts)
-    return fit_costs(time_steps(target, drafter, grid, contexts, draft_slots))
+    grid = settings_of(drafter.config.block_size, requests, contexts)
+    return fit_costs(time_steps(target, drafter, grid, contexts))
 
 
 def fit_costs(measured: Sequence[tuple[Load, float]]) -> CostModel:
-    """The model of what was measured, with a knot at every round size that was."""
-    tokens = {load.tokens for load, _ in measured}
-    requests = {load.drafting for load, _ in measured if load.drafting}
-    return CostModel.fit(
-        measured,
-        tokens=[knot for knot in _MOST_KNOTS if knot == 1 or knot in tokens],
-        requests=[1, *(count for count in sorted(requests) if count > 1)],
-    )
+    """The model of what was measured, with a knot at every round size that was, and at sizes of drafts that are not
+    too near to each other.
+    """
+    tokens, drafts = {load.tokens for load, _ in measured}, [1]
+    for count in sorted(load.drafting for load, _ in measured):
+        if count >= _APART * drafts[-1]:
+            drafts.append(count)
+    return CostModel.fit(measured, [knot for knot in _MOST_KNOTS if knot == 1 or knot in tokens], drafts)
 
 
 class _Bench:
@@ -160,10 +159,7 @@ class _Bench:
     They go on for ever: one that is answered is asked again.
     """
 
-    def __init__(
-        self, target: Target, drafter: DSparkDrafter, near: int, contexts: Contexts, draft_slots: int | None = None
-    ) -> None:
-        self._length: int | None = None
+    def __init__(self, target: Target, drafter: DSparkDrafter, near: int, contexts: Contexts) -> None:
         self._near = contexts.near
         kinds = [contexts.near] * near + [contexts.far] * contexts.most_far
         block = drafter.config.block_size
@@ -174,6 +170,7 @@ class _Bench:
                 f" window of {target.max_positions} leaves no more; expected {2 * block + 3} or more"
             )
         prompts = [numbers.choices(range(target.vocab_size), k=kind + 1) for kind in kinds]
+        self._planner = _AsAsked(block)
         self._engine = Engine(
             target,
             [Request(f"{i}", ids, Sampling(), i, tokens, ignore_stop=True) for i, ids in enumerate(prompts)],
@@ -181,7 +178,7 @@ class _Bench:
             "dspark",
             drafter,
             lookup=False,
-            greedy=Planning(self._verifies, self._drafts, draft_slots),
+            planner=self._planner,
         )
         for ids in prompts:
             _pretend(self._engine.pool, ids)
@@ -191,7 +188,7 @@ class _Bench:
 
         A request near its answer's end verifies fewer drafts than it is asked to: such a step is not counted.
         """
-        self._length, tokens = setting.length, setting.requests * (1 + (setting.length or 0))
+        self._planner.setting, tokens = setting, setting.requests * (1 + (setting.length or 0))
         for _ in range(2 * _ROOM):
             shares = self._shares(setting)
             started = time.perf_counter()
@@ -222,13 +219,26 @@ class _Bench:
         for each in done:
             self._engine.admission.submit(each.request)
 
-    def _drafts(self, rounds: Sequence[Round], source: Source) -> bool:
-        """Whether the next round drafts, whoever asks."""
-        return self._length is not None
 
-    def _verifies(self, drafted: int, survival: Tensor | None) -> int:
-        """How many drafts it verifies."""
-        return self._length or 0
+class _AsAsked:
+    """Plans steps as a setting has them (``planners.StepPlanner``)."""
+
+    def __init__(self, block: int) -> None:
+        self.setting = Setting(1, 0, None)
+        self.draft_slots: Sequence[int | None] = range(1, block + 1)
+
+    def begin(self, rows: Sequence[Running]) -> None: ...
+
+    def wanted(self, row: Running, source: Source) -> bool:
+        return self.setting.length is not None
+
+    def slots(self, row: Running) -> int | None:
+        return self.setting.slots
+
+    def lengths(self, rows: Sequence[Running], drafts: Sequence[Draft]) -> list[int]:
+        return [self.setting.length or 0] * len(rows)
+
+    def over(self, rounds: Sequence[Round], load: Load, seconds: float) -> None: ...
 
 
 def _pretend(pool: BlockPool, ids: Sequence[int]) -> None:

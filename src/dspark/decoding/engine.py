@@ -258,7 +258,7 @@ class Engine:
             requests=len(works),
             context=sum(work.start for work in works),
             reads=sum(len(work.ids) * work.start for work in works),
-            drafting=len(drafting),
+            drafting=slots * len(drafting),
             reads_drafting=slots * sum(drafting),
         )
 

@@ -33,6 +33,7 @@ from dspark.speculation.recalibration import EXPLORING
 
 # Steps that costs, and rounds that confidence learns from at once: each by itself would take longer than it tells.
 _STEPS, _ROUNDS = 16, 16
+_LENGTHS = (1, 2, 3, 5, 7, 10)
 
 
 class StepPlanner(Protocol):
@@ -112,22 +113,26 @@ class Apart:
 @dataclass(frozen=True)
 class Adaptive:
     """How steps are planned together: ``costs`` of complete rounds on this machine, how confidence is read, the form of
-    the scheduler and when nobody drafts; ``draft_slots`` of a block (None: as in training), as they were in ``costs``;
-    ``delay``: how many steps ago the past ends that they are planned from, 2 as if the next step were laid out while
-    one runs.
+    the scheduler and when nobody drafts; ``delay``: how many steps ago the past ends that they are planned from, 2 as
+    if the next step were laid out while one runs; ``lengths`` of blocks to choose from (none: as in training).
     """
 
     costs: CostModel
     calibrations: Calibrations = Calibrations()
     form: Form = "price"
     guard: Guard | None = Guard()
-    draft_slots: int | None = None
     delay: int = 1
+    lengths: tuple[int, ...] = ()
 
     def planning(self, seconds: RoundSeconds) -> JointPlanning:
         """By what rounds take."""
-        scheduler = Scheduler(seconds, self.form, self.delay, self.guard, EXPLORING, _ROUNDS)
+        scheduler = Scheduler(seconds, self.form, self.delay, self.guard, EXPLORING, _ROUNDS, self.lengths)
         return JointPlanning(scheduler, self.calibrations, LOOKUP_BLOCK)
+
+
+def lengths_of(block: int) -> tuple[int, ...]:
+    """Lengths of blocks that are worth choosing between, up to that of the drafter's training."""
+    return (*(length for length in _LENGTHS if length < block), block)
 
 
 class Together:
@@ -140,11 +145,10 @@ class Together:
     def __init__(self, settings: Adaptive, slots: int, block: int) -> None:
         self.costs = settings.costs
         """As steps have refined them."""
-        block = settings.draft_slots or block
         self.ledger = Ledger()
-        self._settings, self._block = settings, block
+        self._lengths = settings.lengths or (block,)
         self._planning = settings.planning(self._seconds)
-        self._memory = self._planning.begin(slots, block)
+        self._memory = self._planning.begin(slots, max(self._lengths))
         self._taken: list[tuple[Load, float]] = []
         self._pace, self._spent = Pace(), 0.0
         self._base = Load(0, 0)
@@ -155,8 +159,8 @@ class Together:
 
     @property
     def draft_slots(self) -> Sequence[int | None]:
-        """One for all."""
-        return [self._settings.draft_slots]
+        """Any that it may choose."""
+        return self._lengths
 
     def begin(self, rows: Sequence[Running]) -> None:
         """Seats for those that have none, and who drafts."""
@@ -176,8 +180,8 @@ class Together:
         return source == "lookup" or row in self._asked
 
     def slots(self, row: Running) -> int | None:
-        """The same for all."""
-        return self._settings.draft_slots
+        """As many for all as the scheduler asks for."""
+        return self._memory.asks
 
     def lengths(self, rows: Sequence[Running], drafts: Sequence[Draft]) -> list[int]:
         """As the scheduler plans."""
@@ -217,11 +221,11 @@ class Together:
         self._seats |= {seat: row for row, seat in fresh.items()}
         return seats | fresh
 
-    def _seconds(self, requests: int, drafting: int, drafts: int) -> Numbers:
+    def _seconds(self, requests: int, drafted: int, drafts: int) -> Numbers:
         """Of rounds by themselves: prompts must be read whether anybody drafts or not, and counted as the step's own
         time they would make drafts look cheap.
         """
         base = self._base
-        reads = drafting * self._block * base.context // max(1, base.requests)
-        seconds = self.costs.rounds(replace(base, drafting=drafting, reads_drafting=reads), drafts)
-        return seconds * (self._pace.dearer if drafting else 1.0) + self._pace.planning(bool(drafting))
+        reads = drafted * base.context // max(1, base.requests)
+        seconds = self.costs.rounds(replace(base, drafting=drafted, reads_drafting=reads), drafts)
+        return seconds * (self._pace.dearer if drafted else 1.0) + self._pace.planning(bool(drafted))

@@ -44,7 +44,7 @@ class PromptLookup:
         self._continuation: dict[tuple[int, ...], int] = {}
         self._indexed = 0
 
-    def draft(self, ids: list[int], features: Tensor | None, sample: Sample) -> Draft:
+    def draft(self, ids: list[int], features: Tensor | None, sample: Sample, slots: int | None = None) -> Draft:
         """Propose up to K ids after ids[-1]; neither features nor draws are used. `ids` only grows between
         calls.
         """

@@ -37,13 +37,13 @@ class DSparkState:
         return self._table.length
 
     @torch.inference_mode()
-    def draft(self, ids: list[int], features: Tensor | None, sample: Sample) -> Draft:
+    def draft(self, ids: list[int], features: Tensor | None, sample: Sample, slots: int | None = None) -> Draft:
         """Draft K tokens after ``ids[-1]``, the anchor.
 
         ``ids``: all committed target ids. ``features [n, L*d]``: tapped hidden states of the positions
         committed since the last call, in order, never the anchor's own (None: there are none). ``sample(slot,
-        logits [V_d], support)`` draws. Raises ValueError, before anything changes, where the rows and the
-        committed ids don't match.
+        logits [V_d], support)`` draws. ``slots``: K, what the state was made for if None. Raises ValueError, before
+        anything changes, where the rows and the committed ids don't match.
         """
         rows = 0 if features is None else features.shape[0]
         if self.length + rows != len(ids) - 1:
@@ -53,7 +53,7 @@ class DSparkState:
             )
         if features is not None and rows:
             self._extend(features)
-        (hidden_Kd,) = self._blocks.hidden(ids[-1:], [self._table], self._slots)
+        (hidden_Kd,) = self._blocks.hidden(ids[-1:], [self._table], slots or self._slots)
         return self._chain(ids[-1], hidden_Kd, sample)
 
     def _extend(self, features: Tensor) -> None:

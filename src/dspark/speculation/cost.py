@@ -2,7 +2,7 @@
 
 A step's time is a sum of parts that only grow:
 
-    rising(tokens) + a * requests + b * context + c * positions read + (drafting: rising(requests) + d * positions read)
+    rising(tokens) + a * requests + b * context + c * positions read + (drafting: rising(drafts) + d * positions read)
 
 The first is the staircase of the matrix products, as it was measured; with captured sizes a step counts as the next
 larger one. A request's context is fetched once a step, and read by each of its tokens. The model is linear in weights
@@ -30,7 +30,7 @@ Numbers = NDArray[np.float64]
 
 # How fast real steps move the model, and the largest surprise (a share of the foretold time) that counts.
 _LEARNING, _SURPRISE = 0.05, 0.5
-_KEYS = ("tokens", "requests", "weights", "padded")
+_KEYS = ("tokens", "drafts", "weights", "padded")
 _BEYOND = 1e9  # no step is larger
 _PRICES = 4  # of a request, its context, and of positions read by it and by its drafts
 
@@ -39,7 +39,7 @@ _PRICES = 4  # of a request, its context, and of positions read by it and by its
 class Load:
     """What a step works on: ``tokens`` of the target's pass (anchors, drafts that are verified, pieces of prompts) of
     ``requests``, whose cached positions are the ``context``, and the positions that these tokens' attention ``reads``;
-    ``drafting`` requests for which the drafter drafts first, and what its attention ``reads_drafting``.
+    ``drafting``: tokens that the drafter drafts first, all of its blocks, and what its attention ``reads_drafting``.
     """
 
     tokens: int
@@ -54,7 +54,7 @@ class Load:
 class CostModel:
     """Seconds of a step.
 
-    ``tokens`` and ``requests``: knots of the two rising curves, from 1 on; ``weights [F]``: what a step and a draft
+    ``tokens`` and ``drafts``: knots of the two rising curves, from 1 on; ``weights [F]``: what a step and a draft
     take at the least knot, what each further knot adds, and the prices of a request and of positions; ``padded``:
     sizes that steps are rounded up to (captured graphs), none where they take what they take.
 
@@ -62,15 +62,15 @@ class CostModel:
     """
 
     tokens: tuple[int, ...]
-    requests: tuple[int, ...]
+    drafts: tuple[int, ...]
     weights: tuple[float, ...]
     padded: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, knots in (("tokens", self.tokens), ("requests", self.requests)):
+        for name, knots in (("tokens", self.tokens), ("drafts", self.drafts)):
             if not knots or knots[0] != 1 or list(knots) != sorted(set(knots)):
                 raise UserError(f"a cost model's {name} are {list(knots)}; expected rising whole numbers from 1 on")
-        count = len(self.tokens) + len(self.requests) + _PRICES
+        count = len(self.tokens) + len(self.drafts) + _PRICES
         if len(self.weights) != count or not all(0 <= weight < float("inf") for weight in self.weights):
             raise UserError(f"a cost model has the weights {list(self.weights)}; expected {count}, none below zero")
 
@@ -79,7 +79,7 @@ class CostModel:
         cls,
         measured: Sequence[tuple[Load, float]],
         tokens: Sequence[int],
-        requests: Sequence[int],
+        drafts: Sequence[int],
         padded: Sequence[int] = (),
     ) -> CostModel:
         """Least squares of relative errors over ``measured`` loads and their seconds; UserError for seconds that are
@@ -88,7 +88,7 @@ class CostModel:
         wrong = [seconds for _, seconds in measured if not 0 < seconds < float("inf")]
         if wrong or not measured:
             raise UserError(f"a cost model needs measured steps with positive seconds; found {wrong or 'no steps'}")
-        empty = cls(tuple(tokens), tuple(requests), (0.0,) * (len(tokens) + len(requests) + _PRICES), tuple(padded))
+        empty = cls(tuple(tokens), tuple(drafts), (0.0,) * (len(tokens) + len(drafts) + _PRICES), tuple(padded))
         loads, seconds = zip(*measured, strict=True)
         features_MF = empty._features(loads) / np.array(seconds)[:, None]
         return replace(empty, weights=tuple(not_negative(features_MF, np.ones(len(measured))).tolist()))
@@ -119,7 +119,7 @@ class CostModel:
 
     @cached_property
     def _draft_curve(self) -> tuple[Numbers, Numbers]:
-        return _curve(self.requests, self.weights[len(self.tokens) + 3 : -1])
+        return _curve(self.drafts, self.weights[len(self.tokens) + 3 : -1])
 
     def refined(self, taken: Sequence[tuple[Load, float]]) -> CostModel:
         """After some steps, their loads and the seconds they took: the parts of each move, its largest one most."""
@@ -162,7 +162,7 @@ class CostModel:
         """``[M, F]``: the parts of loads whose prices are the weights."""
         tokens, requests, context, reads, drafting, reads_drafting = np.array([astuple(load) for load in loads]).T
         step = _rising(self._padded(tokens), self.tokens)
-        draft = _rising(drafting, self.requests)
+        draft = _rising(drafting, self.drafts)
         return np.column_stack((step, requests, context, reads, draft, reads_drafting))
 
 

@@ -142,12 +142,12 @@ class Draft:
 class DrafterState(Protocol):
     """One request on the drafter."""
 
-    def draft(self, ids: list[int], features: Tensor | None, sample: Sample) -> Draft:
+    def draft(self, ids: list[int], features: Tensor | None, sample: Sample, slots: int | None = None) -> Draft:
         """Propose tokens after ids[-1], the anchor; ids are all committed ids and stay the loop's own.
 
         features[n, L*d] are the rows of the positions committed since the last call, never the anchor's: at
         every call the rows received so far are those of ids[:-1]. Each token comes from `sample`, slots from
-        0.
+        0; `slots` of them, as many as the state usually drafts if None.
         """
         ...
 
@@ -206,9 +206,9 @@ class OneRequest:
         token = self._draws.categorical(p_V, round=0, slot=0, purpose=Purpose.RESIDUAL)
         return self._commit(Draft([]), 0, Verdict(0, token), step.features_TF)
 
-    def propose(self, *, drafting: bool = True) -> Draft:
+    def propose(self, *, drafting: bool = True, slots: int | None = None) -> Draft:
         """The next round's drafts; none where the last token of the room is due, which is always the target's own.
-        ``drafting`` False: the drafter is not asked.
+        ``drafting`` False: the drafter is not asked; ``slots``: for how many tokens it is (None: its usual number).
         """
         draft = Draft([])
         if self._lookup is not None and self._room > 1 and self._when(self.rounds, "lookup"):
@@ -216,7 +216,7 @@ class OneRequest:
         asked = drafting and not draft.tokens and self._room > 1
         if self._drafter is not None and asked and self._when(self.rounds, "drafter"):
             features_TF = torch.cat(self._unseen) if self._unseen else None
-            draft, self._unseen = self._drafter.draft(self.ids, features_TF, self._sample), []
+            draft, self._unseen = self._drafter.draft(self.ids, features_TF, self._sample, slots), []
         return draft
 
     def settle(self, draft: Draft, length: int) -> Round:

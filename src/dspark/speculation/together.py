@@ -30,7 +30,7 @@ def step(requests: Sequence[OneRequest], planning: JointPlanning, memory: Memory
     """
     slots = np.array([i for i, request in enumerate(requests) if not request.finished], dtype=np.int64)
     asked, memory = planning.scheduler.drafts(memory, slots)
-    drafts = [requests[i].propose(drafting=i in asked) for i in slots]
+    drafts = [requests[i].propose(drafting=i in asked, slots=memory.asks) for i in slots]
     planned = planning.plan(memory, slots, [requests[i].sampling for i in slots], drafts)
     rounds = [requests[i].settle(draft, n) for i, draft, n in zip(slots, drafts, planned.lengths, strict=True)]
     ended = slots[[each.finish is not None for each in rounds]]

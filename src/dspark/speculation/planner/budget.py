@@ -23,15 +23,19 @@ class Budget:
     rate: float
 
 
-def capacity(past: Past, slots: Counts, seconds: Numbers, *, others: int = 0, literal: bool = False) -> Budget:
+def capacity(
+    past: Past, slots: Counts, seconds: Numbers, length: int | None = None, *, others: int = 0, literal: bool = False
+) -> Budget:
     """The budget that would have served the past best, over all of them (a search without a stop).
 
     ``slots [R]`` of the requests that will draft, ``seconds [R*K+1]`` of complete rounds as for ``early_stopped``;
+    ``length``: K, that of the longest blocks if None;
     ``others``: requests of the step that will not draft.
     ``literal``: from the confidences as they were in each request's last round of ``past`` (section 5.3: of two steps
     ago, if that is where the past ends), in place of an average over several.
     """
-    rates = rates_of(len(slots) + others, past.as_last_seen(slots) if literal else past.averaged(slots), seconds)
+    survival = past.as_last_seen(slots, length) if literal else past.averaged(slots, length)
+    rates = rates_of(len(slots) + others, survival, seconds)
     drafts = int(rates.argmax())
     return Budget(drafts, float(rates[drafts]))
 

@@ -80,20 +80,21 @@ class Past:
         mean = np.where(self.weight > 0, self.total / np.maximum(self.weight, 1e-300), 1.0)
         return np.minimum.accumulate(mean)
 
-    def averaged(self, slots: Counts) -> Numbers:
+    def averaged(self, slots: Counts, length: int | None = None) -> Numbers:
         """The ranked survival ``[R*K]`` to expect of a step: the mean of what the remembered rounds would have had.
+        ``length``: K, that of the longest blocks if None.
 
         Ranking comes before averaging, since a budget goes to whoever is lucky in its own step. A request with fewer
         rounds counts as the mean of all in those it lacks.
         """
-        rounds_MRK = self._filled(self.recent[slots]).swapaxes(0, 1)
+        rounds_MRK = self._filled(self.recent[slots])[..., :length].swapaxes(0, 1)
         ranked = np.sort(rounds_MRK.reshape(_REMEMBERED, -1), axis=1)[:, ::-1]
         expected: Numbers = ranked.mean(axis=0)
         return expected
 
-    def as_last_seen(self, slots: Counts) -> Numbers:
+    def as_last_seen(self, slots: Counts, length: int | None = None) -> Numbers:
         """The ranked survival ``[R*K]`` just as each request's last round had it; the mean of all where one is new."""
-        ranked: Numbers = np.sort(self._filled(self.recent[slots, 0]), axis=None)[::-1]
+        ranked: Numbers = np.sort(self._filled(self.recent[slots, 0])[:, :length], axis=None)[::-1]
         return ranked
 
     def _filled(self, survival: Numbers) -> Numbers:

@@ -27,8 +27,10 @@ from dspark.speculation.sampling import Sampling
 
 Form = Literal["price", "averaged", "literal", "algorithm 1"]
 
-# (requests, how many of them draft, drafts) -> seconds ``[drafts+1]`` of complete rounds that verify 0, 1, ... drafts.
+# (requests, tokens drafted for them, drafts) -> seconds ``[drafts+1]`` of complete rounds that verify 0, 1, ... drafts.
 RoundSeconds = Callable[[int, int, int], Numbers]
+# Steps after which all lengths of a block are compared again.
+_RECONSIDERED = 8
 # Confidence logits and peaks ``[R, K]`` of drafts, and how many of them each request verified and accepted ``[R]``.
 Outcomes = tuple[Numbers, Numbers, Counts, Counts]
 # Whose confidence it is: what is accepted depends on a request's sampling and on what proposed the draft.
@@ -56,7 +58,8 @@ class Memory:
     """``pasts``: the past as each of the last steps left it, the newest last; ``tilts``: what each slot's request has
     shown of itself; ``resting``: how long nobody drafted; ``steps``: how many there were; ``learned``: how confidence
     is read, from rounds that are over; ``heard``: outcomes that nothing has been learned from yet; ``promise``: what
-    the past promised when it was last asked, which it would promise again while nobody drafts, begins or ends.
+    the past promised when it was last asked, which it would promise again while nobody drafts, begins or ends;
+    ``length`` of the blocks that paid best when all were compared, 0 before that.
     """
 
     pasts: tuple[Past, ...]
@@ -66,6 +69,12 @@ class Memory:
     learned: Mapping[Regime, Recalibration] = field(default_factory=dict)
     heard: Mapping[Regime, tuple[Outcomes, ...]] = field(default_factory=dict)
     promise: Promise | None = None
+    length: int = 0
+
+    @property
+    def asks(self) -> int:
+        """Drafts that a request which is asked to draft is asked for."""
+        return self.length or self.oldest.block
 
     @property
     def oldest(self) -> Past:
@@ -87,7 +96,8 @@ class Scheduler:
     drafts ahead (``capacity``) and fill it (``admit``). ``delay``: how many steps ago the past ends, 1 where a step is
     over before the next is planned, 2 where the next is laid out while one runs (section 5.3). ``guard`` None: every
     step drafts. ``explore_every``: in one step of so many a request verifies all of its drafts, 0 for never.
-    ``learn_from``: rounds that confidence learns from at once.
+    ``learn_from``: rounds that confidence learns from at once. ``lengths`` of blocks that may be asked for; none where
+    all are of the longest.
     """
 
     seconds: RoundSeconds
@@ -96,6 +106,7 @@ class Scheduler:
     guard: Guard | None = None
     explore_every: int = 0
     learn_from: int = 1
+    lengths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.delay < 1 or self.explore_every < 0 or self.learn_from < 1:
@@ -111,15 +122,19 @@ class Scheduler:
         return Memory((Past.nothing(slots, block),) * self.delay, (LEVEL,) * slots, learned=learned or {})
 
     def drafts(self, memory: Memory, slots: Counts) -> tuple[Counts, Memory]:
-        """Who drafts in the next step, of its requests' ``slots [R]``: all, nobody, or a few to see whether it pays."""
-        if self.guard is None or not len(slots):
+        """Who drafts in the next step, of its requests' ``slots [R]``: all, nobody, or a few to see whether it pays.
+
+        The memory that comes back knows how many tokens they are asked for (``asks``).
+        """
+        if not len(slots) or (self.guard is None and not self.lengths):
             return slots, memory
-        promise = memory.promise
-        if memory.oldest.known and (promise is None or promise.requests != len(slots)):
-            promise = Promise(len(slots), self._promised(memory, slots, slots), self._plain_rate(len(slots)))
-        drafting, resting = self.guard.next_step(promise.gain if promise else None, memory.resting, memory.steps)
+        memory = self._looked_ahead(memory, slots)
+        if self.guard is None:
+            return slots, memory
+        gain = memory.promise.gain if memory.promise else None
+        drafting, resting = self.guard.next_step(gain, memory.resting, memory.steps)
         asked = slots[self.guard.asked(len(slots), memory.steps, resting)] if drafting else slots[:0]
-        return asked, replace(memory, resting=resting, promise=promise)
+        return asked, replace(memory, resting=resting)
 
     def plan(self, memory: Memory, present: Present, slots: Counts, asked: Counts | None = None) -> Plan:
         """What the step verifies of its drafts; ``asked``: slots that the drafter drafted for (None: all with drafts,
@@ -159,7 +174,7 @@ class Scheduler:
         shown = list(memory.tilts)
         for slot, tilt in zip(slots.tolist(), tilts, strict=False):
             shown[slot] = tilt
-        over_now = Memory(pasts, tuple(shown), memory.resting, memory.steps + 1, learned, heard)
+        over_now = Memory(pasts, tuple(shown), memory.resting, memory.steps + 1, learned, heard, length=memory.length)
         return over_now.without(ended) if len(ended) else over_now
 
     def _rested(self, memory: Memory, ended: Counts) -> Memory:
@@ -172,7 +187,7 @@ class Scheduler:
         drafts = int(present.drafted.sum())  # no more, or a price would hold what nobody can buy
         if not drafts:
             return Plan.chains([0] * present.requests)
-        seconds = self.seconds(present.requests, len(asked), drafts)
+        seconds = self.seconds(present.requests, len(asked) * memory.asks, drafts)
         if self.form == "algorithm 1":
             return early_stopped(present, seconds)
         budget = self._promised(memory, slots, asked)
@@ -184,11 +199,25 @@ class Scheduler:
 
     def _promised(self, memory: Memory, slots: Counts, asked: Counts) -> Budget:
         """What the past promises where ``asked`` of the slots draft."""
-        past, others = memory.oldest, len(slots) - len(asked)
-        if memory.promise is not None and not others and memory.promise.requests == len(slots):
+        if memory.promise is not None and len(asked) == len(slots) == memory.promise.requests:
             return memory.promise.budget
-        seconds = self.seconds(len(slots), len(asked), len(asked) * past.block)
-        return capacity(past, asked, seconds, others=others, literal=self.form == "literal")
+        return self._capacity(memory, slots, asked, memory.asks)
+
+    def _looked_ahead(self, memory: Memory, slots: Counts) -> Memory:
+        """With what the past promises if all ``slots`` draft, in blocks of the length that it promises most of."""
+        due = bool(self.lengths) and memory.steps % _RECONSIDERED == 0
+        if not memory.oldest.known or (not due and memory.promise and memory.promise.requests == len(slots)):
+            return memory
+        lengths = self.lengths if due else (memory.asks,)
+        budgets = {length: self._capacity(memory, slots, slots, length) for length in lengths}
+        length = max(budgets, key=lambda each: budgets[each].rate)
+        promise = Promise(len(slots), budgets[length], self._plain_rate(len(slots)))
+        return replace(memory, promise=promise, length=length)
+
+    def _capacity(self, memory: Memory, slots: Counts, asked: Counts, length: int) -> Budget:
+        others, drafts = len(slots) - len(asked), len(asked) * length
+        seconds = self.seconds(len(slots), drafts, drafts)
+        return capacity(memory.oldest, asked, seconds, length, others=others, literal=self.form == "literal")
 
     def _plain_rate(self, requests: int) -> float:
         """Tokens a second of steps in which nobody drafts."""
