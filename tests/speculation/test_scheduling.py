@@ -17,7 +17,7 @@ from dspark.speculation.planner.guard import DRAFTING, Guard, Resting
 from dspark.speculation.planner.past import Past
 from dspark.speculation.planner.plan import Numbers, Plan, Present
 from dspark.speculation.planner.price import convex_slopes, worth_their_price
-from dspark.speculation.planner.scheduler import Scheduler
+from dspark.speculation.planner.scheduler import Form, Scheduler
 from dspark.speculation.recalibration import LEVEL, Tilt
 
 Rows = list[list[float]]
@@ -324,6 +324,32 @@ class TestScheduler:
                 lengths.append(scheduler.plan(memory, present, slots).drafts)
                 memory = scheduler.after(memory, present, slots, ended=slots[:0])
             assert lengths == [2] * (delay + 1) + [0] * (3 - delay)
+
+    @pytest.mark.parametrize("form", ["price", "averaged", "literal"])
+    def test_what_is_worked_out_ahead_is_what_would_have_been_found_in_time(self, form: Form) -> None:
+        """With rests, requests that end and blocks of several lengths; without a delay nothing is known ahead."""
+        guard = Guard(soonest=2, heard=4)
+        scheduler = self.scheduler(form=form, delay=2, guard=guard, lengths=(1, 2, 3))
+        numbers, ahead = np.random.default_rng(0), 0
+        early = late = scheduler.begin(4, 3)
+        for step in range(60):
+            slots = np.arange(4 if step % 7 else 3)
+            asked, early = scheduler.drafts(early, slots)
+            expected, late = scheduler.drafts(late, slots)
+            assert (early.promise, early.asks, asked.tolist()) == (late.promise, late.asks, expected.tolist())
+            rows = [np.sort(numbers.random(early.asks) ** (0.3 if step < 40 else 5))[::-1] for _ in slots]
+            present = Present.of([row.tolist() if i in asked else [] for i, row in zip(slots, rows, strict=True)])
+            plans = [scheduler.plan(memory, present, slots, asked) for memory in (early, late)]
+            assert plans[0] == plans[1]
+            if len(asked):
+                early = scheduler.ahead(early, slots)
+                ahead += early.coming is not None
+            ended = slots[:1] if step % 5 == 4 else slots[:0]
+            early, late = (scheduler.after(memory, present, slots, ended) for memory in (early, late))
+        assert ahead > 20
+        prompt = replace(scheduler, delay=1)
+        memory = prompt.after(prompt.begin(4, 3), Present.of([[0.9]]), np.arange(1), np.arange(0))
+        assert prompt.ahead(memory, np.arange(4)).coming is None
 
     def test_a_guarded_scheduler_rests_where_drafts_do_not_pay(self) -> None:
         slots = np.array([0, 1])

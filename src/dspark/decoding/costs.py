@@ -238,6 +238,8 @@ class _AsAsked:
     def lengths(self, rows: Sequence[Running], drafts: Sequence[Draft]) -> list[int]:
         return [self.setting.length or 0] * len(rows)
 
+    def ahead(self) -> None: ...
+
     def over(self, rounds: Sequence[Round], load: Load, seconds: float) -> None: ...
 
 

@@ -180,6 +180,9 @@ class Engine:
         ids = torch.tensor([token for work in works for token in work.ids], device=self.target.device)
         self.laps("bookkeeping")
         forward = self.target.forward(ids, batch, self._taps)
+        self.laps("verify")
+        self.planner.ahead()  # a GPU is at work until something is read from it
+        self.laps("plan")
         answering = [work for work in works if work.answers]
         rows = [work.row for work in answering]
         verdicts: Iterator[Verdict] = iter(())

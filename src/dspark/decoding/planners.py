@@ -59,6 +59,9 @@ class StepPlanner(Protocol):
         """How many of their drafts are verified ``[R]``."""
         ...
 
+    def ahead(self) -> None:
+        """The target's pass runs: time for what the next step needs and this one can't change."""
+
     def over(self, rounds: Sequence[Round], load: Load, seconds: float) -> None:
         """The step is over: the R rounds, what it worked on and what it took."""
 
@@ -90,6 +93,9 @@ class Apart:
         """As many as its planning takes."""
         self._drafts = list(zip(rows, drafts, strict=True))
         return [self._length(row, draft) for row, draft in self._drafts]
+
+    def ahead(self) -> None:
+        """Nothing: each round is planned from the one before."""
 
     def over(self, rounds: Sequence[Round], load: Load, seconds: float) -> None:
         """Each request's tilt goes on."""
@@ -190,6 +196,14 @@ class Together:
         self._planned = self._planning.plan(self._memory, self._here, samplings, drafts)
         self._spent += time.perf_counter() - started
         return list(self._planned.lengths)
+
+    def ahead(self) -> None:
+        """The next step's promise, where the past that it is planned from is over already (``delay``)."""
+        if self._planned is None or not self._planned.drafts:
+            return
+        started = time.perf_counter()
+        self._memory = self._planning.scheduler.ahead(self._memory, self._here)
+        self._spent += time.perf_counter() - started
 
     def over(self, rounds: Sequence[Round], load: Load, seconds: float) -> None:
         """Learn from it; costs are those of rounds, so a step that read prompts as well says nothing of them."""

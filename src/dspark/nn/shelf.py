@@ -12,7 +12,7 @@ import torch
 from dspark.kernels.machine import Rooms
 from dspark.nn.cache import KVCache
 
-KEPT = 128  # programs of a cache, the latest used: steps of one to 64 tokens, with and without a drafter
+KEPT = 256  # programs of a cache, the latest used: steps of many sizes, drafts of a few lengths
 _Made = TypeVar("_Made")
 
 

@@ -4,6 +4,9 @@ Everything that a scheduler remembers is a value, which a step takes and a step 
 
     who drafts? -> (they draft) -> plan -> (the target's pass, verdicts) -> after
 
+With a delay of two or more the next step's budget may be worked out during the target's pass (``ahead``): it needs
+nothing of the step that runs.
+
 Legend: R requests, K drafts of a block.
 """
 
@@ -59,7 +62,8 @@ class Memory:
     shown of itself; ``resting``: how long nobody drafted; ``steps``: how many there were; ``learned``: how confidence
     is read, from rounds that are over; ``heard``: outcomes that nothing has been learned from yet; ``promise``: what
     the past promised when it was last asked, which it would promise again while nobody drafts, begins or ends;
-    ``length`` of the blocks that paid best when all were compared, 0 before that.
+    ``length`` of the blocks that paid best when all were compared, 0 before that; ``coming``: promise and length of the
+    next step, where they were worked out during this one.
     """
 
     pasts: tuple[Past, ...]
@@ -70,6 +74,7 @@ class Memory:
     heard: Mapping[Regime, tuple[Outcomes, ...]] = field(default_factory=dict)
     promise: Promise | None = None
     length: int = 0
+    coming: tuple[Promise, int] | None = None
 
     @property
     def asks(self) -> int:
@@ -85,7 +90,7 @@ class Memory:
         """Where requests have ended and others take their slots."""
         shown = dict(enumerate(self.tilts)) | dict.fromkeys(slots.tolist(), LEVEL)
         pasts = tuple(past.without(slots) for past in self.pasts)
-        return replace(self, pasts=pasts, tilts=tuple(shown.values()), promise=None)
+        return replace(self, pasts=pasts, tilts=tuple(shown.values()), promise=None, coming=None)
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,16 @@ class Scheduler:
         asked = slots[self.guard.asked(len(slots), memory.steps, resting)] if drafting else slots[:0]
         return asked, replace(memory, resting=resting)
 
+    def ahead(self, memory: Memory, slots: Counts) -> Memory:
+        """With the next step's promise, if its requests are the same ``slots [R]``; for a ``delay`` of two or more, in
+        a step with drafts. What follows is the same as without, in another order.
+        """
+        if self.delay < 2 or not len(slots) or (self.guard is None and not self.lengths):
+            return memory
+        following = replace(memory, pasts=memory.pasts[1:], steps=memory.steps + 1, promise=None)
+        known = self._looked_ahead(following, slots)
+        return memory if known.promise is None else replace(memory, coming=(known.promise, known.length))
+
     def plan(self, memory: Memory, present: Present, slots: Counts, asked: Counts | None = None) -> Plan:
         """What the step verifies of its drafts; ``asked``: slots that the drafter drafted for (None: all with drafts,
         which are no copies then).
@@ -174,7 +189,8 @@ class Scheduler:
         shown = list(memory.tilts)
         for slot, tilt in zip(slots.tolist(), tilts, strict=False):
             shown[slot] = tilt
-        over_now = Memory(pasts, tuple(shown), memory.resting, memory.steps + 1, learned, heard, length=memory.length)
+        promise, length = memory.coming or (None, memory.length)
+        over_now = Memory(pasts, tuple(shown), memory.resting, memory.steps + 1, learned, heard, promise, length)
         return over_now.without(ended) if len(ended) else over_now
 
     def _rested(self, memory: Memory, ended: Counts) -> Memory:
