@@ -11,7 +11,7 @@ from typing import Any
 from dspark.decoding.logprobs import TokenLogprob
 from dspark.serving.errors import ApiError
 from dspark.serving.service import Job, Service
-from dspark.serving.tokens import AnswerText, pieces
+from dspark.serving.tokens import CONTEXT, AnswerText, TextStream, pieces
 from dspark.serving.worker import Ended, Progress, Ticket
 from dspark.speculation.acceptance import Round, RoundTally
 from dspark.targets.chat import Chat
@@ -53,8 +53,8 @@ class Answer:
         self._ticket, self._mode, self._chat, self._summary = ticket, mode, chat, summary
         self._text = AnswerText(chat.decode, ticket.request.stops)
         self._rounds: list[Round] = []
-        self._before = list(ticket.request.prompt_ids[-8:])
-        self._started: float | None = None
+        self._pieces = TextStream(chat.decode)
+        self._before = list(ticket.request.prompt_ids[-CONTEXT:])
 
     def piece(self, progress: Progress) -> Piece:
         """What a round adds."""
@@ -71,11 +71,20 @@ class Answer:
         return piece
 
     def _traced(self, progress: Progress) -> dict[str, Any]:
+        """Pieces of the text, token by token; of drafts that were rejected, what they would have added."""
         round, decode = progress.round, self._chat.decode
-        tokens, drafts = pieces(decode, self._before, round.tokens), pieces(decode, self._before, progress.drafts)
-        self._before = [*self._before, *round.tokens][-8:]
-        source = round.source if progress.drafts else None
-        return {"source": source, "drafts": drafts, "accepted": round.accepted, "tokens": tokens}
+        tokens = [self._pieces.push([token]) for token in round.tokens]
+        if round.finish is not None:
+            tokens[-1] += self._pieces.finish()
+        accepted = [*self._before, *round.tokens[: round.accepted]]
+        rejected = pieces(decode, accepted[-CONTEXT:], progress.drafts[round.accepted :])
+        self._before = [*self._before, *round.tokens][-CONTEXT:]
+        return {
+            "source": round.source if progress.drafts else None,
+            "drafts": [*tokens[: round.accepted], *rejected],
+            "accepted": round.accepted,
+            "tokens": tokens,
+        }
 
     def _summed(self) -> dict[str, Any]:
         tally = RoundTally()

@@ -12,8 +12,8 @@ SPEED, GAIN = 2.0, 10.0
 
 @dataclass(frozen=True)
 class Moment:
-    """Sums of one step: tokens that were written, rounds behind prefill, what they verified and accepted, its seconds,
-    and what a cost model had foretold (None: nothing).
+    """Sums of one step: tokens that were written; rounds behind prefill, what they gained, verified and accepted; of
+    those that were planned, what they verified and accepted and how much of it was expected; its seconds.
     """
 
     at: float
@@ -22,6 +22,8 @@ class Moment:
     gained: int
     verified: int
     accepted: int
+    planned: int
+    stood: int
     expected: float
     seconds: float
 
@@ -45,16 +47,18 @@ class Lately:
         return sum(each.tokens for each in self._since(now - SPEED)) / SPEED
 
     def figures(self, now: float) -> dict[str, float | None]:
-        """Tokens a round (``tau``), drafts verified a round, share of them that stood, share that was expected to,
-        milliseconds of a step; None of what did not happen.
+        """Tokens a round (``tau``), drafts verified a round, share of them that stood; of planned ones, the share
+        that stood and the share that was expected to; milliseconds of a step. None of what did not happen.
         """
         moments = self._since(now - GAIN)
         rounds, verified = sum(each.rounds for each in moments), sum(each.verified for each in moments)
+        planned = sum(each.planned for each in moments)
         return {
             "tau": _ratio(sum(each.gained for each in moments), rounds),
             "verify_length": _ratio(verified, rounds),
             "acceptance": _ratio(sum(each.accepted for each in moments), verified),
-            "expected_acceptance": _ratio(sum(each.expected for each in moments), verified),
+            "planned_acceptance": _ratio(sum(each.stood for each in moments), planned),
+            "expected_acceptance": _ratio(sum(each.expected for each in moments), planned),
             "step_ms": _ratio(1000 * sum(each.seconds for each in moments), len(moments)),
         }
 

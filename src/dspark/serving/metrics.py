@@ -55,8 +55,8 @@ class Metrics:
         rounds = [each for each in stepped.rounds if each.index]
         verified, accepted = sum(each.verified for each in rounds), sum(each.accepted for each in rounds)
         tokens, gained = (sum(len(each.tokens) for each in them) for them in (stepped.rounds, rounds))
-        expected = self._planned_expected()
-        self.lately.add(Moment(stepped.at, tokens, len(rounds), gained, verified, accepted, expected, stepped.seconds))
+        own = self._planned_since()
+        self.lately.add(Moment(stepped.at, tokens, len(rounds), gained, verified, accepted, *own, stepped.seconds))
         self._drafts.inc(sum(each.verified > 0 for each in rounds))
         self._drafted.inc(verified)
         self._accepted.inc(accepted)
@@ -70,15 +70,16 @@ class Metrics:
             if isinstance(event, Progress):
                 self._progress(ticket, event, stepped.at)
 
-    def _planned_expected(self) -> float:
-        """Drafts of this step that were expected to stand."""
+    def _planned_since(self) -> tuple[int, int, float]:
+        """Drafts of this step that a planner had verified, how many stood, and how many it expected to."""
         ledger, before = self.ledger, self._before
         if ledger is None:
-            return 0.0
+            return 0, 0, 0.0
         if ledger.steps > before.steps:
             self.resting = ledger.resting > before.resting
         self._before = replace(ledger)
-        return ledger.expected - before.expected
+        stood = ledger.accepted - before.accepted
+        return ledger.verified - before.verified, stood, ledger.expected - before.expected
 
     def ended(self, ended: Ended) -> None:
         """Count a request that was not answered to its end."""
@@ -161,7 +162,7 @@ class Metrics:
             yield from self._planned(self.ledger, figures)
 
     def _planned(self, ledger: Ledger, figures: dict[str, float | None]) -> Iterator[Metric]:
-        expected, actual = figures["expected_acceptance"], figures["acceptance"]
+        expected, actual = figures["expected_acceptance"], figures["planned_acceptance"]
         error = None if expected is None or actual is None else abs(expected - actual)
         yield self._gauge("dspark:acceptance_predicted", "Share that was expected to stand, lately.", expected)
         yield self._gauge("dspark:calibration_error", "Between the two, lately.", error)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 # Values of fields that this server lacks which ask for nothing.
 _NEUTRAL: dict[str, Any] = {
@@ -22,8 +22,16 @@ _NEUTRAL: dict[str, Any] = {
 MOST_STOPS, MOST_BIASES, MOST_TOP_LOGPROBS, MOST_ANSWERS = 4, 1024, 20, 128
 _LONGEST_STOP = 256
 
+
+def _whole_characters(text: str) -> str:
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("holds half a surrogate pair; send whole characters")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole_characters)]
 Id = Annotated[int, Field(ge=0, lt=2**31)]
-Stop = Annotated[str, Field(min_length=1, max_length=_LONGEST_STOP)]
+Stop = Annotated[Text, Field(min_length=1, max_length=_LONGEST_STOP)]
 Tokens = Annotated[int, Field(ge=1, lt=2**31)]
 
 
@@ -48,14 +56,14 @@ class TextPart(Strict):
     """A piece of a message."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(Strict):
     """One turn of a conversation; "developer" is another word for "system"."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Text | list[TextPart]
 
     @property
     def text(self) -> str:
@@ -162,8 +170,8 @@ class CompletionRequest(Asked):
     """``POST /v1/completions``: texts, or ids as they are."""
 
     prompt: (
-        str
-        | Annotated[list[str], Field(min_length=1, max_length=MOST_ANSWERS)]
+        Text
+        | Annotated[list[Text], Field(min_length=1, max_length=MOST_ANSWERS)]
         | Annotated[list[Id], Field(min_length=1)]
         | Annotated[
             list[Annotated[list[Id], Field(min_length=1)]],
@@ -181,7 +189,7 @@ class TokenizeRequest(Strict):
     """``POST /tokenize``: a text, or messages as the template renders them."""
 
     model: str | None = None
-    prompt: str | None = None
+    prompt: Text | None = None
     messages: list[Message] | None = Field(None, min_length=1, max_length=4096)
     add_special_tokens: bool = True
 

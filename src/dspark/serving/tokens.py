@@ -12,7 +12,7 @@ Decode = Callable[[Sequence[int]], str]
 
 # A character has at most four bytes, so at most three tokens wait for its last one. Bytes that are no text at all look
 # unfinished for ever: behind so many ids only what may still change is held back, and so many are decoded again.
-_MOST_WAITING, _AGAIN = 16, 8
+_MOST_WAITING, CONTEXT = 16, 8
 _LONGEST_UNFINISHED = 3
 
 
@@ -54,11 +54,11 @@ class TextStream:
     def _hopeless(self, text: str) -> str:
         """Show all but what further bytes could still complete, where the last ids read alone as they read here."""
         held = min(_LONGEST_UNFINISHED, len(text) - len(text.rstrip(UNFINISHED)))
-        last = self._decode(self._ids[-_AGAIN:])
+        last = self._decode(self._ids[-CONTEXT:])
         if len(last) <= 2 * _LONGEST_UNFINISHED or not text.endswith(last[_LONGEST_UNFINISHED:]):
             return ""
         new = text[self._shown : len(text) - held]
-        self._ids = self._ids[-_AGAIN:]
+        self._ids = self._ids[-CONTEXT:]
         self._known, self._shown = len(self._ids), max(0, len(last) - held)
         return new
 
@@ -100,8 +100,10 @@ class AnswerText:
 
 
 def pieces(decode: Decode, before: Sequence[int], ids: Sequence[int]) -> list[str]:
-    """What each of the ``ids`` adds to the text; one that ends within a character adds nothing, the next all of it."""
-    context = list(before[-_AGAIN:])
+    """What each of the ``ids`` would add to the text of the ids ``before``; nothing where one ends within a character,
+    all of it with its last.
+    """
+    context = list(before)
     shown = _settled(decode(context))
     found = []
     for token in ids:
