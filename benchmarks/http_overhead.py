@@ -61,10 +61,8 @@ async def _streamed(port: int, body: dict[str, object]) -> int:
     """Read a whole stream; tokens that it says it had."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     data = json.dumps(body).encode()
-    head = (
-        f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n"
-    )
-    writer.write(head.encode() + b"Connection: close\r\n\r\n" + data)
+    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    writer.write(head.encode() + f"Content-Length: {len(data)}\r\n\r\n".encode() + data)
     last = b""
     while piece := await reader.read(65536):
         last = (last + piece)[-4096:]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ import httpx2 as httpx
 import pytest
 from openai import OpenAI
 
+from dspark.cli.main import main
 from dspark.speculation.cost import CostModel
 from tiny_server import COSTS, Tiny, until
 
@@ -49,9 +51,6 @@ class Process:
         code = self._process.wait(timeout=30)
         self._reader.join(timeout=10)
         return code
-
-    def ended(self) -> int:
-        return self._process.wait(timeout=60)
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -111,19 +110,23 @@ def test_stopped_it_finishes_what_is_under_way(tiny: Tiny, options: list[object]
         assert '"finish_reason":"length"' in said[-2]
 
 
-def test_mistakes_are_one_line_before_anything_is_loaded(options: list[object]) -> None:
-    with process(*options, "--port", 0) as server:
+def test_mistakes_are_one_line_before_anything_is_loaded(capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
         for wrong, said in (
-            (["--port", server.port], "can't listen at 127.0.0.1"),
+            (["--port", taken.getsockname()[1]], "can't listen at 127.0.0.1"),
             (["--mode", "warp"], "no mode 'warp'"),
-            (["--port", 99999], "99999"),
-            (["--host", "256.1.1.1", "--port", 0], "can't listen"),
+            (["--port", 99999], "'--port'"),
+            (["--host", "256.1.1.1"], "can't listen"),
             (["--mode", "off", "--costs", "x"], "--costs is for mode adaptive"),
+            (["--max-waiting", -1], "'--max-waiting'"),
         ):
-            with process(*options[:-4], *wrong) as refused:
-                assert refused.ended() == 2
-                assert len(refused.said) == 1
-                assert said in refused.said[0]
+            assert main(["serve", "--target", "nowhere", "--port", "0", *map(str, wrong)]) == 2
+            out, err = capfd.readouterr()
+            assert not out
+            assert len(err.splitlines()) == 1
+            assert said in err
 
 
 def test_the_bundled_pair_as_people_meet_it() -> None:

@@ -206,7 +206,7 @@ def _say(service: Service, pair: Pair, limits: Limits, adaptive: Adaptive | None
         ("model", f"{service.model} ({str(target.precision).removeprefix('torch.')}, {target.device})"),
         ("drafter", pair.drafter or "none"),
         ("mode", f"{service.mode.name}; requests may choose {', '.join(service.modes)}"),
-        ("sampling", f"{target.recommended}, where a request says nothing"),
+        ("sampling", f"{_sampling(target)} where a request says nothing"),
         ("slots", f"{limits.slots} at once, {bounds.waiting} may wait"),
         ("cache", f"{limits.cache_tokens} positions ({gigabytes:.1f} GB when full)"),
         ("key", "needed" if service.key else "none needed"),
@@ -218,6 +218,15 @@ def _say(service: Service, pair: Pair, limits: Limits, adaptive: Adaptive | None
         print(f"{name:9} {said}", flush=True)
     if service.key is None and not host.startswith(("127.", "localhost", "::1")):
         print(f"warning   everybody who reaches {host} may ask: no --api-key was given", flush=True)
+
+
+def _sampling(target: Target) -> str:
+    """As its makers recommend."""
+    own = target.recommended
+    if own.greedy:
+        return "greedy"
+    said = {"top_k": own.top_k, "top_p": own.top_p if own.top_p < 1 else 0, "min_p": own.min_p}
+    return f"temperature {own.temperature:g}" + "".join(f", {name} {value:g}" for name, value in said.items() if value)
 
 
 def _costs(adaptive: Adaptive) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Coroutine
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
 from starlette.responses import JSONResponse, Response
@@ -63,7 +63,8 @@ class Streamed(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         limit = self._service.bounds.seconds + _SLOW
-        await unless_gone(asyncio.wait_for(self._send(send), limit), receive)
+        with suppress(TimeoutError):  # it does not read: the connection is closed in the middle of the answer
+            await unless_gone(asyncio.wait_for(self._send(send), limit), receive)
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import queue
 import threading
 import time
@@ -26,6 +27,8 @@ log = logging.getLogger("dspark.serving")
 
 # While requests wait and nobody can have a part in a step, look again so often (seconds).
 _PATIENCE = 0.01
+# How fast the time between two places that become free is learned, and the longest that anybody is told to wait.
+_LEARNING, _LONGEST_WAIT = 0.1, 30.0
 
 
 @dataclass(frozen=True)
@@ -107,11 +110,11 @@ class Worker:
         self.failure: str | None = None
         """Why nothing is answered any more; None while all is well."""
         self.draining = False
-        self.expected_wait: Callable[[], float] = lambda: 1.0
         self.drafts: dict[str, tuple[int, ...]] = {}
         """Drafts of the step that were verified, of requests whose rounds are traced."""
         self._capacity, self._metrics = capacity, metrics
-        self._open: set[Ticket] = set()  # of the event loop
+        self._open: set[Ticket] = set()  # of the event loop, as is when a place was free last, and how often one is
+        self._freed, self._between = time.monotonic(), 1.0
         self._tickets: dict[str, Ticket] = {}  # of the engine's thread
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -138,7 +141,7 @@ class Worker:
         if self.draining:
             raise ApiError(503, "the server is shutting down", code="shutting_down", headers={"Retry-After": "5"})
         if len(self._open) + count > self._capacity:
-            raise Busy(len(self._open), max(1, round(self.expected_wait())))
+            raise Busy(len(self._open), max(1, math.ceil(count * self._between)))
 
     def submit(self, tickets: Sequence[Ticket]) -> None:
         """Hand in requests, all or none."""
@@ -175,7 +178,13 @@ class Worker:
         for ticket, event in news:
             if isinstance(event, Ended) or event.round.finish is not None:
                 self._open.discard(ticket)
+                self._free()
             ticket.events.put_nowait((ticket, event))
+
+    def _free(self) -> None:
+        now = time.monotonic()
+        self._between += _LEARNING * (min(now - self._freed, _LONGEST_WAIT) - self._between)
+        self._freed = now
 
     # ---- the engine's thread
 
@@ -189,11 +198,14 @@ class Worker:
             self.failure = type(error).__name__
             self._end_all(FAILED)
             while not self._stopping:  # whoever handed in a request before knowing
-                self._read(wait=True)
+                self._inbox.get()()
 
     def _turn(self) -> None:
         """What came in, then one step."""
-        self._read(wait=not self._tickets)
+        if not self._tickets:
+            self.engine.check_integrity()
+            self._inbox.get()()
+        self._read()
         now = time.monotonic()
         for gone in self.engine.expire(now):
             late = Ended("deadline", "the request took longer than this server lets any take")
@@ -204,8 +216,6 @@ class Worker:
         if not shares:
             if self._tickets:
                 time.sleep(_PATIENCE)
-            else:
-                self.engine.check_integrity()
             return
         self._step(shares)
 
@@ -233,10 +243,8 @@ class Worker:
         ticket.rounds, ticket.logprobs = len(row.rounds), len(row.logprobs)
         return event
 
-    def _read(self, wait: bool) -> None:
-        """Everything in the inbox; ``wait``: at least one message."""
-        if wait:
-            self._inbox.get()()
+    def _read(self) -> None:
+        """Everything in the inbox."""
         while not self._inbox.empty():
             self._inbox.get()()
 
