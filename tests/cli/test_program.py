@@ -14,7 +14,7 @@ from tiny_pair import Cli
 
 from dspark.cli.arguments import spread
 
-VERBS = {"demo", "generate", "eval", "train", "calibrate", "profile", "bench", "data"}
+VERBS = {"demo", "generate", "eval", "train", "calibrate", "profile", "bench", "serve", "data"}
 
 
 def test_help_lists_the_verbs_and_loads_nothing_heavy() -> None:

@@ -16,11 +16,11 @@ from tiny_pair import Cli, make_tokenizer
 
 from dspark.calibration.record import Recorded
 from dspark.cli.pair import load_pair
-from dspark.cli.streaming import UNFINISHED, TextStream
 from dspark.decoding import profile
 from dspark.decoding.profile import Prices
 from dspark.drafters.checkpoint import CALIBRATION, read_calibrations
 from dspark.foundation.settings import load_settings
+from dspark.serving.tokens import UNFINISHED, TextStream
 from dspark.speculation.confidence import Platt, Temperatures
 from dspark.speculation.cost import CostModel
 from dspark.speculation.rejection import Verdict

@@ -151,8 +151,8 @@ class _Decoding:
     pair: Pair
 
     def rounds(self, task: Task, way: Way, max_tokens: int) -> Iterator[Round]:
-        from dspark.cli.streaming import TextStream
         from dspark.decoding.request import Request
+        from dspark.serving.tokens import TextStream
         from dspark.speculation.sampling import Sampling
 
         stream = TextStream(self.pair.target.chat.decode)

@@ -84,8 +84,8 @@ def generate(
 
 def _stream(coming: Iterator[Round], chat: Chat) -> list[Round]:
     """Print the text of rounds as they arrive."""
-    from dspark.cli.streaming import TextStream
     from dspark.report.panels import printable
+    from dspark.serving.tokens import TextStream
 
     # A terminal would obey control characters; a program that reads the text gets it as it is.
     shown: Callable[[str], str] = printable if sys.stdout.isatty() else str

@@ -26,6 +26,8 @@ from dspark.cli.generate import generate
 from dspark.cli.pack import pack
 from dspark.cli.profile import profile
 from dspark.cli.regenerate import regenerate
+from dspark.cli.serve import serve
+from dspark.cli.topics import ByTopic
 from dspark.cli.train import train
 from dspark.foundation.errors import UserError
 
@@ -62,6 +64,7 @@ app.command("train")(train)
 app.command("calibrate")(calibrate)
 app.command("profile")(profile)
 app.command("bench")(bench)
+app.command("serve", cls=ByTopic)(serve)
 data.command("regenerate")(regenerate)
 data.command("pack")(pack)
 app.add_typer(data, name="data")

@@ -145,9 +145,37 @@ class Engine:
             yield from self.step(shares)
         self.check_integrity()
 
+    @property
+    def room(self) -> int:
+        """Positions of the cache that one request may need, prompt and answer."""
+        return self.pool.count * self.pool.size - self._round_tokens + 1
+
+    def limit(self, request: Request) -> int:
+        """Output tokens at most; UserError for a request that can't be answered. Asked from any thread."""
+        if not request.prompt_ids or request.max_tokens < 1:
+            raise UserError(
+                f"request {request.id} has {len(request.prompt_ids)} prompt tokens and asks for {request.max_tokens};"
+                " expected at least one of each"
+            )
+        context, room = self.target.max_positions, self.room
+        limit = min(request.max_tokens, context - len(request.prompt_ids))
+        if limit < 1:
+            raise UserError(
+                f"the prompt of request {request.id} has {len(request.prompt_ids)} tokens, the context of"
+                f" {self.target.name} holds {context}; shorten the prompt"
+            )
+        if len(request.prompt_ids) + limit > room:
+            raise UserError(
+                f"request {request.id} needs {len(request.prompt_ids) + limit} positions (prompt"
+                f" {len(request.prompt_ids)} and answer {limit}), the cache has {room}; shorten it"
+            )
+        if request.wishes is not None:
+            request.wishes.check(self.target.vocab_size)
+        return limit
+
     def submit(self, request: Request) -> None:
         """One more request; UserError for one that can't be answered, or whose id is under way."""
-        self._limit(request)
+        self.limit(request)
         self.admission.submit(request)
 
     def cancel(self, request_id: str, reason: Reason = "cancelled") -> GivenUp | None:
@@ -209,32 +237,9 @@ class Engine:
         return done
 
     def _start(self, request: Request) -> Running:
-        limit = self._limit(request)
+        limit = self.limit(request)
         lookup, coupling = lookup_of(self._mode, self._lookup), request.coupling(self.target.vocab_size)
         return Running(request, SeededDraws(request.seed), limit, lookup, coupling)
-
-    def _limit(self, request: Request) -> int:
-        """Output tokens at most; UserError for a request that can't be answered."""
-        if not request.prompt_ids or request.max_tokens < 1:
-            raise UserError(
-                f"request {request.id} has {len(request.prompt_ids)} prompt tokens and asks for {request.max_tokens};"
-                " expected at least one of each"
-            )
-        context, room = self.target.max_positions, self.pool.count * self.pool.size - self._round_tokens + 1
-        limit = min(request.max_tokens, context - len(request.prompt_ids))
-        if limit < 1:
-            raise UserError(
-                f"the prompt of request {request.id} has {len(request.prompt_ids)} tokens, the context of"
-                f" {self.target.name} holds {context}; shorten the prompt"
-            )
-        if len(request.prompt_ids) + limit > room:
-            raise UserError(
-                f"request {request.id} needs {len(request.prompt_ids) + limit} positions (prompt"
-                f" {len(request.prompt_ids)} and answer {limit}), the cache has {room}; shorten it"
-            )
-        if request.wishes is not None:
-            request.wishes.check(self.target.vocab_size)
-        return limit
 
     def _works(self, shares: Sequence[Share]) -> list[Work]:
         """Everybody's part, rounds with their drafts and how many of these are verified."""

@@ -6,8 +6,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dspark.decoding.engine import Engine, Limits
-from dspark.decoding.planners import Adaptive, StepPlanner, Together
+from dspark.decoding.chosen import Chosen
+from dspark.decoding.engine import Engine, Limits, Observe
+from dspark.decoding.modes import Mode
+from dspark.decoding.planners import Adaptive, Apart, StepPlanner, Together
 from dspark.decoding.request import Request
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.foundation.errors import UserError
@@ -52,6 +54,11 @@ class Speculation:
             raise UserError("mode adaptive plans by what steps cost, and nobody has measured that")
         return Together(adaptive, slots, block)
 
+    def choosing(self, adaptive: Adaptive | None, slots: int, block: int) -> StepPlanner:
+        """The same for requests that may choose otherwise (``Request.drafts``)."""
+        planner = self.planner(adaptive, slots, block)
+        return Chosen(planner or Apart(self._whole, self._whole, drafter=self.fixed is not None), block)
+
     def engine(
         self,
         target: Target,
@@ -59,12 +66,24 @@ class Speculation:
         requests: Iterable[Request],
         limits: Limits,
         planner: StepPlanner | None = None,
+        observe: Observe | None = None,
     ) -> Engine:
         """That decodes so; ``planner`` as this gave it."""
-        if self.name in (OFF, NGRAM):
-            return Engine(target, requests, limits, "plain" if self.name == OFF else "ngram")
-        whole = Planning(draft_slots=self.fixed)
-        lookup = self.name == ADAPTIVE
+        mode: Mode = "plain" if self.name == OFF else "ngram" if self.name == NGRAM else "dspark"
         return Engine(
-            target, requests, limits, "dspark", drafter, lookup=lookup, greedy=whole, sampled=whole, planner=planner
+            target,
+            requests,
+            limits,
+            mode,
+            drafter if mode == "dspark" else None,
+            lookup=self.name == ADAPTIVE,
+            greedy=self._whole,
+            sampled=self._whole,
+            planner=planner,
+            observe=observe,
         )
+
+    @property
+    def _whole(self) -> Planning:
+        """Everything drafted is verified."""
+        return Planning(draft_slots=self.fixed)

@@ -30,7 +30,8 @@ class Request:
     text is fixed anyway. ``wishes``: what its logits are changed by, token by token. An answer also ends at one of its
     own ``stop_ids``, or where its text first holds one of the ``stops``. ``logprobs``: how many alternatives of each
     token are told with its log-probability (None: nothing). The lower ``priority`` goes first; at ``deadline``, on the
-    clock of whoever runs the engine, it is given up.
+    clock of whoever runs the engine, it is given up. ``drafts``: how many tokens are drafted for it in every round
+    where a planner lets it choose (None: as the others' rounds are planned).
     """
 
     id: str
@@ -46,6 +47,7 @@ class Request:
     logprobs: int | None = None
     priority: int = 0
     deadline: float | None = None
+    drafts: int | None = None
 
     def coupling(self, vocabulary: int) -> Coupling | None:
         """The noise that its tokens are drawn with; None where they are drawn otherwise, or not at all."""

@@ -67,3 +67,8 @@ class Chat:
         """Text of ``ids`` without special tokens."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
+
+    def piece(self, token: int) -> str:
+        """Text of one id by itself, a special one by its name."""
+        text: str = self._tokenizer.decode([token], skip_special_tokens=False)
+        return text
