@@ -58,7 +58,8 @@ class StandIn:
     """What the server tells and has been told.
 
     ``refusal``: (status, message, headers) of the next completion. ``breaks_after``: rounds until the stream ends with
-    no word, or with an error if ``last_words`` holds one. ``pause``: seconds a round.
+    no word, or with an error if ``last_words`` holds one. ``pause``: seconds a round. ``looked``: times the state was
+    asked for. ``left``: streams that nobody read to the end. A round that is "untold" comes as text alone.
     """
 
     rounds: list[Round] = field(default_factory=lambda: rounds_of("The sky is blue, and the sea is blue as well."))
@@ -68,6 +69,7 @@ class StandIn:
     breaks_after: int | None = None
     last_words: str | None = None
     asked: list[dict[str, Any]] = field(default_factory=list)
+    looked: int = 0
     left: int = 0
     well: bool = True
     running: int = 0
@@ -123,7 +125,7 @@ class StandIn:
                         yield event({"error": {"message": self.last_words, "type": "server_error"}})
                     return
                 await asyncio.sleep(self.pause)
-                extra = {"dspark": {"rounds": [one]}} if wish.get("trace") else {}
+                extra = {"dspark": {"rounds": [one]}} if wish.get("trace") and not one.get("untold") else {}
                 yield event(chunk("".join(one["tokens"]), None) | extra)
             seconds = max(time.monotonic() - started, 1e-3)
             found = {"summary": self.summary(wish.get("mode") or "adaptive", seconds)}
@@ -162,6 +164,7 @@ def application(standin: StandIn) -> FastAPI:
 
     @app.get("/dspark/state")
     def state() -> Response:
+        standin.looked += 1
         return JSONResponse(standin.state() if standin.well else {}, 200 if standin.well else 503)
 
     @app.post("/v1/chat/completions")

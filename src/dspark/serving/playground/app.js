@@ -72,6 +72,7 @@ function clear() {
   exchanges = [];
   byId("announcer").replaceChildren();
   byId("welcome").hidden = false;
+  thread.scrollTop = 0;
   byId("clear").disabled = true;
   prompt.focus();
 }

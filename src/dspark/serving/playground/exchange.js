@@ -15,7 +15,9 @@ export class Exchange {
     this.answer = "";
     this.root = element("article", "exchange");
     const asked = element("div", "asked");
-    asked.append(element("h2", "unseen", "You"), element("p", "", question));
+    const words = element("p", "", question);
+    words.dir = "auto";
+    asked.append(element("h2", "unseen", "You"), words);
     this.reply = element("div", "reply");
     this.root.append(asked, this.reply);
     this.retry = retry;
@@ -30,6 +32,7 @@ export class Exchange {
     this.summary = null;
     this.finish = "";
     this.text = element("p", "text");
+    this.text.dir = this.rounds.text.dir = "auto";
     this.figures = element("dl", "figures");
     this.told = element("p", "told note");
     this.reply.replaceChildren(element("h2", "unseen", "Answer"), this.text, this.rounds.text, this.rounds.strip);

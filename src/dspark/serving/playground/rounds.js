@@ -7,12 +7,16 @@ const SOURCES = { drafter: "drafted", lookup: "copied" };
 // A rejected line break would tear the text apart: it is shown as a sign.
 const visible = (piece) => piece.replaceAll("\n", "↵").replaceAll("\t", "⇥");
 
-/** Append tokens of one kind. The space before the first is not marked: marks begin where words do. */
+/** Append tokens of one kind. Marks begin and end where words do: the space before the first token is not marked, and
+ * one between two words goes where a line is broken there. */
 function write(marks, kind, pieces) {
   pieces.forEach((piece, index) => {
-    const space = index ? "" : /^ */.exec(piece)[0];
-    if (space) marks.append(element("span", kind === "rejected" ? "rejected gap" : "gap", space));
-    marks.append(element("span", `token ${kind}`, piece.slice(space.length)));
+    const space = /^ ?(?! )/.exec(piece)?.[0] ?? "";
+    const token = element("span", `token ${kind}`);
+    if (space && index) token.append(element("span", "join", space));
+    else if (space) marks.append(element("span", kind === "rejected" ? "gap rejected" : "gap", space));
+    token.append(piece.slice(space.length));
+    marks.append(token);
   });
 }
 

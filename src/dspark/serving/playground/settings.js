@@ -5,7 +5,7 @@ import { byId } from "./dom.js";
 const MODE_NOTES = {
   "": "What the server was started with.",
   off: "No drafts: the model alone, a token a step.",
-  fixed: "So many drafts in every round, whatever they promise.",
+  fixed: "The same number of drafts in every round.",
   adaptive: "As many drafts as are worth verifying now.",
 };
 
