@@ -29,6 +29,7 @@ POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
 )
 
+LATELY = 2.0  # seconds
 Round = dict[str, Any]
 
 
@@ -37,8 +38,8 @@ def rounds_of(text: str, seed: int = 0) -> list[Round]:
     chance = random.Random(seed)
     pieces = re.findall(r" ?\w+|\s+|[^\w\s]", text)
     words = [piece for piece in pieces if piece.startswith(" ") and piece.strip()] or [" no"]
-    rounds: list[Round] = []
-    at = 0
+    rounds: list[Round] = [{"source": None, "drafts": [], "accepted": 0, "tokens": pieces[:1]}]  # with the prompt
+    at = 1
     while at < len(pieces):
         source = chance.choices(["drafter", "lookup", None], [7, 2, 1])[0]
         right = 0 if source is None else chance.choices(range(6), [2, 4, 5, 4, 2, 2])[0]
@@ -71,15 +72,16 @@ class StandIn:
     asked: list[dict[str, Any]] = field(default_factory=list)
     looked: int = 0
     left: int = 0
+    told: list[tuple[float, Round]] = field(default_factory=list)
     well: bool = True
     running: int = 0
     began: float = field(default_factory=time.monotonic)
 
     def state(self) -> dict[str, Any]:
-        """What /dspark/state says; its figures wander a little."""
-        up = time.monotonic() - self.began
-        chance = random.Random(int(up * 4))
-        busy = self.running > 0
+        """What /dspark/state says."""
+        now = time.monotonic()
+        lately = [one for at, one in self.told if at > now - LATELY]
+        tokens, drafts = (sum(len(one[kind]) for one in lately) for kind in ("tokens", "drafts"))
         return {
             "model": "smollm2-135m-instruct",
             "mode": "adaptive",
@@ -87,24 +89,25 @@ class StandIn:
             "running": self.running,
             "waiting": 0,
             "kv_cache_usage": 0.04 + 0.02 * self.running,
-            "tok_s": 58 + chance.uniform(-9, 9) if busy else 0.0,
-            "tau": 3.1 + chance.uniform(-0.5, 0.5) if busy else None,
-            "verify_length": 3.9 + chance.uniform(-0.7, 0.7) if busy else None,
-            "acceptance": 0.62 if busy else None,
+            "tok_s": tokens / LATELY,
+            "tau": tokens / len(lately) if lately else None,
+            "verify_length": drafts / len(lately) if lately else None,
+            "acceptance": sum(one["accepted"] for one in lately) / drafts if drafts else None,
             "resting": False,
-            "step_ms": 41.3 if busy else None,
-            "uptime_s": up,
+            "step_ms": 1000 * self.pause if lately else None,
+            "uptime_s": now - self.began,
         }
 
     def summary(self, mode: str, seconds: float) -> dict[str, Any]:
         """The figures of the whole script."""
-        lengths = [len(one["drafts"]) for one in self.rounds]
+        behind = self.rounds[1:]  # of the prompt
+        lengths = [len(one["drafts"]) for one in behind]
         tokens = sum(len(one["tokens"]) for one in self.rounds)
         return {
             "mode": mode,
-            "tau": tokens / len(self.rounds),
-            "rounds": len(self.rounds),
-            "drafted": sum(lengths) + 2,
+            "tau": sum(len(one["tokens"]) for one in behind) / max(1, len(behind)),
+            "rounds": len(behind),
+            "drafted": sum(one.get("drafted", len(one["drafts"])) for one in behind),
             "verified": sum(lengths),
             "accepted": sum(one["accepted"] for one in self.rounds),
             "verify_lengths": lengths,
@@ -125,6 +128,7 @@ class StandIn:
                         yield event({"error": {"message": self.last_words, "type": "server_error"}})
                     return
                 await asyncio.sleep(self.pause)
+                self.told.append((time.monotonic(), one))
                 extra = {"dspark": {"rounds": [one]}} if wish.get("trace") and not one.get("untold") else {}
                 yield event(chunk("".join(one["tokens"]), None) | extra)
             seconds = max(time.monotonic() - started, 1e-3)

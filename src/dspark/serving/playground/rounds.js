@@ -7,16 +7,12 @@ const SOURCES = { drafter: "drafted", lookup: "copied" };
 // A rejected line break would tear the text apart: it is shown as a sign.
 const visible = (piece) => piece.replaceAll("\n", "↵").replaceAll("\t", "⇥");
 
-/** Append tokens of one kind. Marks begin and end where words do: the space before the first token is not marked, and
- * one between two words goes where a line is broken there. */
+/** Append tokens of one kind. Marks begin and end where words do; a thin line joins the words of one run. */
 function write(marks, kind, pieces) {
   pieces.forEach((piece, index) => {
     const space = /^ ?(?! )/.exec(piece)?.[0] ?? "";
-    const token = element("span", `token ${kind}`);
-    if (space && index) token.append(element("span", "join", space));
-    else if (space) marks.append(element("span", kind === "rejected" ? "gap rejected" : "gap", space));
-    token.append(piece.slice(space.length));
-    marks.append(token);
+    if (space) marks.append(element("span", `${index ? "join" : "gap"} ${kind}`, space));
+    marks.append(element("span", `token ${kind}`, piece.slice(space.length)));
   });
 }
 
@@ -31,9 +27,11 @@ export class Rounds {
     this.tokens = this.characters = this.verified = this.accepted = 0;
   }
 
-  /** Tokens gained a round. */
+  /** Tokens gained a round; reading the prompt gives one as well, but is none. */
   get tau() {
-    return this.seen.length ? this.tokens / this.seen.length : NaN;
+    const prompt = this.seen.length && !this.seen[0].drafts?.length ? 1 : 0;
+    const rounds = this.seen.length - prompt;
+    return rounds ? (this.tokens - (prompt && this.seen[0].tokens.length)) / rounds : NaN;
   }
 
   /** Show a round: its accepted drafts, the rejected ones, the model's own token. */
@@ -73,9 +71,10 @@ export class Rounds {
     for (const part of [this.text, this.strip])
       part.querySelector(`[data-round="${index}"]`)?.classList.add("lit");
     const drafts = round.drafts ?? [];
-    if (!drafts.length) return `Round ${index + 1}: nothing drafted, one token of the model’s own.`;
+    if (!drafts.length && !index) return "The prompt was read, and the first token came with it.";
+    if (!drafts.length) return `Round ${index}: nothing drafted, one token of the model’s own.`;
     const how = SOURCES[round.source] ?? "drafted";
-    return `Round ${index + 1}: ${round.accepted} of ${drafts.length} ${how} tokens accepted.`;
+    return `Round ${index}: ${round.accepted} of ${drafts.length} ${how} tokens accepted.`;
   }
 }
 
