@@ -80,6 +80,7 @@ def standin() -> StandIn:
 
 @pytest.fixture
 def address(standin: StandIn) -> Iterator[str]:
+    """Of the server under test; tests that don't ask for ``standin`` hold with any other in its place."""
     with serving(standin) as url:
         yield url
 
@@ -156,10 +157,10 @@ def test_tokens_add_up_to_the_text_and_rejected_ones_are_no_part_of_it(page: Pag
     page.ask("Count.")
     text = "".join("".join(one["tokens"]) for one in standin.rounds)
     assert page.content(".text") == text
-    kept = (
-        "[...document.querySelector('.tokens').querySelectorAll('.gap, .join, .token')].filter(t => !t.matches('.rejected'))"
-    )
-    assert page.script(f"{kept}.map(token => token.textContent).join('')") == text
+    kept = "[...document.querySelectorAll('.tokens :is(.gap, .join, .token):not(.rejected)')]"
+    spaces = "[...document.querySelectorAll('.tokens .gap.rejected')]"
+    assert page.script(f"{kept}.map(piece => piece.textContent).join('')") == text
+    assert page.script(f"{spaces}.every(piece => getComputedStyle(piece).userSelect === 'none')")
     rejected = sum(len(one["drafts"]) - one["accepted"] for one in standin.rounds)
     accepted = sum(one["accepted"] for one in standin.rounds)
     assert rejected > 3
@@ -247,6 +248,7 @@ def test_what_is_set_is_what_is_asked_for(page: Page, standin: StandIn) -> None:
     assert page.one("#temperature-shown").text == "0.7"
     page.ask("Why?")
     asked = standin.asked[0]
+    assert page.one("#drafts").get_attribute("max") == "7"  # the most that the server offers
     assert asked["speculative"] == {"mode": "fixed", "draft_tokens": 3, "summary": True, "trace": True}
     assert (asked["max_tokens"], asked["temperature"], asked["stream"]) == (77, 0.7, True)
     assert asked["model"] == standin.state()["model"]

@@ -4,7 +4,7 @@ import { element } from "./dom.js";
 import { figures, Rounds } from "./rounds.js";
 
 const NOTES = {
-  length: "Cut off: the answer reached the most tokens allowed.",
+  length: "Cut off: it reached the most tokens allowed.",
   stopped: "Stopped.",
 };
 
@@ -63,7 +63,7 @@ export class Exchange {
     this.reply.classList.remove("streaming");
     this.count();
     if (this.summary) this.figures.append(mode(this.summary.mode));
-    if (NOTES[reason]) this.reply.append(element("p", "note", NOTES[reason]));
+    if (NOTES[reason]) this.figures.before(element("p", "note", NOTES[reason]));
   }
 
   /** Say what went wrong, and offer another try. */

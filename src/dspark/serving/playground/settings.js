@@ -16,7 +16,7 @@ export function speculative() {
   const mode = chosen();
   const wish = { summary: true, trace: byId("show-tokens").checked };
   if (mode) wish.mode = mode;
-  if (mode === "fixed") wish.draft_tokens = byId("drafts").valueAsNumber || 4;
+  if (mode === "fixed") wish.draft_tokens = Math.min(byId("drafts").valueAsNumber || 4, byId("drafts").max);
   return wish;
 }
 
@@ -41,6 +41,8 @@ export function offer(state) {
     const known = modes.some((mode) => mode.replace(/\d+$/, "") === input.value);
     input.disabled = Boolean(input.value && modes.length && !known);
   }
+  const fixed = modes.map((mode) => Number(/^fixed(\d+)$/.exec(mode)?.[1] ?? 0));
+  byId("drafts").max = Math.max(...fixed) || 64;
   MODE_NOTES[""] = `What the server was started with: ${state.mode}.`;
   describe();
 }
