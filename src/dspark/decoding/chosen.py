@@ -48,6 +48,10 @@ class Chosen:
         planned = iter(self.own.lengths(list(compress(rows, self._open)), list(compress(drafts, self._open))))
         return [next(planned) if own else len(draft.tokens) for own, draft in zip(self._open, drafts, strict=True)]
 
+    def ahead(self) -> None:
+        """Of those who left it open."""
+        self.own.ahead()
+
     def over(self, rounds: Sequence[Round], load: Load, seconds: float) -> None:
         """``own`` learns from its own rounds; a step with others' in it says nothing of what they cost."""
         self.own.over(list(compress(rounds, self._open)), load, seconds)
