@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_pair import Cli
 
 from dspark.cli.arguments import spread
+from tiny_pair import Cli
 
 VERBS = {"demo", "generate", "eval", "train", "calibrate", "profile", "bench", "serve", "data"}
 

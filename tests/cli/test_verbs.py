@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_pair import Cli, make_tokenizer
 
 from dspark.calibration.record import Recorded
 from dspark.cli.pair import load_pair
@@ -28,6 +27,7 @@ from dspark.speculation.sampling import Sampling
 from dspark.targets.model import load_target
 from dspark.training.recipe import Recipe
 from servers import Server, serving
+from tiny_pair import Cli, make_tokenizer
 
 PromptsFile = Callable[..., Path]
 RECIPES = sorted((Path(__file__).parents[2] / "src" / "dspark" / "recipes").glob("*.yaml"))

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from dspark.decoding.request import Request
     from dspark.load.closed import Run
     from dspark.load.interleaved import Interleaved
+    from dspark.speculation.cost import CostModel
     from dspark.speculation.sampling import Sampling
 
 Runs = dict[str, list["Run"]]  # by mode, turn by turn
@@ -135,14 +136,14 @@ def numbers_of(text: str) -> list[int]:
     return [int(word) for word in words]
 
 
-def adaptive_of(pair: Pair, most: int) -> Adaptive:
-    """How steps of up to ``most`` requests are planned here: measures what they cost."""
+def adaptive_of(pair: Pair, most: int, costs: CostModel | None = None) -> Adaptive:
+    """How steps of up to ``most`` requests are planned here; measures what they cost where nobody has."""
     from dspark.decoding.costs import measured_costs
     from dspark.decoding.planners import Adaptive, lengths_of
 
     drafter = pair.decoder.drafter
     assert drafter is not None
-    costs = measured_costs(pair.target, drafter, most, 512, _CACHE_BYTES)
+    costs = costs or measured_costs(pair.target, drafter, most, 512, _CACHE_BYTES)
     return Adaptive(costs, pair.calibrations, lengths=lengths_of(drafter.config.block_size))
 
 

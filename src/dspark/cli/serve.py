@@ -145,7 +145,6 @@ def _prepared(
     from dspark.cli.bench import adaptive_of
     from dspark.cli.pair import Pair, load_drafting, load_pair
     from dspark.decoding.named import ADAPTIVE, NGRAM, OFF, Speculation
-    from dspark.decoding.planners import Adaptive
     from dspark.decoding.single import Decoder
 
     if costs is not None and mode != ADAPTIVE:
@@ -160,9 +159,7 @@ def _prepared(
     speculation = Speculation.named(mode, pair.decoder.drafter.config.block_size)
     if mode != ADAPTIVE:
         return pair, speculation, None
-    if costs is None:
-        return pair, speculation, adaptive_of(pair, slots)
-    return pair, speculation, Adaptive(_read(costs), pair.calibrations, draft_slots=pair.decoder.greedy.draft_slots)
+    return pair, speculation, adaptive_of(pair, slots, None if costs is None else _read(costs))
 
 
 def _read(path: Path) -> Any:
