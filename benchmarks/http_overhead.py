@@ -93,6 +93,11 @@ def engine_of(pair: Pair, mode: str, users: int, positions: int, costs: Path) ->
     return speculation.engine(pair.target, pair.decoder.drafter, (), Limits(users, positions), planner)
 
 
+def _prompts(ids: list[list[int]], count: int, turn: int) -> list[list[int]]:
+    """Other ones each turn, so that no cache has them: each ends with a token of its own."""
+    return [[*ids[n % len(ids)], 1000 + (turn + 1) * count + n] for n in range(count)]
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--users", type=int, default=16)
@@ -112,7 +117,7 @@ def main() -> None:
         try:
             rows = []
             for turn in range(-1, asked.turns):  # the first one warms up
-                prompts = [[*ids[n % len(ids)][:-1], n + turn, ids[n % len(ids)][-1]] for n in range(asked.requests)]
+                prompts = _prompts(ids, asked.requests, turn)
                 plain = through_engine(engine, prompts, asked.tokens, turn)
                 http = asyncio.run(through_http(port, prompts, asked.tokens, asked.users))
                 if turn >= 0:
