@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import cycle
 from pathlib import Path
 
@@ -23,6 +24,7 @@ import numpy as np
 
 from dspark.calibration.fits import fit_logistic
 from dspark.calibration.record import Recorded
+from dspark.decoding.planners import lengths_of
 from dspark.foundation.artifacts import read_json, write_json
 from dspark.speculation.confidence import Logistic
 from dspark.speculation.cost import CostModel, Load
@@ -124,20 +126,22 @@ def replay(trace: Trace, model: CostModel, requests: int, plan: Scheduler | int 
     """So many requests planned, at a fixed length, or without drafts (None)."""
     streams, steps = Streams(trace, requests), max(1, len(trace.accepted) // requests)
     most = requests * trace.block
-    costs = [costs_of(model, requests, drafting * trace.block, most) for drafting in range(requests + 1)]
+    costs = cache(lambda drafted: costs_of(model, requests, drafted, most))
     slots, gained = np.arange(requests), Gained(requests)
     if not isinstance(plan, Scheduler):
         drafting, lengths = (0, 0) if plan is None else (requests, plan)
         for _ in range(steps):
             rounds, _ = streams.next_rounds()
-            gained.step(np.full(requests, lengths), trace.accepted[rounds], drafting, costs[drafting])
+            seconds = costs(drafting * (plan or 0))  # blocks of that length
+            gained.step(np.full(requests, lengths), trace.accepted[rounds], drafting, seconds)
         return gained.figures()
     memory = plan.begin(requests, trace.block, {_REGIME: Recalibration.begin(trace.fitted)})
     for _ in range(steps):
         rounds, ended = streams.next_rounds()
         asked, memory = plan.drafts(memory, slots)
+        drafted = len(asked) * memory.asks
         memory, lengths = _planned(plan, memory, trace, rounds, asked, ended)
-        gained.step(lengths, trace.accepted[rounds], len(asked), costs[len(asked)])
+        gained.step(lengths, trace.accepted[rounds], len(asked), costs(drafted))
     return gained.figures()
 
 
@@ -149,7 +153,7 @@ def _planned(
     logits, peaks = trace.rounds.outcomes.logits[rounds], trace.rounds.outcomes.peaks[rounds]
     believed = memory.learned[_REGIME].conditional(logits, peaks)
     tilted = np.stack([tilt.conditional(each) for tilt, each in zip(memory.tilts, believed, strict=True)])
-    present = Present(tilted.cumprod(axis=1), np.where(np.isin(slots, asked), trace.block, 0))
+    present = Present(tilted.cumprod(axis=1), np.where(np.isin(slots, asked), memory.asks, 0))
     lengths = np.array(plan.plan(memory, present, slots).lengths)
     stood, observed = (np.minimum(lengths, trace.accepted[rounds] + i) for i in (0, 1))
     known = zip(memory.tilts, believed, observed.tolist(), stood.tolist(), strict=True)
@@ -185,6 +189,7 @@ def _row(trace: Trace, model: CostModel, requests: int) -> dict[str, object]:
             form,
             delay,
             guard,
+            lengths=lengths_of(trace.block),
         )
         planned[name] = replay(trace, model, requests, scheduler)
     ratios = " ".join(

@@ -17,7 +17,7 @@ import dspark
 from dspark.serving.errors import ApiError, of_validation
 from dspark.serving.guards import Guards, response_of
 from dspark.serving.journal import journal
-from dspark.serving.routes import PLAYGROUND, completions, facts, models
+from dspark.serving.routes import FRESH, PLAYGROUND, completions, facts, models
 from dspark.serving.service import Service
 
 log = logging.getLogger("dspark.serving")
@@ -45,11 +45,21 @@ def create_app(service: Service) -> FastAPI:
     for router in (completions(service), models(service), facts(service)):
         app.include_router(router)
     if PLAYGROUND.is_dir():
-        app.mount("/playground", StaticFiles(directory=PLAYGROUND), name="playground")
+        app.mount("/playground", _Fresh(directory=PLAYGROUND), name="playground")
     app.add_middleware(Guards, bounds=service.bounds, key=service.key)
     _errors(app)
     _describe(app)
     return app
+
+
+class _Fresh(StaticFiles):
+    """Files that a browser asks for again."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        """See ``StaticFiles``."""
+        response = super().file_response(*args, **kwargs)
+        response.headers.update(FRESH)
+        return response
 
 
 def _errors(app: FastAPI) -> None:

@@ -28,6 +28,8 @@ from dspark.serving.shapes import ChatShape, CompletionShape, Shape
 from dspark.serving.streams import Answered, Streamed
 
 PLAYGROUND = Path(__file__).parent / "playground"
+# A page and its modules are of one version.
+FRESH = {"Cache-Control": "no-cache"}
 _EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
 
 Responses = dict[int | str, dict[str, Any]]
@@ -129,6 +131,6 @@ def facts(service: Service) -> APIRouter:
         page = PLAYGROUND / "index.html"
         if not page.is_file():
             raise ApiError(404, "this installation has no playground")
-        return FileResponse(page, headers={"Cache-Control": "no-cache"})
+        return FileResponse(page, headers=FRESH | {"Content-Security-Policy": "frame-ancestors 'none'"})
 
     return router
