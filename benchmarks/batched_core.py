@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,9 @@ def middle(values: list[float]) -> float:
     return 1000 * statistics.median(values)
 
 
-def plain_model(target: Target) -> Any:
+def plain_model(target: Target, dtype: torch.dtype) -> Any:
     """The same model as transformers alone runs it."""
-    return AutoModelForCausalLM.from_pretrained(resolve_source(target.name).folder, dtype=target.dtype).eval()
+    return AutoModelForCausalLM.from_pretrained(resolve_source(target.name).folder, dtype=dtype).eval()
 
 
 def linears(model: nn.Module) -> list[tuple[nn.Module, int]]:
@@ -72,7 +73,7 @@ def steps(pair: Pair, repeats: int) -> Iterator[dict[str, Any]]:
     transformers' own layers, and our forms of them.
     """
     target = pair.target
-    floors = {"linear": linears(plain_model(target)), "products": products(target)}
+    floors = {"linear": linears(plain_model(target, target.dtype)), "products": products(target)}
     for count in (1, 4, 16):
         made = torch.Generator().manual_seed(count)
         prompts = torch.randint(0, target.vocab_size, (count, CONTEXT), generator=made).tolist()
@@ -96,8 +97,10 @@ def steps(pair: Pair, repeats: int) -> Iterator[dict[str, Any]]:
 
 
 def throughput(target: Target, prompts: list[list[int]], tokens: int, batch: int) -> dict[str, Any]:
-    """All prompts through the core, and through transformers' generate in batches, until each answer's own end."""
-    model = plain_model(target)
+    """All prompts through the core, and through transformers' generate in batches, until each answer's own end; of two
+    precisions of theirs the faster one counts.
+    """
+    models = {dtype: plain_model(target, dtype) for dtype in (torch.float32, torch.bfloat16)}
     pad = AutoTokenizer.from_pretrained(resolve_source(target.name).folder).pad_token_id or 0
     cache_tokens = batch * (max(map(len, prompts)) + tokens)
 
@@ -106,8 +109,8 @@ def throughput(target: Target, prompts: list[list[int]], tokens: int, batch: int
         return sum(len(c.output_ids) for c in Engine(target, requests, Limits(batch, cache_tokens)).run())
 
     @torch.inference_mode()
-    def theirs(part: list[list[int]], tokens: int) -> int:
-        total = 0
+    def theirs(dtype: torch.dtype, part: list[list[int]], tokens: int) -> int:
+        model, total = models[dtype], 0
         for first in range(0, len(part), batch):
             some = part[first : first + batch]
             width = max(map(len, some))
@@ -121,7 +124,8 @@ def throughput(target: Target, prompts: list[list[int]], tokens: int, batch: int
                 total += min([*ends, len(row)])
         return total
 
-    ways: dict[str, Callable[[list[list[int]], int], int]] = {"core": ours, "transformers": theirs}
+    ways: dict[str, Callable[[list[list[int]], int], int]] = {"core": ours}
+    ways |= {f"transformers, {str(dtype).removeprefix('torch.')}": partial(theirs, dtype) for dtype in models}
     rates, answered = {}, {}
     for name, decode in ways.items():
         decode(prompts[:batch], 4)  # warms up
@@ -135,7 +139,7 @@ def throughput(target: Target, prompts: list[list[int]], tokens: int, batch: int
         "prompt_tokens": sum(map(len, prompts)),
         "answer_tokens": answered,
         **{f"{name}_tok_s": rate for name, rate in rates.items()},
-        "ratio": rates["core"] / rates["transformers"],
+        "ratio": rates["core"] / max(rate for name, rate in rates.items() if name != "core"),
         "cache_mb": cache_tokens * row / 1e6,
     }
 
@@ -176,12 +180,14 @@ def main() -> None:
     parser.add_argument("--only", default="step,throughput,rounds")
     parser.add_argument("--limit", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=256, help="of an answer, at most (rounds: a quarter)")
+    parser.add_argument("--batch", type=int, default=32, help="requests at once (throughput)")
+    parser.add_argument("--dtype", default="auto", help="of our side")
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if os.getloadavg()[0] > 0.5:
         sys.exit(f"the load of this machine is {os.getloadavg()[0]:.2f}; run when it is below 0.5")
-    pair = load_pair()
+    pair = load_pair(dtype=options.dtype)
     chosen = read_in_turn(options.prompts, options.limit)
     prompts = [pair.target.chat.prompt_ids(p.first_messages()) for p in chosen]
     found: dict[str, Any] = {
@@ -193,7 +199,7 @@ def main() -> None:
         if name == "step":
             found[name] = list(steps(pair, options.repeats))
         elif name == "throughput":
-            found[name] = throughput(pair.target, prompts, options.tokens, batch=64)
+            found[name] = throughput(pair.target, prompts, options.tokens, options.batch)
         else:
             found[name] = list(rounds(pair, prompts[:16], options.tokens // 4))
         print(name, json.dumps(found[name], indent=1), flush=True)

@@ -155,8 +155,9 @@ def test_log_probabilities_are_the_targets_own(mode: Mode) -> None:
 def test_wishes_that_mean_nothing_are_refused() -> None:
     with pytest.raises(UserError, match="presence is nan, bias of 3 is inf; expected numbers"):
         Wishes(presence=math.nan, bias={3: math.inf})
-    with pytest.raises(UserError, match=r"repetition is 0.*expected above 0"):
-        Wishes(repetition=0.0)
+    for repetition in (0.0, 5e-324, 101.0):
+        with pytest.raises(UserError, match="repetition is .*expected 0.01 to 100"):
+            Wishes(repetition=repetition)
     target = tiny_target()
     engine = Engine(target, (), Limits(1, 64))
     with pytest.raises(UserError, match=r"the ids \[64\]; the target has 0 to 63"):

@@ -19,11 +19,15 @@ from torch import Tensor
 from dspark.foundation.errors import UserError
 
 
+MOST = 1e4  # of a bias or penalty: far beyond any logit, and sums of them stay numbers
+
+
 @dataclass(frozen=True)
 class Wishes:
     """``bias`` is added to the logits of ids. What is in prompt or answer is divided by ``repetition`` (where a logit
     is negative, multiplied); what is in the answer loses ``presence``, and ``frequency`` for each time it is. No stop
-    id comes before ``min_tokens`` tokens. UserError for numbers that are none, or a repetition that is not above 0.
+    id comes before ``min_tokens`` tokens. UserError for numbers that are none, or so large or small that logits would be
+    none (``MOST``; a repetition from 0.01 to 100).
     """
 
     bias: Mapping[int, float] = field(default_factory=dict)
@@ -34,13 +38,14 @@ class Wishes:
 
     def __post_init__(self) -> None:
         numbers = {"presence": self.presence, "frequency": self.frequency, "repetition": self.repetition}
-        wrong = {name: value for name, value in numbers.items() if not math.isfinite(value)}
-        wrong |= {f"bias of {token}": value for token, value in self.bias.items() if not math.isfinite(value)}
+        numbers |= {f"bias of {token}": value for token, value in self.bias.items()}
+        wrong = {name: value for name, value in numbers.items() if not abs(value) <= MOST}
         if wrong:
-            raise UserError(f"{', '.join(f'{name} is {value}' for name, value in wrong.items())}; expected numbers")
-        if self.repetition <= 0 or self.min_tokens < 0:
+            said = ", ".join(f"{name} is {value}" for name, value in wrong.items())
+            raise UserError(f"{said}; expected numbers from {-MOST:g} to {MOST:g}")
+        if not 0.01 <= self.repetition <= 100 or self.min_tokens < 0:
             raise UserError(
-                f"repetition is {self.repetition}, min_tokens {self.min_tokens}; expected above 0, and 0 or more"
+                f"repetition is {self.repetition}, min_tokens {self.min_tokens}; expected 0.01 to 100, and 0 or more"
             )
 
     def check(self, vocabulary: int) -> None:
