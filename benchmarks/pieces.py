@@ -36,7 +36,6 @@ from dspark.nn.packed import PackedLinear, PanelLinear
 from dspark.nn.stack import Stack
 from dspark.speculation.sampling import Sampling
 from dspark.targets import lean
-from dspark.targets.compiled import MOST_ROWS
 from dspark.targets.model import Target
 from dspark.targets.ragged import RaggedBatch
 
@@ -157,7 +156,7 @@ def pieces(engine: Engine, watch: Watch, repeats: int) -> dict[str, float]:
     inside = {name: 1000 * seconds / repeats for name, seconds in watch.seconds.items()}
     stack, running = engine.target._compiled, engine.admission.running
     block = engine._drafter.drafter.config.block_size if engine._drafter is not None else 0
-    if stack is not None and len(running) * (block + 1) <= MOST_ROWS:  # larger steps run modules, which were watched
+    if stack is not None:
         tables = [row.table for row in running]
         for row in running:
             engine.pool.reserve(row.table, block + 1)

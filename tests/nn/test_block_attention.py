@@ -167,6 +167,9 @@ def test_threads_share_what_is_to_be_read_and_leave_nothing(reads: list[int], co
     assert ends[0] == 0 and ends[-1] == len(reads) and ends == sorted(ends)
     each = [sum(reads[a:b]) + _BESIDES * (b - a) for a, b in pairwise(ends)]
     assert max(each) <= (sum(reads) + _BESIDES * len(reads)) / count + max(reads) + _BESIDES
+    if len(set(reads)) == 1:
+        sizes = {b - a for a, b in pairwise(ends)}
+        assert max(sizes) - min(sizes) <= 1, "equal ones are shared equally"
 
 
 @pytest.mark.parametrize("damage", ["order", "row"])

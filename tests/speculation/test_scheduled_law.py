@@ -290,6 +290,7 @@ def test_steps_of_two_requests_end_to_end(form: Form) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_blocks_of_a_length_that_the_past_chooses(form: Form, delay: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduling, "_RECONSIDERED", 2)
+    monkeypatch.setattr(scheduling, "_LOOKED", 3)
     target = random_logits(2, "lengths")
     case = Case([target], [mixed(target, random_logits(2, "its"))], 2, confidence_of("lengths"))
 

@@ -330,11 +330,17 @@ class TestScheduler:
         """With rests, requests that end and blocks of several lengths; without a delay nothing is known ahead."""
         guard = Guard(soonest=2, heard=4)
         scheduler = self.scheduler(form=form, delay=2, guard=guard, lengths=(1, 2, 3))
-        numbers, ahead = np.random.default_rng(0), 0
+        numbers, adopted, priced = np.random.default_rng(0), 0, list[tuple[int, ...]]()
+        eager = replace(scheduler, seconds=lambda *sizes: (priced.append(sizes), scheduler.seconds(*sizes))[1])
         early = late = scheduler.begin(4, 3)
         for step in range(60):
             slots = np.arange(4 if step % 7 else 3)
-            asked, early = scheduler.drafts(early, slots)
+            given = early.promise
+            priced.clear()
+            asked, early = eager.drafts(early, slots)
+            if given is not None and (given.requests, given.step) == (len(slots), step):
+                adopted += 1
+                assert not priced, "nothing is worked out twice"
             expected, late = scheduler.drafts(late, slots)
             assert (early.promise, early.asks, asked.tolist()) == (late.promise, late.asks, expected.tolist())
             rows = [np.sort(numbers.random(early.asks) ** (0.3 if step < 40 else 5))[::-1] for _ in slots]
@@ -342,11 +348,10 @@ class TestScheduler:
             plans = [scheduler.plan(memory, present, slots, asked) for memory in (early, late)]
             assert plans[0] == plans[1]
             if len(asked):
-                early = scheduler.ahead(early, slots)
-                ahead += early.coming is not None
+                early = eager.ahead(early, slots)
             ended = slots[:1] if step % 5 == 4 else slots[:0]
             early, late = (scheduler.after(memory, present, slots, ended) for memory in (early, late))
-        assert ahead > 20
+        assert adopted > 20
         prompt = replace(scheduler, delay=1)
         memory = prompt.after(prompt.begin(4, 3), Present.of([[0.9]]), np.arange(1), np.arange(0))
         assert prompt.ahead(memory, np.arange(4)).coming is None
@@ -378,7 +383,24 @@ class TestScheduler:
             present = Present.of([row if i in asked else [] for i in slots])
             memory = scheduler.after(memory, present, slots, ended=slots[:0])
         assert asks[0] == 4, "nothing is known"
-        assert asks[8:24] == [1] * 16 and asks[32:] == [4] * 16
+        assert asks[1:24] == [1] * 23 and asks[32:] == [4] * 16
+
+    def test_longer_blocks_come_back_when_texts_become_easier(self) -> None:
+        """Now and then a longer one is looked at, and behind what is reached the next position is thought better of."""
+
+        def seconds(requests: int, drafted: int, drafts: int) -> Numbers:
+            return 1.0 + 0.05 * max(0, requests - 1) + 0.02 * drafted + 0.02 * np.arange(drafts + 1.0)
+
+        for requests, hard, easy in ((16, 1, 7), (1, 3, 7)):
+            scheduler = self.scheduler(guard=Guard(soonest=1, heard=100), seconds=seconds, lengths=(1, 2, 3, 5, 7))
+            memory, slots, asks = scheduler.begin(requests, 7), np.arange(requests), []
+            for step in range(600):
+                asked, memory = scheduler.drafts(memory, slots)
+                asks.append(memory.asks)
+                row = [(0.45 if step < 150 else 0.95) ** k for k in range(1, memory.asks + 1)]
+                present = Present.of([row if i in asked else [] for i in slots])
+                memory = scheduler.after(memory, present, slots, ended=slots[:0])
+            assert asks[140] <= hard and asks[-1] == easy
 
     def test_a_probe_that_finds_good_drafts_wakes_everybody(self) -> None:
         def seconds(requests: int, drafting: int, drafts: int) -> Numbers:

@@ -13,8 +13,8 @@ from dspark.speculation.loop import Draft
 
 
 class Chosen:
-    """``own`` plans for whoever left ``Request.drafts`` open, and sees nothing of the others but what their part in a
-    step adds to its load; these draft as many tokens as they say, at most ``block``, and verify them all.
+    """``own`` plans for whoever left ``Request.drafts`` open, as if the others were not there (so it is right about
+    what steps cost where they are few); these draft as many tokens as they say, at most ``block``, and verify them all.
     """
 
     def __init__(self, own: StepPlanner, block: int) -> None:

@@ -259,15 +259,14 @@ class Engine:
 
     def _load(self, works: Sequence[Work]) -> Load:
         """What a step is charged for (``speculation.cost``)."""
-        drafting = [work.start for work in works if work.draft.tokens and work.draft.source == "drafter"]
-        slots = max((len(work.draft.tokens) for work in works if work.draft.source == "drafter"), default=0)
+        drafted = [(len(work.draft.tokens), work.start) for work in works if work.draft.source == "drafter"]
         return Load(
             tokens=sum(len(work.ids) for work in works),
             requests=len(works),
             context=sum(work.start for work in works),
             reads=sum(len(work.ids) * work.start for work in works),
-            drafting=slots * len(drafting),
-            reads_drafting=slots * sum(drafting),
+            drafting=sum(count for count, _ in drafted),
+            reads_drafting=sum(count * start for count, start in drafted),
         )
 
     def _wanted(self, row: Running, source: Source) -> bool:

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from dspark.foundation.errors import UserError
 
-
 MOST = 1e4  # of a bias or penalty: far beyond any logit, and sums of them stay numbers
 
 
@@ -26,8 +25,8 @@ MOST = 1e4  # of a bias or penalty: far beyond any logit, and sums of them stay 
 class Wishes:
     """``bias`` is added to the logits of ids. What is in prompt or answer is divided by ``repetition`` (where a logit
     is negative, multiplied); what is in the answer loses ``presence``, and ``frequency`` for each time it is. No stop
-    id comes before ``min_tokens`` tokens. UserError for numbers that are none, or so large or small that logits would be
-    none (``MOST``; a repetition from 0.01 to 100).
+    id comes before ``min_tokens`` tokens. UserError for numbers that are none, or beyond what leaves logits numbers
+    (``MOST``; a repetition from 0.01 to 100).
     """
 
     bias: Mapping[int, float] = field(default_factory=dict)

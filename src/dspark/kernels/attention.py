@@ -14,7 +14,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from copy import copy
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from llvmlite import ir
@@ -78,9 +78,12 @@ class Seen:
 
 
 def _shares(reads: Sequence[int], count: int) -> Tensor:
-    """``count``, then where that many parts of the tokens begin and the last one ends: each reads about the same."""
-    sums = list(accumulate(each + _BESIDES for each in reads))
-    return torch.tensor([count, *(bisect_left(sums, part * sums[-1] / count) for part in range(count)), len(sums)])
+    """``count``, then where that many parts of the tokens begin and the last one ends: each reads about the same (where
+    no window hides most of it). A token belongs to the part in which its middle lies.
+    """
+    ends = list(accumulate((each + _BESIDES for each in reads), initial=0))
+    middles = [(begin + end) / 2 for begin, end in pairwise(ends)]
+    return torch.tensor([count, *(bisect_left(middles, part * ends[-1] / count) for part in range(count)), len(reads)])
 
 
 def attend_compiled(

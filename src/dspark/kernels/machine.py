@@ -233,6 +233,7 @@ class Program:
 
 
 _UNITS = 64  # scratch is begun for so many: growing voids every program
+_WHOLE = 16  # and is for whole tiles of rows
 
 
 class Rooms:
@@ -246,7 +247,7 @@ class Rooms:
         """Whether ``units`` do not fit; then new rooms are begun, for twice as many as before, the old are void."""
         if units <= self._units:
             return False
-        self._units = max(units, 2 * self._units, _UNITS)
+        self._units = -(-max(units, 2 * self._units, _UNITS) // _WHOLE) * _WHOLE
         self._kept.clear()
         return True
 

@@ -21,7 +21,7 @@ import torch
 from llvmlite import ir
 from torch import Tensor
 
-from dspark.kernels.machine import F32, I8, I16, I64, POINTER, Call, Code, Kernel, Value, can_compile
+from dspark.kernels.machine import F32, I8, I16, I64, POINTER, Call, Code, Kernel, Rooms, Value, can_compile
 from dspark.kernels.numbers import brain
 
 _ROWS = 16  # of a tile; as many fp32 sums stand in each
@@ -106,6 +106,10 @@ class Tiles:
     def scratch(self, rows: int) -> Tensor:
         """Room for that many rows in tiles."""
         return torch.empty(-(-rows // _ROWS) * _ROWS, self.width, dtype=torch.bfloat16)
+
+    def room(self, rooms: Rooms, rows: int) -> Tensor:
+        """``scratch`` that programs share."""
+        return rooms.room("rows in tiles", self.width, -(-rows // _ROWS) * _ROWS, torch.bfloat16)
 
     def call(self, x_TI: Tensor, out_TO: Tensor, more_TO: Tensor | None, scratch: Tensor | None) -> Call:
         """``Panels.call``, with factors rounded to bf16."""

@@ -7,7 +7,7 @@ import sys
 import torch
 from torch import Tensor
 
-from dspark.kernels.machine import Call, lanes
+from dspark.kernels.machine import Call, Rooms, lanes
 from dspark.kernels.product import DIRECT, GROUP, Form, product_kernel
 
 
@@ -77,6 +77,10 @@ class Panels:
     def scratch(self, rows: int) -> Tensor | None:
         """Room for a panel of every thread, where that many rows need it."""
         return torch.empty(torch.get_num_threads(), self._scratch) if rows > self._direct else None
+
+    def room(self, rooms: Rooms, rows: int) -> Tensor | None:
+        """``scratch`` that programs share."""
+        return rooms.fixed(self.scratch(rows))
 
     def call(self, x_TI: Tensor, out_TO: Tensor, more_TO: Tensor | None, scratch: Tensor | None) -> Call:
         """The product of ``x_TI``, plus ``more_TO`` if given, written to ``out_TO``, which may be ``more_TO``.

@@ -1,4 +1,4 @@
-"""A stack of layers as one program of kernel calls, for steps of few rows: no Python between two products.
+"""A stack of layers as one program of kernel calls, for steps of any number of rows: no Python between two products.
 
 Only for a stack whose every layer is ``x + attention(norm(x))`` and then ``x + mlp(norm(x))`` of lean modules.
 
@@ -144,7 +144,7 @@ def product_call(linear: nn.Module, source: Tensor, out: Tensor, rooms: Rooms, m
     """The product of the rows of ``source`` with a packed weight, plus ``more``, to ``out`` (``Panels.call``)."""
     assert isinstance(linear, PanelLinear)
     panels = linear.panels
-    return panels.call(source, out, more, rooms.fixed(panels.scratch(len(source))))
+    return panels.call(source, out, more, panels.room(rooms, len(source)))
 
 
 def _layer_calls(layer: StackLayer, x_Td: Tensor, cache: KVCache, rooms: Rooms) -> list[Call]:

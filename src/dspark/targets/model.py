@@ -156,7 +156,7 @@ class Target:
 
     @torch.inference_mode()
     def _compile(self) -> None:
-        """Run small steps as one program where that gives the numbers of the modules to the bit."""
+        """Run steps as one program where that gives the numbers of the modules to the bit."""
         compiled = compiled_layers(self._base)
         if compiled is None or self.device.type != "cpu" or self.dtype != torch.float32:
             return

@@ -58,8 +58,12 @@ class Past:
         there = ~np.isnan(seen)
         count = there.sum(axis=0)  # a step counts once, however many requests it had
         mean = np.nansum(seen, axis=0) / np.maximum(1, count)
-        kept = np.where(count > 0, _FADING, 1.0)
-        return Past(recent, self.weight * kept + (count > 0), self.total * kept + mean)
+        weight, total = self.weight * _FADING + (count > 0), self.total * _FADING + mean
+        reach = int(np.flatnonzero(count)[-1])
+        before = self.total[reach] / self.weight[reach] if self.weight[reach] else 0.0
+        if before:  # behind it a draft stands as often as it did once those before it stand
+            total[reach + 1 :] *= total[reach] / weight[reach] / before
+        return Past(recent, weight, total)
 
     def faded(self) -> Past:
         """With a step in which nobody drafted."""
@@ -98,6 +102,12 @@ class Past:
         return ranked
 
     def _filled(self, survival: Numbers) -> Numbers:
-        """What is not known as the mean of all; never rising along a block."""
-        filled: Numbers = np.minimum.accumulate(np.where(np.isnan(survival), self.mean(), survival), axis=-1)
+        """What is not known as the mean of all, behind a request's own last known position from there on; never rising
+        along a block.
+        """
+        mean, unknown = self.mean(), np.isnan(survival)
+        last = (~unknown).sum(axis=-1, keepdims=True) - 1
+        own = np.take_along_axis(survival, last.clip(min=0), axis=-1)
+        ratio = np.where(last < 0, 1.0, own / np.maximum(mean[last.clip(min=0)], 1e-300))
+        filled: Numbers = np.minimum.accumulate(np.where(unknown, mean * ratio, survival), axis=-1)
         return filled

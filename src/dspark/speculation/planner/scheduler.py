@@ -32,8 +32,8 @@ Form = Literal["price", "averaged", "literal", "algorithm 1"]
 
 # (requests, tokens drafted for them, drafts) -> seconds ``[drafts+1]`` of complete rounds that verify 0, 1, ... drafts.
 RoundSeconds = Callable[[int, int, int], Numbers]
-# Steps after which all lengths of a block are compared again.
-_RECONSIDERED = 8
+# Steps after which all lengths of a block are compared again, and after which a longer one is looked at for a step.
+_RECONSIDERED, _LOOKED = 8, 64
 # Confidence logits and peaks ``[R, K]`` of drafts, and how many of them each request verified and accepted ``[R]``.
 Outcomes = tuple[Numbers, Numbers, Counts, Counts]
 # Whose confidence it is: what is accepted depends on a request's sampling and on what proposed the draft.
@@ -43,12 +43,13 @@ Regime = tuple[Sampling, Source]
 @dataclass(frozen=True)
 class Promise:
     """What the past says of a step of so many ``requests``: the best ``budget`` if all draft, and tokens a second of
-    ``plain`` steps, in which nobody does.
+    ``plain`` steps, in which nobody does; ``step``: which one it was worked out for.
     """
 
     requests: int
     budget: Budget
     plain: float
+    step: int = 0
 
     @property
     def gain(self) -> float:
@@ -143,7 +144,7 @@ class Scheduler:
 
     def ahead(self, memory: Memory, slots: Counts) -> Memory:
         """With the next step's promise, if its requests are the same ``slots [R]``; for a ``delay`` of two or more, in
-        a step with drafts. What follows is the same as without, in another order.
+        a step with drafts. What follows is the same as without, in another order (at the seconds of now).
         """
         if self.delay < 2 or not len(slots) or (self.guard is None and not self.lengths):
             return memory
@@ -221,14 +222,17 @@ class Scheduler:
 
     def _looked_ahead(self, memory: Memory, slots: Counts) -> Memory:
         """With what the past promises if all ``slots`` draft, in blocks of the length that it promises most of."""
-        due = bool(self.lengths) and memory.steps % _RECONSIDERED == 0
-        if not memory.oldest.known or (not due and memory.promise and memory.promise.requests == len(slots)):
+        looking, behind = (memory.length and memory.steps % _LOOKED == number for number in (0, 1))
+        due = bool(self.lengths) and (not memory.length or memory.steps % _RECONSIDERED == 0 or behind)
+        known = memory.promise if memory.promise and memory.promise.requests == len(slots) else None
+        if not memory.oldest.known or (known and (not due or known.step == memory.steps)):
             return memory
         lengths = self.lengths if due else (memory.asks,)
         budgets = {length: self._capacity(memory, slots, slots, length) for length in lengths}
-        length = max(budgets, key=lambda each: budgets[each].rate)
-        promise = Promise(len(slots), budgets[length], self._plain_rate(len(slots)))
-        return replace(memory, promise=promise, length=length)
+        best = max(budgets, key=lambda each: budgets[each].rate)
+        promise = Promise(len(slots), budgets[best], self._plain_rate(len(slots)), memory.steps)
+        longer = min((each for each in lengths if each > best), default=best)
+        return replace(memory, promise=promise, length=longer if looking else best)
 
     def _capacity(self, memory: Memory, slots: Counts, asked: Counts, length: int) -> Budget:
         others, drafts = len(slots) - len(asked), len(asked) * length
