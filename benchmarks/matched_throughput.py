@@ -3,7 +3,8 @@
     python benchmarks/matched_throughput.py run.json ... [--mode adaptive] [--over fixed1]
 
 reads rows of ``dspark bench --json``, or of ``benchmarks/replay.py --json`` (whose seconds are a cost model's, so that
-the same drafts can be priced as another machine would). Between two loads a frontier is a straight line in logarithms.
+the same drafts can be priced as another machine would). A load at which another serves both more tokens and users faster
+is no part of a frontier; between two loads it is a straight line in logarithms.
 """
 
 from __future__ import annotations
@@ -37,12 +38,17 @@ def frontier_of(stored: dict[str, Any]) -> Frontier:
 
 def gains(points: Frontier, mode: str, over: str) -> list[tuple[float, float]]:
     """``(throughput, gain in a user's speed)`` at every load of ``over`` whose throughput ``mode`` reaches as well."""
-    throughput, speed = (np.log(np.array(each)) for each in zip(*sorted(points[mode]), strict=True))
+    throughput, speed = (np.log(np.array(each)) for each in zip(*_best(points[mode]), strict=True))
     found = []
-    for total, own in points[over]:
+    for total, own in _best(points[over]):
         if throughput[0] <= np.log(total) <= throughput[-1]:
             found.append((total, float(np.exp(np.interp(np.log(total), throughput, speed))) / own - 1))
     return found
+
+
+def _best(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those that no other beats in both."""
+    return sorted(each for each in points if not any(a > each[0] and b > each[1] for a, b in points))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
