@@ -3,7 +3,7 @@
     python benchmarks/matched_throughput.py run.json ... [--mode adaptive] [--over fixed1]
 
 reads rows of ``dspark bench --json``, or of ``benchmarks/replay.py --json`` (whose seconds are a cost model's, so that
-the same drafts can be priced as another machine would). A load at which another serves both more tokens and users faster
+the same drafts can be priced as another machine would). A load at which another serves more tokens and users faster
 is no part of a frontier; between two loads it is a straight line in logarithms.
 """
 
