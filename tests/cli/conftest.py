@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from tiny_pair import Cli, Outcome, make_drafter, make_target, make_tokenizer
 
 

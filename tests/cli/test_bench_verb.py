@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_pair import Cli
 
 from dspark.decoding import sampler
 from dspark.speculation.rejection import Verdict
+from tiny_pair import Cli
 
 PromptsFile = Callable[..., Path]
 KEYS = {

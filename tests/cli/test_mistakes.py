@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load, save_file
+
 from tiny_pair import CONTEXT, Cli, Outcome, make_target, make_tokenizer
 
 PromptsFile = Callable[..., Path]

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from tiny_pair import Cli
-
 from dspark.data.archive import read_answers
+from tiny_pair import Cli
 
 RECIPE = """
 target: {target}
