@@ -50,7 +50,8 @@ async def through_http(port: int, prompts: list[list[int]], tokens: int, users: 
         while waiting:
             number, ids = waiting.pop(0)
             body = {"prompt": ids, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "seed": number}
-            written += await _streamed(port, body | {"stream": True, "stream_options": {"include_usage": True}})
+            came = await _streamed(port, body | {"stream": True, "stream_options": {"include_usage": True}})
+            written += came  # behind the wait: others add meanwhile
 
     started = time.perf_counter()
     await asyncio.gather(*(user() for _ in range(users)))
