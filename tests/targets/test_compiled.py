@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from dspark.kernels.machine import Program
+from dspark.kernels.tiles import can_tile
 from dspark.nn import shelf as shelves
 from dspark.nn.forms import smallest
 from dspark.targets.compiled import FEW_ROWS
@@ -83,6 +84,17 @@ def test_old_programs_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(room.nbytes for room in shelf._rooms._kept.values()) == rooms, "programs share their rooms"
     del cache
     assert len(shelf._known) <= before, "a program goes with its cache, whose memory others may get"
+
+
+@pytest.mark.skipif(not can_tile(), reason="this CPU has no matrix units (AMX)")
+def test_steps_of_all_sizes_share_one_room_for_rows_in_tiles() -> None:
+    target = tiny_target(tiny_llama(**SIZES), rounding=torch.bfloat16)
+    assert target._compiled is not None and target.rounds_rows
+    shelf, cache, sizes = target._compiled._shelf, target.new_cache(1, 200), set()
+    for rows in (3, 20, 40, 64):
+        target.forward(torch.arange(3, 3 + rows) % VOCAB, RaggedBatch(cache, cache.tables(), [rows]))
+        sizes.add(sum(room.nbytes for room in shelf._rooms._kept.values()))
+    assert len(sizes) == 1
 
 
 @pytest.mark.parametrize("rows", [FEW_ROWS, FEW_ROWS + 1])
