@@ -243,6 +243,12 @@ class TestPast:
         assert past.averaged(np.arange(2)) == pytest.approx([0.9, 0.1])
         assert past.averaged(np.array([0])) == pytest.approx([0.5]), "alone, its own average"
 
+    def test_drafts_that_hardly_ever_stood_leave_numbers_behind(self) -> None:
+        past = Past.nothing(1, 3)
+        for row in ([1e-310, 1e-320, 0.0], [1e-310], [0.5], [0.5, 0.3]):
+            past = past.after(Present.of([row]), np.array([0]))
+            assert np.isfinite(past.mean()).all() and (np.diff(past.averaged(np.array([0]))) <= 0).all()
+
     def test_a_slot_forgets_who_had_it(self) -> None:
         past = Past.nothing(2, 1).after(Present.of([[0.9], [0.1]]), np.array([0, 1]))
         gone = past.without(np.array([0]))

@@ -15,6 +15,7 @@ from dspark.speculation.planner.plan import Counts, Numbers, Present
 
 # Rounds of a request that are remembered, and what is left of a step's weight in the average of all a step later.
 _REMEMBERED, _FADING = 4, 0.98
+_NOTHING = 1e-12  # a survival that no other is measured by
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Past:
         weight, total = self.weight * _FADING + (count > 0), self.total * _FADING + mean
         reach = int(np.flatnonzero(count)[-1])
         before = self.total[reach] / self.weight[reach] if self.weight[reach] else 0.0
-        if before:  # behind it a draft stands as often as it did once those before it stand
+        if before > _NOTHING:  # behind it a draft stands as often as it did once those before it stand
             total[reach + 1 :] *= total[reach] / weight[reach] / before
         return Past(recent, weight, total)
 
