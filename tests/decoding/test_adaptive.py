@@ -124,7 +124,7 @@ def test_rounds_are_those_of_the_reference_loop(
         )
         for each in requests
     ]
-    assert list(generate_together(alone, settings.planning(seconds), drafter.config.block_size))
+    assert list(generate_together(alone, settings.planning(seconds, 1), drafter.config.block_size))
     assert answers == {f"{i}": request.rounds for i, request in enumerate(alone)}
     tally = tally_of([each for rounds in answers.values() for each in rounds])
     assert tally.drafted > tally.verified > tally.accepted > 0

@@ -17,7 +17,7 @@ from dspark.speculation.planner.guard import DRAFTING, Guard, Resting
 from dspark.speculation.planner.past import Past
 from dspark.speculation.planner.plan import Numbers, Plan, Present
 from dspark.speculation.planner.price import convex_slopes, worth_their_price
-from dspark.speculation.planner.scheduler import Form, Scheduler
+from dspark.speculation.planner.scheduler import Form, Memory, Scheduler
 from dspark.speculation.recalibration import LEVEL, Tilt
 
 Rows = list[list[float]]
@@ -361,6 +361,28 @@ class TestScheduler:
         prompt = replace(scheduler, delay=1)
         memory = prompt.after(prompt.begin(4, 3), Present.of([[0.9]]), np.arange(1), np.arange(0))
         assert prompt.ahead(memory, np.arange(4)).coming is None
+
+    def test_a_promise_holds_for_some_steps_and_for_few_changes(self) -> None:
+        """Not behind a probe, and not where many of its requests have ended."""
+        slots, priced = np.arange(16), list[int]()
+
+        def seconds(requests: int, drafted: int, drafts: int) -> Numbers:
+            priced.append(drafted)
+            return 0.9 + 0.1 * (drafted > 0) + 0.01 * np.arange(drafts + 1.0)
+
+        scheduler = self.scheduler(form="price", guard=Guard(heard=100), seconds=seconds, holds=4)
+
+        def step(memory: Memory, ended: int) -> Memory:
+            priced.clear()
+            asked, memory = scheduler.drafts(memory, slots)
+            present = Present.of([[0.9, 0.8] if i in asked else [] for i in slots])
+            return scheduler.after(memory, present, slots, ended=slots[:ended])
+
+        memory = step(scheduler.begin(16, 2), 0)
+        assert memory.promise is None and not priced, "a probe, from which nothing was promised before"
+        for ended, worked_out in ((0, 2), (2, 0), (1, 0), (0, 0), (0, 2), (3, 0), (0, 2)):
+            memory = step(memory, ended)
+            assert len(priced) == worked_out, "of steps with drafts and of plain ones"
 
     def test_a_guarded_scheduler_rests_where_drafts_do_not_pay(self) -> None:
         slots = np.array([0, 1])

@@ -31,8 +31,9 @@ from dspark.speculation.planner.scheduler import Form, RoundSeconds, Scheduler
 from dspark.speculation.planner.single import Planning
 from dspark.speculation.recalibration import EXPLORING
 
-# Steps that costs, and rounds that confidence learns from at once: each by itself would take longer than it tells.
-_STEPS, _ROUNDS = 16, 16
+# Steps that costs, and rounds (of so many requests, or one of each) that confidence learns from at once: each by itself
+# would take longer than it tells. And steps for which a rate that the past promises is good.
+_STEPS, _ROUNDS, _HOLDS = 16, 16, 4
 _LENGTHS = (1, 2, 3, 5, 7, 10)
 
 
@@ -130,9 +131,10 @@ class Adaptive:
     delay: int = 1
     lengths: tuple[int, ...] = ()
 
-    def planning(self, seconds: RoundSeconds) -> JointPlanning:
-        """By what rounds take."""
-        scheduler = Scheduler(seconds, self.form, self.delay, self.guard, EXPLORING, _ROUNDS, self.lengths)
+    def planning(self, seconds: RoundSeconds, slots: int) -> JointPlanning:
+        """By what rounds take, for up to ``slots`` requests."""
+        holds, rounds = _HOLDS if self.form == "price" else 1, max(_ROUNDS, slots)  # a budget is made for its own step
+        scheduler = Scheduler(seconds, self.form, self.delay, self.guard, EXPLORING, rounds, self.lengths, holds)
         return JointPlanning(scheduler, self.calibrations, LOOKUP_BLOCK)
 
 
@@ -153,7 +155,7 @@ class Together:
         """As steps have refined them."""
         self.ledger = Ledger()
         self._lengths = settings.lengths or (block,)
-        self._planning = settings.planning(self._seconds)
+        self._planning = settings.planning(self._seconds, slots)
         self._memory = self._planning.begin(slots, max(self._lengths))
         self._taken: list[tuple[Load, float]] = []
         self._pace, self._spent = Pace(), 0.0

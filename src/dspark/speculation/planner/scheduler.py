@@ -34,6 +34,7 @@ Form = Literal["price", "averaged", "literal", "algorithm 1"]
 RoundSeconds = Callable[[int, int, int], Numbers]
 # Steps after which all lengths of a block are compared again, and after which a longer one is looked at for a step.
 _RECONSIDERED, _LOOKED = 8, 64
+_MANY = 8  # one in so many requests may be another one, and a promise still holds
 # Confidence logits and peaks ``[R, K]`` of drafts, and how many of them each request verified and accepted ``[R]``.
 Outcomes = tuple[Numbers, Numbers, Counts, Counts]
 # Whose confidence it is: what is accepted depends on a request's sampling and on what proposed the draft.
@@ -62,7 +63,7 @@ class Memory:
     """``pasts``: the past as each of the last steps left it, the newest last; ``tilts``: what each slot's request has
     shown of itself; ``resting``: how long nobody drafted; ``steps``: how many there were; ``learned``: how confidence
     is read, from rounds that are over; ``heard``: outcomes that nothing has been learned from yet; ``promise``: what
-    the past promised when it was last asked, which it would promise again while nobody drafts, begins or ends;
+    the past promised when it was last asked, for as long as that holds;
     ``length`` of the blocks that paid best when all were compared, 0 before that; ``coming``: promise and length of the
     next step, where they were worked out during this one.
     """
@@ -88,10 +89,12 @@ class Memory:
         return self.pasts[0]
 
     def without(self, slots: Counts) -> Memory:
-        """Where requests have ended and others take their slots."""
+        """Where requests have ended and others take their slots; a promise to many outlives the few for a while."""
         shown = dict(enumerate(self.tilts)) | dict.fromkeys(slots.tolist(), LEVEL)
-        pasts = tuple(past.without(slots) for past in self.pasts)
-        return replace(self, pasts=pasts, tilts=tuple(shown.values()), promise=None, coming=None)
+        pasts, promise = tuple(past.without(slots) for past in self.pasts), self.promise
+        if promise and (len(slots) * _MANY > promise.requests or self.steps - promise.step >= _RECONSIDERED):
+            promise = None
+        return replace(self, pasts=pasts, tilts=tuple(shown.values()), promise=promise, coming=None)
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class Scheduler:
     over before the next is planned, 2 where the next is laid out while one runs (section 5.3). ``guard`` None: every
     step drafts. ``explore_every``: in one step of so many a request verifies all of its drafts, 0 for never.
     ``learn_from``: rounds that confidence learns from at once. ``lengths`` of blocks that may be asked for; none where
-    all are of the longest.
+    all are of the longest. ``holds``: steps with drafts for which a promise of the past holds.
     """
 
     seconds: RoundSeconds
@@ -113,12 +116,13 @@ class Scheduler:
     explore_every: int = 0
     learn_from: int = 1
     lengths: tuple[int, ...] = ()
+    holds: int = 1
 
     def __post_init__(self) -> None:
-        if self.delay < 1 or self.explore_every < 0 or self.learn_from < 1:
+        if min(self.delay, self.learn_from, self.holds) < 1 or self.explore_every < 0:
             raise ValueError(
-                f"delay is {self.delay}, explore_every {self.explore_every}, learn_from {self.learn_from};"
-                " expected at least 1, 0 and 1"
+                f"delay is {self.delay}, learn_from {self.learn_from}, holds {self.holds}, explore_every"
+                f" {self.explore_every}; expected at least 1, 1, 1 and 0"
             )
 
     def begin(self, slots: int, block: int, learned: Mapping[Regime, Recalibration] | None = None) -> Memory:
@@ -148,7 +152,7 @@ class Scheduler:
         """
         if self.delay < 2 or not len(slots) or (self.guard is None and not self.lengths):
             return memory
-        following = replace(memory, pasts=memory.pasts[1:], steps=memory.steps + 1, promise=None)
+        following = replace(memory, pasts=memory.pasts[1:], steps=memory.steps + 1, promise=self._held(memory))
         known = self._looked_ahead(following, slots)
         return memory if known.promise is None else replace(memory, coming=(known.promise, known.length))
 
@@ -176,10 +180,12 @@ class Scheduler:
         drafts, by whose confidence is learned from them; ``tilts``: those of ``slots`` now, none where they are as
         they were.
         """
-        if not over.drafted.any() and not outcomes:
-            return self._rested(memory, ended)
+        drafted = bool(over.drafted.any())
         newest = memory.pasts[-1].forgotten() if memory.resting.probing else memory.pasts[-1]
-        pasts = (*memory.pasts[1:], newest.after(over, slots))
+        pasts = (*memory.pasts[1:], newest.after(over, slots) if drafted else newest.faded())
+        if not drafted and not outcomes:
+            over_now = replace(memory, pasts=pasts, steps=memory.steps + 1)
+            return over_now.without(ended) if len(ended) else over_now
         learned, heard = {**memory.learned}, {**memory.heard}
         for regime, became in (outcomes or {}).items():
             waiting = (*heard.get(regime, ()), became)
@@ -190,15 +196,14 @@ class Scheduler:
         shown = list(memory.tilts)
         for slot, tilt in zip(slots.tolist(), tilts, strict=False):
             shown[slot] = tilt
-        promise, length = memory.coming or (None, memory.length)
+        promise, length = memory.coming or (self._held(memory) if drafted else memory.promise, memory.length)
         over_now = Memory(pasts, tuple(shown), memory.resting, memory.steps + 1, learned, heard, promise, length)
         return over_now.without(ended) if len(ended) else over_now
 
-    def _rested(self, memory: Memory, ended: Counts) -> Memory:
-        """After a step without a draft."""
-        newest = memory.pasts[-1].forgotten() if memory.resting.probing else memory.pasts[-1]
-        over_now = replace(memory, pasts=(*memory.pasts[1:], newest.faded()), steps=memory.steps + 1)
-        return over_now.without(ended) if len(ended) else over_now
+    def _held(self, memory: Memory) -> Promise | None:
+        """What still holds of a promise after a step with drafts: nothing after a probe, which is made to know more."""
+        promise = None if memory.resting.probing else memory.promise
+        return promise if promise and memory.steps + 1 - promise.step < self.holds else None
 
     def _planned(self, memory: Memory, present: Present, slots: Counts, asked: Counts) -> Plan:
         drafts = int(present.drafted.sum())  # no more, or a price would hold what nobody can buy
@@ -207,18 +212,24 @@ class Scheduler:
         seconds = self.seconds(present.requests, len(asked) * memory.asks, drafts)
         if self.form == "algorithm 1":
             return early_stopped(present, seconds)
-        budget = self._promised(memory, slots, asked)
-        if self.form != "price":
-            return admit(present, budget)
-        plain = memory.promise.plain if memory.promise else self._plain_rate(len(slots))
-        rate = max(budget.rate, plain)  # who would not draft at a loss earns this much
-        return worth_their_price(present, rate, seconds, convex_slopes(seconds))
+        if self.form == "price":
+            return worth_their_price(present, self._rate(memory, slots, asked), seconds, convex_slopes(seconds))
+        promise = memory.promise
+        known = promise is not None and len(asked) == len(slots) == promise.requests
+        budget = promise.budget if promise and known else self._capacity(memory, slots, asked, memory.asks)
+        return admit(present, budget)
 
-    def _promised(self, memory: Memory, slots: Counts, asked: Counts) -> Budget:
-        """What the past promises where ``asked`` of the slots draft."""
-        if memory.promise is not None and len(asked) == len(slots) == memory.promise.requests:
-            return memory.promise.budget
-        return self._capacity(memory, slots, asked, memory.asks)
+    def _rate(self, memory: Memory, slots: Counts, asked: Counts) -> float:
+        """Tokens a second that steps earn where ``asked`` of the slots draft, no fewer than plain ones: nobody would draft
+        at a loss. Who copies in place of drafting will draft again, so what was promised to all holds.
+        """
+        promise = memory.promise if memory.promise and memory.promise.requests == len(slots) else None
+        plain = promise.plain if promise else self._plain_rate(len(slots))
+        if not len(asked):
+            return plain
+        if promise is None or memory.resting.probing:
+            return max(plain, self._capacity(memory, slots, asked, memory.asks).rate)
+        return max(plain, promise.budget.rate)
 
     def _looked_ahead(self, memory: Memory, slots: Counts) -> Memory:
         """With what the past promises if all ``slots`` draft, in blocks of the length that it promises most of."""
