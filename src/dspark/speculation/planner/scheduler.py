@@ -34,6 +34,9 @@ Form = Literal["price", "averaged", "literal", "algorithm 1"]
 RoundSeconds = Callable[[int, int, int], Numbers]
 # Steps after which all lengths of a block are compared again, and after which a longer one is looked at for a step.
 _RECONSIDERED, _LOOKED = 8, 64
+# Of lengths that promise as much but for this share the longest is asked for: what is verified of it is chosen when its
+# confidence is known, which a promise does not count.
+_WITHIN = 0.01
 _MANY = 8  # one in so many requests may be another one, and a promise still holds
 # Confidence logits and peaks ``[R, K]`` of drafts, and how many of them each request verified and accepted ``[R]``.
 Outcomes = tuple[Numbers, Numbers, Counts, Counts]
@@ -240,7 +243,8 @@ class Scheduler:
             return memory
         lengths = self.lengths if due else (memory.asks,)
         budgets = {length: self._capacity(memory, slots, slots, length) for length in lengths}
-        best = max(budgets, key=lambda each: budgets[each].rate)
+        enough = (1 - _WITHIN) * max(budget.rate for budget in budgets.values())
+        best = max(length for length, budget in budgets.items() if budget.rate >= enough)
         promise = Promise(len(slots), budgets[best], self._plain_rate(len(slots)), memory.steps)
         longer = min((each for each in lengths if each > best), default=best)
         return replace(memory, promise=promise, length=longer if looking else best)
