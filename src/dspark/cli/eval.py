@@ -64,6 +64,14 @@ LimitOption = Annotated[
     int | None,
     typer.Option("--limit", min=1, help="N prompts a domain, taken from its files in turn; the first N a benchmark."),
 ]
+
+
+def _folder(path: Path | None) -> Path | None:
+    if path is not None and path.exists() and not path.is_dir():
+        raise UserError(f"--out {path} is a file; give the path of a folder, or of nothing yet")
+    return path
+
+
 DraftersOption = Annotated[
     list[str],
     typer.Option("--drafter", help="Drafter: a folder, a hub id or a bundled name; given again, another beside it."),
@@ -73,6 +81,7 @@ OutOption = Annotated[
     typer.Option(
         "--out",
         metavar="DIR",
+        callback=_folder,
         help="Keep every answer there (samples.jsonl) as soon as it is there; the same command goes on where it was.",
     ),
 ]
@@ -176,6 +185,11 @@ def _measured(
     check_lengths(evaluator.target, asked, settings.seed)
     with _opened(out, pairs, settings) as samples:
         trials, left_out, kept = evaluator.run(asked, samples)
+    if not trials:
+        raise UserError(
+            f"no prompt leaves room for an answer: the context of {evaluator.target.name} holds"
+            f" {evaluator.target.max_positions} tokens; name others"
+        )
     rows = [_figures(trials, pair, decoders[name], settings) for name, pair in zip(decoders, pairs, strict=True)]
     first, *others = models.drafters
     for row, name in zip(rows[1:], others, strict=True):

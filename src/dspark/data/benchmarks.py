@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -171,8 +172,10 @@ def _prompt_rows(benchmark: Benchmark) -> Iterator[dict[str, Any]]:
     from dspark.foundation.progress import progress
 
     columns = (*benchmark.fields, *benchmark.optional)
+    rows = hub_rows(benchmark.source, columns)
+    begun = list(islice(rows, 1))  # nothing is shown of a hub that does not answer
     with progress(None, f"{benchmark.name} from the hub", "rows") as bar:
-        for index, row in enumerate(hub_rows(benchmark.source, columns)):
+        for index, row in enumerate(chain(begun, rows)):
             yield benchmark.prompt_row(row, index, f"{benchmark.source}, row {index}")
             bar.advance(1)
 
