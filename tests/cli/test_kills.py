@@ -1,4 +1,4 @@
-"""Regeneration and training as processes of their own, killed outright at random moments."""
+"""Regeneration, training and evaluation as processes of their own, killed outright at random moments."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -106,3 +107,43 @@ def written(path: Path) -> int:
 
 def size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
+
+
+@pytest.mark.slow
+def test_ten_kills_leave_an_evaluation_as_if_it_never_stopped(
+    tiny_target: Path, tiny_drafter: Path, tmp_path: Path
+) -> None:
+    turns = [[f"question {i}", "and then?"] for i in range(60)]
+    rows = ({"id": f"m{i}", "turns": some} for i, some in enumerate(turns))
+    (tmp_path / "mt-bench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def command(out: Path) -> list[str]:
+        pair = ["--target", str(tiny_target), "--drafter", str(tiny_drafter), "--dtype", "float32"]
+        line = [*RUN, "eval", *pair, "--benchmark", "mt-bench", "--benchmark-folder", str(tmp_path)]
+        return [*line, "--max-tokens", "24", "--temperature", "1", "--out", str(out), "--json", f"{out}.json"]
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(command(whole), check=True, capture_output=True, timeout=300)
+    moments, interrupted = random.Random(2), 0
+    for _ in range(KILLS):
+        before = size(killed / "samples.jsonl")
+        process = subprocess.Popen(command(killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while size(killed / "samples.jsonl") == before and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0.0, 0.1))
+        process.kill()
+        interrupted += process.wait(timeout=60) < 0
+    assert interrupted == KILLS, "every kill fell into the work itself"
+    subprocess.run(command(killed), check=True, capture_output=True, timeout=300)
+    ours, expected = ([timeless(row) for _, row in read_jsonl(run / "samples.jsonl")] for run in (killed, whole))
+    assert len(expected) == 120 and ours == expected
+    found, wanted = (json.loads(Path(f"{run}.json").read_text()) for run in (killed, whole))
+    assert found["kept"] >= KILLS and wanted["kept"] == 0
+    for name in ("tau", "macro_tau", "accepted", "drafted", "survival", "confidence", "repeat_share"):
+        assert found[name] == wanted[name], name
+
+
+def timeless(row: dict[str, Any]) -> dict[str, Any]:
+    """A sample without what its decodings took."""
+    return row | {"runs": {way: run | {"seconds": 0} for way, run in row["runs"].items()}}

@@ -51,6 +51,7 @@ def test_version_and_bare_call(cli: Cli) -> None:
         ("eval --domain m=a b c=d e", "eval --domain m=a --domain m=b --domain c=d --domain c=e"),
         ("eval --domain=m=a b", "eval --domain=m=a --domain m=b"),
         ("eval --domain a", "eval --domain a"),
+        ("eval --benchmark math mt-bench --out x", "eval --benchmark math --benchmark mt-bench --out x"),
         ("train --set a=1 b=-2 --resume", "train --set a=1 --set b=-2 --resume"),
         ("generate x --seed 1", "generate x --seed 1"),
         ("eval --prompts", "eval --prompts"),

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from dspark.evaluation.evaluate import MODES, Mode, Run, Task, Trial, measure
+from dspark.evaluation.evaluate import Measuring, Run, Task, Trial, rotated, ways_of
 from dspark.evaluation.identity import Comparison
 from dspark.evaluation.intervals import interval
 from dspark.evaluation.summary import summarise
 from dspark.speculation.acceptance import Round
 
-SECONDS: dict[Mode, float] = {"plain": 4.0, "dspark": 2.0, "ngram": 3.0}
+WAYS = ways_of(["dspark"])
+SECONDS = {"plain": 4.0, "dspark": 2.0, "ngram": 3.0}
 
 
 def rounds(*accepted: int, drafted: int = 3) -> list[Round]:
@@ -37,7 +38,7 @@ class Machine:
         self.now = 0.0
         self.asked: list[tuple[str, str]] = []
 
-    def decode(self, task: Task, mode: Mode) -> list[Round]:
+    def decode(self, task: Task, mode: str) -> list[Round]:
         self.asked.append((task.id, mode))
         self.now += SECONDS[mode]
         return rounds(3, 1) if mode == "dspark" else rounds(*[0] * 6, drafted=0)
@@ -50,39 +51,54 @@ class Machine:
 def test_modes_are_interleaved_in_rotating_order_and_timed_alone() -> None:
     machine = Machine()
     tasks = [task(i) for i in range(6)]
-    trials = list(measure(tasks, machine.decode, lambda: machine.now, machine.judge))
+    measuring = Measuring(WAYS, machine.decode, lambda: machine.now, machine.judge)
+    trials = [measuring.trial(each, index) for index, each in enumerate(tasks)]
     warm_up, timed = machine.asked[:3], machine.asked[3:]
-    assert warm_up == [("p0", mode) for mode in MODES]
-    assert [name for name, _ in timed] == [t.id for t in tasks for _ in MODES]
-    orders = [[mode for _, mode in timed[i : i + 3]] for i in range(0, len(timed), 3)]
+    assert warm_up == [("p0", way) for way in WAYS]
+    assert [name for name, _ in timed] == [t.id for t in tasks for _ in WAYS]
+    orders = [[way for _, way in timed[i : i + 3]] for i in range(0, len(timed), 3)]
     for place in range(3):
-        assert sorted(order[place] for order in orders) == sorted(MODES * 2)
+        assert sorted(order[place] for order in orders) == sorted(WAYS * 2)
     for trial in trials:
         assert {mode: run.seconds for mode, run in trial.runs.items()} == SECONDS
         assert set(trial.comparisons) == {"dspark", "ngram"}
-    (sampled, *_) = measure(tasks, machine.decode, lambda: machine.now, None)
+    sampled = Measuring(WAYS, machine.decode, lambda: machine.now).trial(tasks[0], 0)
     assert sampled.comparisons == {}
-    assert list(measure([], machine.decode, lambda: machine.now, None)) == []
 
 
-def trial(domain: str, spec: Sequence[int], seconds: float, comparison: Comparison | None = None) -> Trial:
+def test_every_way_takes_every_place_whatever_their_number() -> None:
+    ways = ways_of(["one", "two", "three"])
+    orders = [rotated(ways, index) for index in range(3, 3 + len(ways))]
+    assert ways == ("plain", "one", "two", "three", "ngram")
+    assert all(sorted(place) == sorted(ways) for place in zip(*orders, strict=True))
+
+
+def trial(
+    domain: str,
+    spec: Sequence[int],
+    seconds: float,
+    comparison: Comparison | None = None,
+    number: int = 0,
+    benchmark: str = "",
+    turn: int = 0,
+) -> Trial:
     spec_rounds = rounds(*spec)
     tokens = sum(len(r.tokens) for r in spec_rounds)
     plain = Run(rounds(*[0] * (tokens - 1), drafted=0), float(tokens))  # one token a second
-    runs: dict[Mode, Run] = {"plain": plain, "dspark": Run(spec_rounds, seconds), "ngram": plain}
-    comparisons: dict[Mode, Comparison] = {}
+    runs = {"plain": plain, "dspark": Run(spec_rounds, seconds), "ngram": plain}
+    comparisons: dict[str, Comparison] = {}
     if comparison is not None:
         comparisons = {"dspark": comparison, "ngram": Comparison()}
-    return Trial(task(0, domain), runs, comparisons)
+    return Trial(Task(domain, f"p{number}", [1, 2, 3], number, benchmark, turn), runs, comparisons)
 
 
 def test_figures_are_pooled_and_macro_is_a_mean_over_domains() -> None:
     trials = [
         trial("math", [3, 3], 3.0, Comparison()),
-        trial("math", [1], 1.5, Comparison(0, 1e-5, 1e-4)),
+        trial("math", [1], 1.5, Comparison(0, 1e-5, 1e-4), number=1),
         trial("chat", [0, 1], 4.0, Comparison(0, 1.0, 1e-4)),
     ]
-    figures = summarise(trials)
+    figures = summarise(trials, "dspark")
     math_, chat = figures["domains"]["math"], figures["domains"]["chat"]
     assert math_["tau"] == (4 + 4 + 2) / 3
     assert chat["tau"] == 3 / 2
@@ -105,7 +121,7 @@ def test_loops_are_taken_out_of_tau() -> None:
     looping = [Round(0, (0,), 0, 0, 0, None)]
     looping += [Round(i, (1, 2, 3, 0), 3, 3, 3, None) for i in range(1, 9)]
     run = Run([*looping, Round(9, (9,), 3, 3, 0, "length")], 1.0)
-    figures = summarise([Trial(task(0), dict.fromkeys(MODES, run), {})])
+    figures = summarise([Trial(task(0), dict.fromkeys(WAYS, run), {})], "dspark")
     assert figures["repeat_share"] > 0.5
     assert figures["tau"] == 33 / 9
     assert figures["tau_without_repeats"] == 4  # the rounds before the loop was one
@@ -133,8 +149,33 @@ def test_intervals_cover_and_depend_on_prompts_not_rounds() -> None:
 
 def test_nothing_drafted_gives_no_tau_and_no_error() -> None:
     single = Run([Round(0, (5,), 0, 0, 0, "length")], 0.5)
-    figures = summarise([Trial(task(i), dict.fromkeys(MODES, single), {}) for i in range(2)])
+    figures = summarise([Trial(task(i), dict.fromkeys(WAYS, single), {}) for i in range(2)], "dspark")
     assert math.isnan(figures["tau"])
     assert figures["intervals"]["tau"] is None
     assert figures["intervals"]["speedup"] == [1, 1]
     assert figures["conditional_acceptance"] == []
+
+
+def test_a_domain_of_benchmarks_is_their_mean_and_so_is_everything_of_domains() -> None:
+    trials = [
+        trial("math", [3, 3, 3], 1.0, benchmark="gsm8k"),
+        trial("math", [1], 1.0, benchmark="aime25"),
+        trial("chat", [0, 1], 1.0, benchmark="mt-bench"),
+        trial("chat", [0], 1.0, benchmark="mt-bench", turn=1),
+        trial("mine", [1, 1], 1.0),
+    ]
+    figures = summarise(trials, "dspark")
+    benchmarks, domains = figures["benchmarks"], figures["domains"]
+    assert {name: each["tau"] for name, each in benchmarks.items()} == {"gsm8k": 4, "aime25": 2, "mt-bench": 4 / 3}
+    assert {name: each["domain"] for name, each in benchmarks.items()} == {
+        "gsm8k": "math",
+        "aime25": "math",
+        "mt-bench": "chat",
+    }
+    assert domains["math"]["tau"] == 14 / 4 and domains["math"]["macro_tau"] == 3
+    assert domains["mine"]["tau"] == domains["mine"]["macro_tau"] == 2
+    assert figures["macro_tau"] == pytest.approx((3 + 4 / 3 + 2) / 3)
+    assert (benchmarks["mt-bench"]["prompts"], benchmarks["mt-bench"]["answers"]) == (1, 2)
+    assert benchmarks["mt-bench"]["intervals"]["tau"] is None, "the turns of one prompt are drawn together"
+    assert (figures["prompts"], figures["answers"]) == (4, 5)
+    assert "benchmarks" not in summarise(trials[-1:], "dspark")

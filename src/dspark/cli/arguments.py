@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 # Verbs with these options have no arguments of their own: a bare word belongs to the option before it.
-SEVERAL = ("--prompts", "--domain", "--against", "--set", "--endpoint", "--responses")
+SEVERAL = ("--prompts", "--domain", "--benchmark", "--against", "--set", "--endpoint", "--responses")
 
 
 def spread(arguments: Sequence[str]) -> list[str]:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import dspark
 from dspark.cli.options import (
     BUNDLED,
     DIFFERENT,
     CoupledOption,
     DeviceOption,
-    DrafterOption,
     DtypeOption,
     JsonOption,
     LookupOption,
@@ -27,18 +26,65 @@ from dspark.cli.options import (
     TopKOption,
     TopPOption,
 )
+from dspark.foundation.artifacts import write_json
 from dspark.foundation.errors import UserError
 
 if TYPE_CHECKING:
     from dspark.calibration.record import Recorded
+    from dspark.cli.eval_prompts import Asked
+    from dspark.cli.eval_trials import Settings
     from dspark.cli.pair import Pair
     from dspark.decoding.single import Decoder
-    from dspark.evaluation.evaluate import Mode, Task, Trial
+    from dspark.evaluation.evaluate import Trial
+    from dspark.evaluation.samples import Samples
     from dspark.speculation.confidence import ConfidenceMap
-    from dspark.speculation.loop import Round
-    from dspark.speculation.sampling import Sampling
+
+PromptsOption = Annotated[
+    list[Path] | None,
+    typer.Option("--prompts", metavar="FILE...", help="Prompts, JSONL, of which the first turn; a file is a domain."),
+]
+DomainOption = Annotated[
+    list[str] | None,
+    typer.Option("--domain", metavar="NAME=FILE...", help="Prompts of a domain with a name of your own."),
+]
+BenchmarkOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--benchmark",
+        metavar="NAME...",
+        help="Benchmarks, all turns: gsm8k, math500, aime25, humaneval, mbpp, livecodebench, mt-bench, alpaca,"
+        " arena-hard-v2; or math, code, chat, all.",
+    ),
+]
+BenchmarkFolderOption = Annotated[
+    Path | None,
+    typer.Option("--benchmark-folder", metavar="DIR", help="Read NAME.jsonl there instead of asking the hub."),
+]
+LimitOption = Annotated[
+    int | None,
+    typer.Option("--limit", min=1, help="N prompts a domain, taken from its files in turn; the first N a benchmark."),
+]
 
 
+def _folder(path: Path | None) -> Path | None:
+    if path is not None and path.exists() and not path.is_dir():
+        raise UserError(f"--out {path} is a file; give the path of a folder, or of nothing yet")
+    return path
+
+
+DraftersOption = Annotated[
+    list[str],
+    typer.Option("--drafter", help="Drafter: a folder, a hub id or a bundled name; given again, another beside it."),
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        callback=_folder,
+        help="Keep every answer there (samples.jsonl) as soon as it is there; the same command goes on where it was.",
+    ),
+]
 PlannedOption = Annotated[
     bool,
     typer.Option(
@@ -50,17 +96,12 @@ PlannedOption = Annotated[
 
 
 def evaluate(
-    prompts: Annotated[
-        list[Path] | None,
-        typer.Option("--prompts", metavar="FILE...", help="Prompts, JSONL; a file's name is its domain."),
-    ] = None,
-    domain: Annotated[
-        list[str] | None,
-        typer.Option("--domain", metavar="NAME=FILE...", help="Prompts of a domain with a name of your own."),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="N prompts a domain, taken from its files in turn.")
-    ] = None,
+    prompts: PromptsOption = None,
+    domain: DomainOption = None,
+    benchmark: BenchmarkOption = None,
+    benchmark_folder: BenchmarkFolderOption = None,
+    limit: LimitOption = None,
+    out: OutOption = None,
     planned: PlannedOption = False,
     lookup: LookupOption = True,
     max_tokens: MaxTokensOption = 128,
@@ -70,140 +111,132 @@ def evaluate(
     seed: SeedOption = 0,
     coupled: CoupledOption = False,
     target: TargetOption = BUNDLED,
-    drafter: DrafterOption = BUNDLED,
+    drafter: DraftersOption = [BUNDLED],  # noqa: B006  # read only
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     json: JsonOption = None,
 ) -> None:
     """Measure acceptance, speed and exactness.
 
-    Decodes every prompt's first turn plainly, with the drafter and by prompt lookup, interleaved. Exit code 1
-    where drafting changed a greedy or coupled text by more than rounding explains.
+    Decodes every prompt plainly, with each drafter and by prompt lookup, interleaved. Exit code 1 where drafting
+    changed a greedy or coupled text by more than rounding explains.
     """
-    from dspark.cli.eval_table import print_table, unexplained
-    from dspark.cli.machine import load_now, machine_facts
-    from dspark.cli.pair import load_pair
-    from dspark.evaluation.summary import summarise
-    from dspark.foundation.artifacts import write_json
+    from dspark.cli.eval_prompts import asked_of_benchmarks, asked_of_files, domains_of
+    from dspark.cli.machine import load_now
     from dspark.speculation.sampling import Sampling
 
-    load = load_now()
-    sampling, files = Sampling(temperature, top_k, top_p), domains_of(prompts or [], domain or [])
-    messages = _messages(files, limit)
-    pair = load_pair(target, drafter, dtype, device)
-    tasks = _tasks(pair, messages, seed)
-    decoder = _decoder(pair, lookup, planned)
-    trials, recorded = _trials(decoder, tasks, sampling, max_tokens, coupled, not planned)
-    figures = summarise(trials)
-    _add_confidence(figures, trials, recorded, pair.calibrations.of(sampling))
+    load, sampling = load_now(), Sampling(temperature, top_k, top_p)
+    _check_drafters(drafter)
+    files = domains_of(prompts or [], domain or [])
+    if not files and not benchmark:
+        raise UserError(
+            "no prompts were given; name files with --prompts FILE or --domain NAME=FILE, or benchmarks with"
+            " --benchmark NAME"
+        )
+    asked = asked_of_files(files, limit) + asked_of_benchmarks(benchmark or [], benchmark_folder, limit)
+
+    from dspark.cli.eval_table import print_figures, unexplained
+    from dspark.cli.eval_trials import Settings
+
+    settings = Settings(sampling, max_tokens, seed, coupled, planned, lookup)
+    figures = _measured(asked, _Models(target, tuple(drafter), dtype, device), settings, out, load)
     if json is not None:
-        settings = {"sampling": vars(sampling), "max_tokens": max_tokens, "seed": seed, "limit": limit}
-        settings |= {"coupled": coupled, "planned": planned, "lookup": lookup}
-        settings |= {"machine": machine_facts(pair.target.device, load), "files": _names(files)}
-        write_json(json, figures | pair.asdict(decoder) | settings)
-    print_table(figures)
-    if unexplained(figures):
+        names = {name: [str(path) for path in paths] for name, paths in files.items()}
+        write_json(json, figures | {"limit": limit, "files": names})
+    print_figures(figures)
+    if any(unexplained(each) for each in figures.get("drafters", [figures])):
         raise typer.Exit(DIFFERENT)
 
 
-def domains_of(prompts: list[Path], named: list[str]) -> dict[str, list[Path]]:
-    """Files by domain, in the order given: a file's own name, or the one before the equals sign."""
-    files: dict[str, list[Path]] = {}
-    for path in prompts:
-        files.setdefault(path.stem, []).append(path)
-    for text in named:
-        name, equals, path_text = text.partition("=")
-        if not equals or not name or not path_text:
-            raise UserError(f"--domain {text!r} is not understood; expected NAME=FILE")
-        files.setdefault(name, []).append(Path(path_text))
-    if not files:
-        raise UserError("no prompts were given; name files with --prompts FILE or --domain NAME=FILE")
-    return files
+@dataclass(frozen=True)
+class _Models:
+    """What people wrote after --target, --drafter, --dtype and --device."""
+
+    target: str
+    drafters: tuple[str, ...]
+    dtype: str
+    device: str
 
 
-def _names(files: dict[str, list[Path]]) -> dict[str, list[str]]:
-    return {name: [str(path) for path in paths] for name, paths in files.items()}
+def _check_drafters(names: Sequence[str]) -> None:
+    """Drafters are told apart by what people call them."""
+    from dspark.evaluation.evaluate import NGRAM, PLAIN
+
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"--drafter {name} is named twice; name each once")
+        if name in (PLAIN, NGRAM):
+            raise UserError(f"--drafter {name}: that is a way to decode without a drafter; for a folder, say ./{name}")
 
 
-def _messages(files: dict[str, list[Path]], limit: int | None) -> list[tuple[str, str, list[dict[str, str]]]]:
-    """(domain, id, messages of the first turn) of all prompts; a domain's files take turns, so that a limit is fair."""
-    from dspark.data.prompts import read_in_turn
+def _measured(
+    asked: Sequence[Asked], models: _Models, settings: Settings, out: Path | None, load: str
+) -> dict[str, Any]:
+    """All figures: those of the first drafter, and where there are several those of each."""
+    from dspark.cli.eval_prompts import check_lengths
+    from dspark.cli.eval_trials import Evaluator, decoder_of
+    from dspark.cli.machine import machine_facts
+    from dspark.cli.pair import load_pairs
+    from dspark.evaluation.paired import paired
 
-    return [
-        (name, prompt.id, prompt.first_messages())
-        for name, paths in files.items()
-        for prompt in read_in_turn(paths, limit)
-    ]
-
-
-def _tasks(pair: Pair, messages: list[tuple[str, str, list[dict[str, str]]]], seed: int) -> list[Task]:
-    from dspark.evaluation.evaluate import Task
-
-    tasks = []
-    limit = pair.target.max_positions
-    for name, identifier, turn in messages:
-        ids = pair.target.chat.prompt_ids(turn)
-        if len(ids) >= limit:
-            raise UserError(
-                f"the prompt {identifier!r} of {name} has {len(ids)} tokens, the context of"
-                f" {pair.target.name} holds {limit}; take it out"
-            )
-        own_seed = hashlib.sha256(f"{seed}/{name}/{identifier}".encode()).digest()[:7]
-        tasks.append(Task(name, identifier, ids, int.from_bytes(own_seed, "big")))
-    return tasks
-
-
-def _decoder(pair: Pair, lookup: bool, planned: bool) -> Decoder:
-    from dspark.speculation.planner.single import WHOLE
-
-    decoder = replace(pair.decoder, lookup=lookup)
-    return decoder if planned else replace(decoder, greedy=WHOLE, sampled=WHOLE)
+    pairs = load_pairs(models.target, models.drafters, models.dtype, models.device)
+    decoders = {name: decoder_of(pair, settings) for name, pair in zip(models.drafters, pairs, strict=True)}
+    evaluator = Evaluator(decoders, settings)
+    check_lengths(evaluator.target, asked, settings.seed)
+    with _opened(out, pairs, settings) as samples:
+        trials, left_out, kept = evaluator.run(asked, samples)
+    if not trials:
+        raise UserError(
+            f"no prompt leaves room for an answer: the context of {evaluator.target.name} holds"
+            f" {evaluator.target.max_positions} tokens; name others"
+        )
+    rows = [_figures(trials, pair, decoders[name], settings) for name, pair in zip(decoders, pairs, strict=True)]
+    first, *others = models.drafters
+    for row, name in zip(rows[1:], others, strict=True):
+        row["paired"] = paired(trials, name, first)
+    figures = rows[0] | ({"drafters": rows} if others else {}) | settings.asdict()
+    return figures | {"machine": machine_facts(evaluator.target.device, load), "left_out": left_out, "kept": kept}
 
 
-def _trials(
-    decoder: Decoder, tasks: list[Task], sampling: Sampling, max_tokens: int, coupled: bool, whole: bool
-) -> tuple[list[Trial], Recorded | None]:
-    """Every task decoded in every mode and, where rounds are ``whole`` and there is a drafter, its rounds by the task's
-    number, heard in a decoding of their own: nothing that is timed is listened to.
-    """
-    from dspark.calibration.record import Recorder
-    from dspark.decoding.request import Request
-    from dspark.evaluation.evaluate import measure
-    from dspark.evaluation.summary import tally_of
-    from dspark.foundation.progress import progress
+@contextmanager
+def _opened(out: Path | None, pairs: Sequence[Pair], settings: Settings) -> Iterator[Samples | None]:
+    """The folder of samples, where one is wanted; it holds those of the same models and settings alone."""
+    from dspark.cli.pair import fingerprint
+    from dspark.evaluation.samples import Samples
 
-    requests = {
-        (task.domain, task.id): Request(f"{i}", task.prompt_ids, sampling, task.seed, max_tokens, coupled=coupled)
-        for i, task in enumerate(tasks)
+    if out is None:
+        yield None
+        return
+    target = pairs[0].target
+    identity = {name: value for name, value in target.identity.asdict().items() if name != "name"}
+    run = {
+        "version": dspark.__version__,
+        "target": identity,
+        "dtype": str(target.precision),
+        "device": target.device.type,
     }
-    recorder = None
-    if decoder.drafter is not None and whole:
-        block, numbers = decoder.drafter.config.block_size, {f"{i}": i for i in range(len(tasks))}
-        recorder = Recorder(block, decoder.target.stop_ids, numbers)
-    heard = replace(decoder, observe=recorder)
+    run["drafters"] = {str(pair.drafter): fingerprint(str(pair.drafter)) for pair in pairs}
+    with Samples(out, run | settings.asdict()) as samples:
+        yield samples
 
-    def decode(task: Task, mode: Mode) -> Sequence[Round]:
-        completion = decoder.answer(requests[task.domain, task.id], mode)
-        decoder.target.chat.decode(completion.output_ids)
-        return completion.rounds
 
-    from dspark.cli.judging import judge_of
+def _figures(trials: Sequence[Trial], pair: Pair, decoder: Decoder, settings: Settings) -> dict[str, Any]:
+    """Those of one drafter, with how good its confidence was where it was listened to."""
+    from dspark.cli.eval_trials import recorded_of
+    from dspark.evaluation.summary import summarise
 
-    judge = judge_of(decoder.target, sampling) if sampling.greedy or coupled else None
-    trials: list[Trial] = []
-    with progress(len(tasks), "eval", "prompts") as bar:
-        for trial in measure(tasks, decode, time.perf_counter, judge):
-            trials.append(trial)
-            if recorder is not None:
-                heard.answer(requests[trial.task.domain, trial.task.id], "dspark")
-            bar.advance(1, tau=tally_of(trials, "dspark").tau)
-    return trials, None if recorder is None else recorder.recorded()
+    name, drafter = str(pair.drafter), decoder.drafter
+    assert drafter is not None
+    figures = summarise(trials, name)
+    recorded = recorded_of(trials, name, drafter.config.block_size)
+    _add_confidence(figures, trials, recorded, pair.calibrations.of(settings.sampling))
+    return figures | pair.asdict(decoder)
 
 
 def _add_confidence(
-    figures: dict[str, Any], trials: list[Trial], recorded: Recorded | None, calibration: ConfidenceMap | None
+    figures: dict[str, Any], trials: Sequence[Trial], recorded: Recorded | None, calibration: ConfidenceMap | None
 ) -> None:
-    """How good confidence was in rounds that verified whole blocks, of all prompts and of each domain's."""
+    """How good confidence was in rounds that verified whole blocks, of all prompts and of each domain and benchmark."""
     import numpy as np
 
     from dspark.calibration.choose import confidence_of
@@ -211,7 +244,11 @@ def _add_confidence(
     if recorded is None:
         return
     figures["confidence"] = confidence_of(recorded, calibration)
-    domains = np.array([trial.task.domain for trial in trials])
-    for name, figures_of in figures["domains"].items():
-        rows = domains[recorded.prompt] == name
-        figures_of["confidence"] = confidence_of(recorded.at(rows), calibration)
+    named = {
+        "domains": [trial.task.domain for trial in trials],
+        "benchmarks": [trial.task.benchmark for trial in trials],
+    }
+    for kind, names in named.items():
+        for name, figures_of in figures.get(kind, {}).items():
+            rows = np.array(names)[recorded.prompt] == name
+            figures_of["confidence"] = confidence_of(recorded.at(rows), calibration)

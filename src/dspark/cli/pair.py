@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -67,6 +68,41 @@ def load_pair(target: str = BUNDLED, drafter: str | None = BUNDLED, dtype: str =
 
     Raises UserError where either is missing or damaged, or where they don't fit each other.
     """
+    from dspark.decoding.single import Decoder
+
+    if drafter is None:
+        return Pair(Decoder(load_quietly(target, dtype, device)), None)
+    (pair,) = load_pairs(target, [drafter], dtype, device)
+    return pair
+
+
+def load_pairs(target: str, drafters: Sequence[str], dtype: str = "auto", device: str = "auto") -> list[Pair]:
+    """Load one target and several drafters beside it; raises UserError as ``load_pair`` does."""
+    folders = [resolve_drafter(drafter) for drafter in drafters]
+    loaded = load_quietly(target, dtype, device)
+    models = [_load_drafter(loaded, folder) for folder in folders]
+    return [_pair(loaded, *each) for each in zip(models, drafters, folders, strict=True)]
+
+
+def load_drafting(target: str, drafter: str, dtype: str = "auto", device: str = "auto") -> tuple[Target, DSparkDrafter]:
+    """Load both for inference, without measuring anything; raises UserError as ``load_pair`` does."""
+    folder = resolve_drafter(drafter)
+    loaded = load_quietly(target, dtype, device)
+    return loaded, _load_drafter(loaded, folder)
+
+
+def _load_drafter(loaded: Target, folder: Path) -> DSparkDrafter:
+    from dspark.drafters.checkpoint import load_drafter
+
+    model = load_drafter(folder, loaded.identity, loaded.ends, loaded.dtype, loaded.device)
+    if not loaded.rounds_rows:
+        model.round_to_bytes()
+    model.pack(loaded.rounds_rows)
+    return model
+
+
+def _pair(loaded: Target, model: DSparkDrafter, drafter: str, folder: Path) -> Pair:
+    """Both with how rounds are planned here: measures what they cost."""
     from dspark.decoding.profile import measure, measure_blocks
     from dspark.decoding.single import Decoder
     from dspark.drafters.checkpoint import read_calibrations, read_survival
@@ -74,10 +110,6 @@ def load_pair(target: str = BUNDLED, drafter: str | None = BUNDLED, dtype: str =
     from dspark.speculation.planner.single import WHOLE, EarlyStop, Planning, WhileItPays, without_a_clock
     from dspark.speculation.sampling import Sampling
 
-    if drafter is None:
-        return Pair(Decoder(load_quietly(target, dtype, device)), None)
-    folder = resolve_drafter(drafter)
-    loaded, model = load_drafting(target, str(folder), dtype, device)
     whole = measure(loaded, model)
     calibrations = read_calibrations(folder, model.config.block_size)
     counted = nearest(Sampling(), calibrations.survival)
@@ -90,20 +122,6 @@ def load_pair(target: str = BUNDLED, drafter: str | None = BUNDLED, dtype: str =
         sampled = without_a_clock(model.config.block_size, survival, loaded.rounds_rows, calibrations)
     decoder = Decoder(loaded, model, greedy, sampled)
     return Pair(decoder, drafter, whole.rounds, prices.rounds, prices.plain)
-
-
-def load_drafting(target: str, drafter: str, dtype: str = "auto", device: str = "auto") -> tuple[Target, DSparkDrafter]:
-    """Load both for inference, without measuring anything; raises UserError as ``load_pair`` does."""
-    folder = resolve_drafter(drafter)
-    loaded = load_quietly(target, dtype, device)
-
-    from dspark.drafters.checkpoint import load_drafter
-
-    model = load_drafter(folder, loaded.identity, loaded.ends, loaded.dtype, loaded.device)
-    if not loaded.rounds_rows:
-        model.round_to_bytes()
-    model.pack(loaded.rounds_rows)
-    return loaded, model
 
 
 def load_quietly(target: str, dtype: str = "auto", device: str = "auto") -> Target:
@@ -129,6 +147,15 @@ def resolve_drafter(drafter: str) -> Path:
         f"no drafter at {drafter!r}: expected a checkpoint folder, a hub id (owner/name) or a bundled name"
         f" ({', '.join(BUNDLED_DRAFTERS)})"
     )
+
+
+def fingerprint(drafter: str) -> dict[str, str]:
+    """SHA-256 of the files that decide what a drafter proposes, by name."""
+    from dspark.drafters.checkpoint import CALIBRATION, WEIGHTS
+    from dspark.foundation.artifacts import sha256_file
+
+    folder = resolve_drafter(drafter)
+    return {name: sha256_file(folder / name) for name in (CONFIG, WEIGHTS, CALIBRATION) if (folder / name).is_file()}
 
 
 def _bundled(name: str) -> Path:

@@ -41,21 +41,24 @@ def read_in_turn(paths: Iterable[Path], limit: int | None = None) -> list[Prompt
 
 
 def _read_files(paths: Iterable[Path]) -> list[list[Prompt]]:
-    files: list[list[Prompt]] = []
     seen: dict[str, str] = {}
-    for path in paths:
-        prompts = []
-        for line, row in read_jsonl(path):
-            where = f"{path}, line {line}"
-            prompt = _parse(row, where)
-            if prompt.id in seen:
-                raise UserError(
-                    f"{where}: the id {prompt.id!r} was already used at {seen[prompt.id]}; ids must be unique"
-                )
-            seen[prompt.id] = where
-            prompts.append(prompt)
-        files.append(prompts)
-    return files
+    return [parse_prompts(((f"{path}, line {line}", row) for line, row in read_jsonl(path)), seen) for path in paths]
+
+
+def parse_prompts(rows: Iterable[tuple[str, dict[str, Any]]], seen: dict[str, str] | None = None) -> list[Prompt]:
+    """Rows, each behind the name of its place, as prompts; ``seen`` holds places by id and is added to.
+
+    Raises UserError, naming the place, for a bad row or an id that was seen before.
+    """
+    seen = {} if seen is None else seen
+    prompts = []
+    for where, row in rows:
+        prompt = _parse(row, where)
+        if prompt.id in seen:
+            raise UserError(f"{where}: the id {prompt.id!r} was already used at {seen[prompt.id]}; ids must be unique")
+        seen[prompt.id] = where
+        prompts.append(prompt)
+    return prompts
 
 
 def _parse(row: dict[str, Any], where: str) -> Prompt:

@@ -24,13 +24,19 @@ def interval(
     figures[B]. Prompts are drawn with replacement within their domain, whose sizes were chosen and not drawn.
     The same seed every time, so the same data give the same interval.
     """
+    return interval_of_groups(groups, lambda sums: statistic(sum(sums[1:], start=sums[0])), resamples)
+
+
+def interval_of_groups(
+    groups: Sequence[Floats], statistic: Callable[[Sequence[Floats]], Floats], resamples: int = RESAMPLES
+) -> list[float] | None:
+    """The same of a figure that is not pooled: ``statistic`` takes the sums[B, C] of each group that has prompts."""
     if sum(len(group) for group in groups) < 2:
         return None
     generator = np.random.default_rng(0)
-    pooled_BC = sum(_resampled_sums(group, generator, resamples) for group in groups if len(group))
-    assert not isinstance(pooled_BC, int)
+    sums = [_resampled_sums(group, generator, resamples) for group in groups if len(group)]
     with np.errstate(divide="ignore", invalid="ignore"):
-        figures_B = statistic(pooled_BC)
+        figures_B = statistic(sums)
     finite_B = figures_B[np.isfinite(figures_B)]
     if not len(finite_B):
         return None
