@@ -399,7 +399,7 @@ class TestScheduler:
         """Short where a draft is dear, long where it costs little, and all are compared again when the load changes."""
 
         def seconds(requests: int, drafted: int, drafts: int) -> Numbers:
-            return 1.0 + 0.05 * max(0, requests - 1) + 0.02 * drafted + 0.02 * np.arange(drafts + 1.0)
+            return 1.0 + 0.05 * max(0, requests - 1) + 0.03 * drafted + 0.02 * np.arange(drafts + 1.0)
 
         scheduler = self.scheduler(guard=Guard(soonest=1, heard=100), seconds=seconds, lengths=(1, 2, 4))
         memory, asks = scheduler.begin(16, 4), []
@@ -417,7 +417,7 @@ class TestScheduler:
         """Now and then a longer one is looked at, and behind what is reached the next position is thought better of."""
 
         def seconds(requests: int, drafted: int, drafts: int) -> Numbers:
-            return 1.0 + 0.05 * max(0, requests - 1) + 0.02 * drafted + 0.02 * np.arange(drafts + 1.0)
+            return 1.0 + 0.05 * max(0, requests - 1) + 0.03 * drafted + 0.02 * np.arange(drafts + 1.0)
 
         for requests, hard, easy in ((16, 1, 7), (1, 3, 7)):
             scheduler = self.scheduler(guard=Guard(soonest=1, heard=100), seconds=seconds, lengths=(1, 2, 3, 5, 7))
