@@ -48,8 +48,7 @@ def test_a_conversation_of_two_turns_streams_and_shows_what_was_accepted(page: P
         assert len(page.all(".reply:not(.streaming)")) == turn
         assert len(page.content(".text").split()) > 5
         assert page.one(".reply .text").is_displayed()
-    assert page.all(".tokens .token.accepted")
-    assert all(token.is_displayed() for token in page.all(".tokens .token.accepted"))
+    assert any(token.is_displayed() and token.text.strip() for token in page.all(".tokens .token.accepted"))
     assert page.all(".tokens .token.own")
     assert not page.all(".failure")
     free(page, address)
