@@ -101,7 +101,7 @@ def test_a_load_generator_finds_what_was_accepted(serve: Serve) -> None:
                 found[next(word for word in words if word in name)] += float(value)
     drafts, drafted, accepted_at, accepted = (found[word] for word in words)
     assert 0 < accepted == accepted_at < drafted <= 4 * drafts
-    assert 1 + accepted + drafts >= 40  # the prompt's own token, then rounds
+    assert 1 + accepted + drafts <= 40  # rounds without a draft are none of these
 
 
 def test_a_histogram_counts_as_prometheus_own_does() -> None:
