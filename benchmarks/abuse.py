@@ -175,7 +175,7 @@ class Clients:
         self, data: bytes, length: int | None = None, path: str = "/v1/completions", method: str = "POST"
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
-        head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
+        head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nConnection: close\r\n"
         writer.write(head.encode() + f"Content-Length: {length or len(data)}\r\n\r\n".encode() + data)
         return reader, writer
 

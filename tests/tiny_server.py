@@ -105,11 +105,12 @@ def make_tiny(home: Path) -> Tiny:
 
 @contextmanager
 def served(tiny: Tiny, mode: str = "adaptive", limits: Limits = LIMITS, **bounds: Any) -> Iterator[Served]:
-    """Serve on a free port while the body runs; ``key`` and ``Bounds``."""
-    key, speculation = bounds.pop("key", None), Speculation.named(mode, 4)
+    """Serve on a free port while the body runs; ``key``, ``hosts`` and ``Bounds``."""
+    key, hosts, speculation = bounds.pop("key", None), bounds.pop("hosts", None), Speculation.named(mode, 4)
     service = Service.of(
         tiny.target, tiny.drafter, speculation, Adaptive(COSTS), limits, Bounds(**bounds), model="tiny", key=key
     )
+    service.hosts = hosts
     config = uvicorn.Config(create_app(service), log_config=None, access_log=False)
     server = uvicorn.Server(config)
     with listen("127.0.0.1", 0) as listener:

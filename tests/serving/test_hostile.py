@@ -9,6 +9,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
+from dspark.serving.guards import hosts_of
 from tiny_server import Serve, Served, Tiny
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -175,6 +176,24 @@ def test_bounds_of_tokens(serve: Serve, tiny: Tiny) -> None:
         assert blamed(served.post(TEXT, {"prompt": ["x", "y", "z"]})) == "n"
         body = {"messages": [{"role": "user", "content": "x"}], "temperature": 0, "ignore_eos": True}
         assert served.post(CHAT, body).json()["usage"]["completion_tokens"] == 12
+
+
+def test_a_name_that_a_page_elsewhere_had_resolve_to_here(serve: Serve) -> None:
+    with serve("off", hosts=hosts_of("127.0.0.1", ["Proxy.example"])) as served:
+        port = served.url.rpartition(":")[2]
+        for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "localhost.evil.example", "[x]"):
+            for path in ("/v1/models", "/", "/metrics", "/dspark/state"):
+                answer = httpx.get(served.url + path, headers={"Host": host})
+                blamed(answer, 421)
+                assert "--allowed-host" in answer.json()["error"]["message"]
+        for host in (f"127.0.0.1:{port}", "localhost", f"LocalHost.:{port}", "[::1]:80", "proxy.example:443"):
+            assert httpx.get(served.url + "/v1/models", headers={"Host": host}).status_code == 200, host
+
+
+def test_names_are_asked_for_where_they_protect() -> None:
+    assert hosts_of("0.0.0.0", None) is None
+    assert hosts_of("0.0.0.0", ["proxy.example:443"]) == {"0.0.0.0", "proxy.example"}
+    assert hosts_of("::1", None) == {"::1"}
 
 
 def test_who_has_no_key(serve: Serve) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
+import torch
+from torch import Tensor
 
 from dspark.decoding.engine import Engine, Limits
 from tiny_server import Serve, Served, Tiny, until
@@ -131,6 +133,57 @@ def test_an_engine_that_fails(serve: Serve, monkeypatch: pytest.MonkeyPatch, cap
             assert answer.status_code == 503
             assert "RuntimeError" in answer.json()["error"]["message"]
         assert httpx.get(served.url + "/metrics").status_code == 200
+
+
+@pytest.mark.parametrize("mode", ["off", "fixed4", "adaptive"])
+def test_a_request_without_numbers_falls_alone(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, tiny: Tiny, mode: str
+) -> None:
+    """The logits of one hold NaN, then those of its neighbours go on as if it had never been."""
+    granted, poisoned = Engine._granted, []
+
+    def poison(self: Engine, logits_NV: Tensor, works: Any) -> Tensor:
+        rows = granted(self, logits_NV, works).clone().split([work.length + 1 for work in works])
+        for work, mine_nV in zip(works, rows, strict=True):
+            if work.row.request.prompt_ids == ill and len(work.row.output_ids) >= 6:
+                mine_nV[:, 3] = float("nan")
+                poisoned.append(len(works))
+        return torch.cat(rows)
+
+    ill, prompts = tiny.target.chat.encode("ill"), [f"well {n}" for n in range(3)]
+    body = {"max_tokens": 60, "ignore_eos": True, "temperature": 0}
+    with serve(mode) as served:
+        slowly(monkeypatch, 0.005)
+        monkeypatch.setattr(Engine, "_granted", poison)
+        found: dict[str, Any] = {}
+
+        def ask(prompt: str) -> None:
+            found[prompt] = served.post(TEXT, body | {"prompt": prompt}).json()["choices"][0]["text"]
+
+        threads = [threading.Thread(target=ask, args=(prompt,)) for prompt in prompts]
+        for thread in threads:
+            thread.start()
+        until(lambda: served.state()["running"] == 3)
+        for temperature in (0, 0.8):  # found by the search for the largest, and by the sum of probabilities
+            with httpx.stream(
+                "POST", served.url + TEXT, json=body | {"prompt": "ill", "stream": True, "temperature": temperature}
+            ) as stream:
+                said = events(stream)
+            assert "choices" in json.loads(said[0])
+            assert json.loads(said[-2])["error"]["code"] == "not_finite"
+        failed = served.post(TEXT, body | {"prompt": "ill"})
+        assert failed.status_code == 500
+        assert "NaN" in failed.json()["error"]["message"]
+        for thread in threads:
+            thread.join()
+        assert found == {prompt: tiny.text(prompt, 60, ignore_stop=True) for prompt in prompts}
+        assert len(poisoned) == 3
+        assert max(poisoned) > 1
+        served.idle()
+        assert 'finished_reason="error",model_name="tiny"} 3.0' in served.service.metrics.text().decode()
+        monkeypatch.setattr(Engine, "_granted", granted)
+        answer = served.post(TEXT, body | {"prompt": "ill"}).json()
+        assert answer["choices"][0]["text"] == tiny.text("ill", 60, ignore_stop=True)
 
 
 def test_an_end_with_grace_and_one_without(serve: Serve, monkeypatch: pytest.MonkeyPatch, tiny: Tiny) -> None:

@@ -7,9 +7,12 @@ import re
 from pathlib import Path
 
 import httpx2 as httpx
+import prometheus_client
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import dspark.serving
+from dspark.serving.histogram import Histogram
 from dspark.serving.journal import line
 from tiny_server import Serve, Served
 
@@ -82,6 +85,35 @@ def test_the_names_are_exact_and_the_figures_true(serve: Serve) -> None:
         assert state["tau"] > 1
         assert state["tok_s"] > 0
         assert "tau" in line(served.service.metrics)
+
+
+def test_a_load_generator_finds_what_was_accepted(serve: Serve) -> None:
+    """It sends these fields, adds up all lines whose name holds one of these words, and divides."""
+    body = {"model": "tiny", "prompt": "count", "repetition_penalty": 1.0, "max_tokens": 40, "logprobs": None}
+    body |= {"temperature": 0.0, "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True}}
+    words = ("num_drafts", "num_draft_tokens", "num_accepted_tokens_per_pos", "num_accepted_tokens")
+    found = dict.fromkeys(words, 0.0)
+    with serve("fixed4") as served:
+        assert '"completion_tokens":40' in served.post("/v1/completions", body).text
+        for line in httpx.get(f"{served.url}/metrics").text.splitlines():
+            name, _, value = line.partition("{")[0], *line.rpartition(" ")[1:]
+            if name.startswith("vllm:spec_decode"):
+                found[next(word for word in words if word in name)] += float(value)
+    drafts, drafted, accepted_at, accepted = (found[word] for word in words)
+    assert 0 < accepted == accepted_at < drafted <= 4 * drafts
+    assert 1 + accepted + drafts <= 40  # rounds without a draft are none of these
+
+
+def test_a_histogram_counts_as_prometheus_own_does() -> None:
+    bounds, values = (0.1, 0.5, 2.0), (0.05, 0.1, 0.100001, 0.5, 1.0, 2.0, 3.0)
+    mine, other = Histogram(bounds), prometheus_client.Histogram("x", "x", registry=None, buckets=bounds)
+    for times, value in enumerate(values):
+        mine.add(value, times)
+        for _ in range(times):
+            other.observe(value)
+    samples = [each for family in other.collect() for each in family.samples]
+    assert mine.buckets() == [(each.labels["le"], each.value) for each in samples if each.name == "x_bucket"]
+    assert mine.total == pytest.approx(next(each.value for each in samples if each.name == "x_sum"))
 
 
 def test_the_dashboard_asks_for_what_there_is(server: Served) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from dspark.foundation.errors import UserError
 from dspark.targets.chat import Chat
 from tiny import TinyTokenizer
+from tiny_pair import make_tokenizer
 
 
 class Rendering(TinyTokenizer):
@@ -39,3 +41,25 @@ def test_an_opening_may_come_after_other_turns() -> None:
 def test_a_template_that_hides_the_turn_is_refused() -> None:
     with pytest.raises(UserError, match="'nothing to see', without what was said"):
         Chat(Rendering("nothing to see")).opening_ids()
+
+
+def test_ids_read_as_the_tokenizer_reads_them() -> None:
+    tokenizer, chance = make_tokenizer(), random.Random(3)
+    chat = Chat(tokenizer)
+    for size in range(40):
+        ids = [chance.randrange(len(tokenizer)) for _ in range(size)]
+        assert chat.decode(ids) == tokenizer.decode(ids, skip_special_tokens=True)
+    assert chat.decode(tokenizer.all_special_ids) == ""
+
+
+def test_a_tokenizer_that_reads_ids_its_own_way_is_asked_itself() -> None:
+    tokenizer = make_tokenizer()
+
+    class Shouting(type(tokenizer)):  # type: ignore[misc]
+        def _decode(self, *arguments: Any, **more: Any) -> str:
+            return str(super()._decode(*arguments, **more)).upper()
+
+    ids = tokenizer("quiet")["input_ids"]
+    assert Chat(tokenizer).decode(ids) == "quiet"
+    tokenizer.__class__ = Shouting
+    assert Chat(tokenizer).decode(ids) == "QUIET"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -72,6 +71,16 @@ CacheOption = Annotated[
 ]
 HostOption = Annotated[str, _option(_NETWORK, "--host", help="Address to listen at; 0.0.0.0 is every one.")]
 PortOption = Annotated[int, _option(_NETWORK, "--port", min=0, max=65535, help="0 takes one that is free.")]
+HostsOption = Annotated[
+    list[str] | None,
+    _option(
+        _NETWORK,
+        "--allowed-host",
+        metavar="NAME",
+        help="A name that clients may ask this server by (a proxy's), besides this machine's own. Repeatable.",
+        show_default="any, if --host opens it",
+    ),
+]
 KeyOption = Annotated[
     str | None,
     _option(_NETWORK, "--api-key", envvar=_API_KEY, help="What clients must send.", show_default="none needed"),
@@ -104,6 +113,7 @@ def serve(
     cache_tokens: CacheOption = None,
     host: HostOption = "127.0.0.1",
     port: PortOption = 8000,
+    allowed_host: HostsOption = None,
     api_key: KeyOption = None,
     access_log: AccessOption = False,
     grace: GraceOption = 10.0,
@@ -120,6 +130,7 @@ def serve(
     measured first (mode adaptive, a minute or less; --costs spares it).
     """
     from dspark.decoding.named import Speculation
+    from dspark.serving.guards import hosts_of
     from dspark.serving.listening import listen, run
     from dspark.serving.service import Bounds, Service
 
@@ -134,6 +145,7 @@ def serve(
         service = Service.of(
             pair.target, drafting, speculation, adaptive, limits, bounds, model=name, key=api_key or None
         )
+        service.hosts = hosts_of(host, allowed_host)
         _say(service, pair, limits, adaptive, time.perf_counter() - started, host)
         run(service, listener, grace, access_log)
 
@@ -187,12 +199,14 @@ def _limits(target: Target, slots: int, cache_tokens: int | None) -> Limits:
 
 
 def _memory(target: Target) -> int:
-    """Bytes of the machine, or of its accelerator that are free."""
+    """Bytes that this process may have, or that are free on its accelerator."""
     import torch
+
+    from dspark.foundation.memory import memory_bytes
 
     if target.device.type == "cuda":
         return int(torch.cuda.mem_get_info(target.device)[0])
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return memory_bytes()
 
 
 def _say(service: Service, pair: Pair, limits: Limits, adaptive: Adaptive | None, seconds: float, host: str) -> None:

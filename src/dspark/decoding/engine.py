@@ -26,7 +26,7 @@ from dspark.decoding.modes import LOOKUP_BLOCK, Mode, lookup_of
 from dspark.decoding.planners import Apart, StepPlanner
 from dspark.decoding.proposer import NO_DRAFT, propose
 from dspark.decoding.request import Completion, GivenUp, Reason, Request, Running
-from dspark.decoding.sampler import settle
+from dspark.decoding.sampler import settle, settle_finite
 from dspark.drafters.blocks import DrafterBlocks
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.foundation.errors import UserError
@@ -116,6 +116,9 @@ class Engine:
         self.laps = Laps()
         self.load = Load(0, 0)
         """What the last step worked on."""
+        self.lose: Callable[[GivenUp], None] | None = None
+        """Who is told of a request that is given up because its logits are no numbers; without one, that is an
+        ArithmeticError of the step."""
         self._mode, self._lookup = mode, lookup
         self._observe = observe
         self.planner: StepPlanner = planner or Apart(greedy, sampled, drafter=mode == "dspark")
@@ -213,12 +216,13 @@ class Engine:
         self.laps("plan")
         answering = [work for work in works if work.answers]
         rows = [work.row for work in answering]
-        verdicts: Iterator[Verdict] = iter(())
+        verdicts: Iterator[Verdict | None] = iter(())
         if answering:
             raw_NV = self.target.head(forward.hidden_TD[_asked(works, ids.device)])
             self.laps("verify")
             logits_NV = self._granted(raw_NV, answering)
-            found = settle(logits_NV, rows, [w.draft for w in answering], [w.length for w in answering])
+            settled = settle if self.lose is None else settle_finite
+            found = [*settled(logits_NV, rows, [w.draft for w in answering], [w.length for w in answering])]
             self._tell(answering, found, logits_NV)
             verdicts = iter(found)
         self.laps("sample")
@@ -273,12 +277,13 @@ class Engine:
         """Whether ``source`` may propose in the request's next round."""
         return row.room > 1 and self.planner.wanted(row, source)
 
-    def _tell(self, works: Sequence[Work], verdicts: Sequence[Verdict], logits_NV: Tensor) -> None:
+    def _tell(self, works: Sequence[Work], verdicts: Sequence[Verdict | None], logits_NV: Tensor) -> None:
         """Tell an observer, before anything is committed."""
         if self._observe is not None:
             rows = logits_NV.split([work.length + 1 for work in works])
             for work, verdict, mine_nV in zip(works, verdicts, rows, strict=True):
-                self._observe(work, verdict, mine_nV)
+                if verdict is not None:
+                    self._observe(work, verdict, mine_nV)
 
     def _granted(self, logits_NV: Tensor, works: Sequence[Work]) -> Tensor:
         """The logits as each request wishes them; the same tensor where nobody wishes anything."""
@@ -297,9 +302,11 @@ class Engine:
     def _stops(self, request: Request) -> frozenset[int]:
         return frozenset() if request.ignore_stop else self.target.stop_ids.union(request.stop_ids)
 
-    def _commit(self, work: Work, verdict: Verdict) -> int:
+    def _commit(self, work: Work, verdict: Verdict | None) -> int:
         """Take over what was decided and roll back what was not; how many of the tokens that were run stay."""
         row, draft = work.row, work.draft
+        if verdict is None:
+            return self._lose(work)
         new = [*draft.tokens[: verdict.accepted], verdict.next_token]
         tokens, finish = cut(new, row.room, self._stops(row.request))
         if row.request.stops and (end := row.stops_behind(tokens, self.target.chat.decode)) is not None:
@@ -313,13 +320,27 @@ class Engine:
         self.pool.truncate(row.table, work.start + stay)
         return stay
 
+    def _lose(self, work: Work) -> int:
+        """Give up a request that came to no numbers, and leave none of them behind; nothing of it stays."""
+        row = work.row
+        row.rounds.append(Round(len(row.rounds), (), len(work.draft.tokens), work.length, 0, None, work.draft.source))
+        blocks = self.pool.withdraw(row.table)
+        for cache in (self.cache, *([self._drafter.cache] if self._drafter else [])):
+            cache.clear(blocks)
+        gone = self.cancel(row.request.id, "broken")
+        assert gone is not None and self.lose is not None
+        self.lose(gone)
+        return 0
+
     def _take_features(self, features_TF: Tensor | None, batch: RaggedBatch, kept: Sequence[int]) -> None:
         """Context rows of the committed tokens for the drafter."""
         if self._drafter is None or features_TF is None:
             return
         firsts = accumulate(batch.counts, initial=0)
-        stay = torch.tensor([first + i for first, n in zip(firsts, kept, strict=False) for i in range(n)])
-        stay_T = stay.to(features_TF.device)
+        stay = [first + i for first, n in zip(firsts, kept, strict=False) for i in range(n)]
+        if not stay:
+            return
+        stay_T = torch.tensor(stay, device=features_TF.device)
         self._drafter.extend(features_TF[stay_T], batch.positions_T[stay_T], batch.rows_T[stay_T])
 
     def _publish(self, works: Sequence[Work]) -> None:
@@ -343,7 +364,7 @@ def _note_logprobs(works: Sequence[Work], raw_NV: Tensor) -> None:
         return
     for work, mine_nV in zip(works, raw_NV.split([work.length + 1 for work in works]), strict=True):
         row = work.row
-        if row.request.logprobs is not None:
+        if row.request.logprobs is not None and row.rounds[-1].tokens:
             row.logprobs += logprobs_of(mine_nV, row.rounds[-1].tokens, row.request.logprobs)
 
 

@@ -74,6 +74,14 @@ class BlockPool:
             self._let_go(block)
         table.blocks, table.length = [], 0
 
+    def withdraw(self, table: BlockTable) -> list[int]:
+        """The blocks of ``table`` that nobody else holds; what was published in them is found no more."""
+        own = [block for block in table.blocks if self._holders[block] == 1]
+        for block in own:
+            if block in self._key_of:
+                self._forget(block)
+        return own
+
     def publish(self, table: BlockTable, ids: Sequence[int]) -> None:
         """Make the full blocks of ``table`` findable: they hold ``ids`` and are complete in every tensor."""
         assert len(ids) <= table.length

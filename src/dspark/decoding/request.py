@@ -18,7 +18,7 @@ from dspark.speculation.draws import SeededDraws
 from dspark.speculation.recalibration import LEVEL, Tilt
 from dspark.speculation.sampling import Sampling
 
-Reason = Literal["cancelled", "deadline"]
+Reason = Literal["cancelled", "deadline", "broken"]
 
 
 @dataclass(frozen=True)

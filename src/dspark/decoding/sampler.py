@@ -90,6 +90,30 @@ def settle(
     return [verdict for verdict in verdicts if verdict is not None]
 
 
+def settle_finite(
+    logits_NV: Tensor, rows: Sequence[Running], drafts: Sequence[Draft], lengths: Sequence[int]
+) -> list[Verdict | None]:
+    """``settle``; None for requests whose logits hold NaN or infinity, which ArithmeticError then is about.
+
+    Searched only where ``settle`` has failed, so it costs nothing; draws are keyed, so the others' are the same again.
+    """
+    try:
+        return [*settle(logits_NV, rows, drafts, lengths)]
+    except ArithmeticError:
+        broken_N = (logits_NV.isnan() | logits_NV.isposinf()).any(dim=-1)
+        apart = broken_N.split([length + 1 for length in lengths])
+        well = [i for i, mine_n in enumerate(apart) if not bool(mine_n.any())]
+        if len(well) == len(rows):
+            raise
+    mine_nV = logits_NV.split([length + 1 for length in lengths])
+    verdicts: list[Verdict | None] = [None] * len(rows)
+    if well:
+        kept = [rows[i] for i in well], [drafts[i] for i in well], [lengths[i] for i in well]
+        for i, verdict in zip(well, settle(torch.cat([mine_nV[i] for i in well]), *kept), strict=True):
+            verdicts[i] = verdict
+    return verdicts
+
+
 def by_sampling(rows: Sequence[Running]) -> Iterator[tuple[Sampling, list[int]]]:
     """Numbers of the rows that share their settings, and are coupled or not."""
     groups: dict[tuple[Sampling, bool], list[int]] = {}
@@ -170,7 +194,7 @@ def _drawn_from(draft: Draft, tokens: Sequence[int]) -> list[float]:
 def _stands(row: Running, chances: Sequence[float]) -> int:
     """How many drafts are accepted."""
     for k, chance in enumerate(chances):
-        if row.draws.uniform(round=len(row.rounds), slot=k, purpose=Purpose.ACCEPT) >= chance:
+        if not row.draws.uniform(round=len(row.rounds), slot=k, purpose=Purpose.ACCEPT) < chance:  # NaN stops here
             return k
     return len(chances)
 

@@ -74,6 +74,12 @@ class KVCache:
         self.keys[layer].index_copy_(1, rows_T, key_HTD)
         self.values[layer].index_copy_(1, rows_T, value_HTD)
 
+    def clear(self, blocks: Sequence[int]) -> None:
+        """Zeros: what is masked is multiplied with nothing, and nothing times NaN is not nothing."""
+        for index, both in enumerate(self._both):
+            if self.owns(index):
+                both.unflatten(1, (self.blocks, self.size))[:, blocks] = 0
+
     def both(self, layer: int) -> Tensor:
         """Keys and values ``[2 H, N*size, D]`` of a layer, the values behind the keys."""
         return self._both[layer]

@@ -16,7 +16,12 @@ from dspark.serving.worker import Ended, Progress, Ticket
 from dspark.speculation.acceptance import Round, RoundTally
 from dspark.targets.chat import Chat
 
-_STATUS = {"deadline": (504, "timeout"), "refused": (400, "invalid_value"), "shutdown": (503, "shutting_down")}
+_STATUS = {
+    "deadline": (504, "timeout"),
+    "refused": (400, "invalid_value"),
+    "shutdown": (503, "shutting_down"),
+    "broken": (500, "not_finite"),
+}
 
 
 @dataclass
@@ -114,9 +119,7 @@ async def pieces_of(service: Service, job: Job) -> AsyncGenerator[Piece]:
     try:
         while going_on:
             fresh: dict[int, Piece] = {}
-            events = [await job.events.get()]
-            events += [job.events.get_nowait() for _ in range(job.events.qsize())]
-            for ticket, event in events:
+            for ticket, event in await job.events.take():
                 if isinstance(event, Ended):
                     raise error_of(event)
                 piece = answers[ticket].piece(event)

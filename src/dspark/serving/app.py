@@ -46,7 +46,7 @@ def create_app(service: Service) -> FastAPI:
         app.include_router(router)
     if PLAYGROUND.is_dir():
         app.mount("/playground", _Fresh(directory=PLAYGROUND), name="playground")
-    app.add_middleware(Guards, bounds=service.bounds, key=service.key)
+    app.add_middleware(Guards, bounds=service.bounds, key=service.key, hosts=service.hosts)
     _errors(app)
     _describe(app)
     return app

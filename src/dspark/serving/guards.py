@@ -1,9 +1,13 @@
-"""What stands before every route: the key, and bounds on what a body may hold and how slowly it may come."""
+"""What stands before every route: names that the server may be asked by, the key, and bounds on what a body may hold
+and how slowly it may come.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
+import ipaddress
+from collections.abc import Sequence
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -16,10 +20,13 @@ _KEPT = ("/v1", "/tokenize", "/detokenize")
 
 
 class Guards:
-    """An ASGI application around another; ``key`` is asked for where prompts are, and open is what tells none."""
+    """An ASGI application around another; ``key`` is asked for where prompts are, and open is what tells none.
 
-    def __init__(self, app: ASGIApp, bounds: Bounds, key: str | None) -> None:
-        self._app, self._bounds, self._key = app, bounds, key
+    ``hosts``: names besides loopback's that requests may be for, None for any.
+    """
+
+    def __init__(self, app: ASGIApp, bounds: Bounds, key: str | None, hosts: frozenset[str] | None = None) -> None:
+        self._app, self._bounds, self._key, self._hosts = app, bounds, key, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -33,6 +40,10 @@ class Guards:
         await self._app(scope, _Bounded(receive, self._bounds), send)
 
     def _refused(self, path: str, headers: Headers) -> ApiError | None:
+        host = _name(headers.get("host", ""))
+        if self._hosts is not None and host not in self._hosts and not _is_loopback(host):
+            said = f"this server is not known as {host[:200]!r}; where it should be, start it with --allowed-host"
+            return ApiError(421, said, code="unknown_host")
         if self._key is not None and path.startswith(_KEPT):
             given = headers.get("authorization", "")
             if not hmac.compare_digest(given.encode(), f"Bearer {self._key}".encode()):
@@ -63,6 +74,29 @@ class _Bounded:
         if self._bytes > self._bounds.body_bytes:
             raise _too_large(self._bounds)
         return message
+
+
+def hosts_of(bound: str, allowed: Sequence[str] | None) -> frozenset[str] | None:
+    """Names besides loopback's that a server bound to ``bound`` may be asked by; None: any, where it is open and
+    nobody said which. A page elsewhere can have its own name resolve to this machine, and none of these.
+    """
+    if not allowed and not _is_loopback(_name(bound)):
+        return None
+    return frozenset(map(_name, [bound, *(allowed or ())]))
+
+
+def _name(host: str) -> str:
+    """Without its port: "[::1]:8000" is "::1"."""
+    inside, closed, _ = host.removeprefix("[").partition("]")
+    name = inside if closed or host.count(":") > 1 else host.partition(":")[0]
+    return name.lower().removesuffix(".")
+
+
+def _is_loopback(name: str) -> bool:
+    try:
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def response_of(error: ApiError) -> JSONResponse:

@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from dspark.decoding.chosen import Chosen
 from dspark.decoding.engine import Engine
 from dspark.decoding.ledger import Ledger
 from dspark.decoding.planners import Together
+from dspark.serving.histogram import Histogram
 from dspark.serving.lately import Lately, Moment
 from dspark.serving.worker import Ended, Progress, Stepped, Ticket
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _LABELS = ("model_name", "engine")
+# Metric, what it says, key of the sum.
+_SUMS = (
+    ("vllm:spec_decode_num_drafts", "Rounds whose drafts were verified.", "drafts"),
+    ("vllm:spec_decode_num_draft_tokens", "Drafted tokens that were verified.", "verified"),
+    ("vllm:spec_decode_num_accepted_tokens", "Drafted tokens that were accepted.", "accepted"),
+    ("vllm:prompt_tokens", "Tokens of prompts that were read.", "read"),
+    ("vllm:generation_tokens", "Tokens that were written.", "written"),
+    ("dspark:drafted_tokens", "Tokens that were drafted, verified or not.", "drafted"),
+)
+_PER_POSITION = "Drafted tokens that were accepted, by their place in the draft."
 _FIRST = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
 _BETWEEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _WHOLE = (0.1, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 
 
 class Metrics:
-    """Everything that is counted of one engine, in a registry of its own."""
+    """Everything that is counted of one engine, in a registry of its own. Counting is mere adding: the engine waits."""
 
     def __init__(self, model: str, engine: Engine) -> None:
         self.registry = CollectorRegistry()
@@ -35,19 +47,10 @@ class Metrics:
         self.resting = False
         """Whether the guard let nobody draft in the last step that was planned."""
         self._before = Ledger()
-        self._drafts = self._counter("vllm:spec_decode_num_drafts", "Rounds whose drafts were verified.")
-        self._drafted = self._counter("vllm:spec_decode_num_draft_tokens", "Drafted tokens that were verified.")
-        self._accepted = self._counter("vllm:spec_decode_num_accepted_tokens", "Drafted tokens that were accepted.")
-        positions = "Drafted tokens that were accepted, by their place in the draft."
-        self._accepted_at = self._labelled("vllm:spec_decode_num_accepted_tokens_per_pos", positions, "position")
-        self._prompts = self._counter("vllm:prompt_tokens", "Tokens of prompts that were read.")
-        self._written = self._counter("vllm:generation_tokens", "Tokens that were written.")
-        self._ended = self._labelled("vllm:request_success", "Requests that are over, by why.", "finished_reason")
-        self._first = self._histogram("vllm:time_to_first_token_seconds", "From asking to the first token.", _FIRST)
-        self._between = self._histogram("vllm:inter_token_latency_seconds", "Between two tokens.", _BETWEEN)
-        self._whole = self._histogram("vllm:e2e_request_latency_seconds", "From asking to the last token.", _WHOLE)
-        self._proposed = self._counter("dspark:drafted_tokens", "Tokens that were drafted, verified or not.")
-        self._budget = Gauge("dspark:budget_tokens", "Drafts of the last step.", _LABELS, registry=self.registry)
+        self._sums = Counter[str]()
+        self._accepted_at, self._ended = Counter[int](), Counter[str]()
+        self._budget = 0
+        self._first, self._between, self._whole = Histogram(_FIRST), Histogram(_BETWEEN), Histogram(_WHOLE)
         self.registry.register(_Live(self))
 
     def heard(self, stepped: Stepped) -> None:
@@ -57,15 +60,14 @@ class Metrics:
         tokens, gained = (sum(len(each.tokens) for each in them) for them in (stepped.rounds, rounds))
         own = self._planned_since()
         self.lately.add(Moment(stepped.at, tokens, len(rounds), gained, verified, accepted, *own, stepped.seconds))
-        self._drafts.inc(sum(each.verified > 0 for each in rounds))
-        self._drafted.inc(verified)
-        self._accepted.inc(accepted)
-        self._written.inc(tokens)
-        self._proposed.inc(sum(each.drafted for each in rounds))
-        self._budget.labels(**self._labels).set(verified)
-        for position in range(max((each.accepted for each in rounds), default=0)):
-            at = self._accepted_at.labels(**self._labels, position=str(position))
-            at.inc(sum(each.accepted > position for each in rounds))
+        self._sums["drafts"] += sum(each.verified > 0 for each in rounds)
+        self._sums["verified"] += verified
+        self._sums["accepted"] += accepted
+        self._sums["written"] += tokens
+        self._sums["drafted"] += sum(each.drafted for each in rounds)
+        self._budget = verified
+        for each in rounds:
+            self._accepted_at.update(range(each.accepted))
         for ticket, event in stepped.news:
             if isinstance(event, Progress):
                 self._progress(ticket, event, stepped.at)
@@ -83,7 +85,7 @@ class Metrics:
 
     def ended(self, ended: Ended) -> None:
         """Count a request that was not answered to its end."""
-        self._ended.labels(**self._labels, finished_reason="abort" if ended.reason == "cancelled" else "error").inc()
+        self._ended["abort" if ended.reason == "cancelled" else "error"] += 1
 
     def text(self) -> bytes:
         """As it is scraped."""
@@ -121,23 +123,13 @@ class Metrics:
     def _progress(self, ticket: Ticket, event: Progress, now: float) -> None:
         tokens = len(event.round.tokens)
         if ticket.last is None:
-            self._first.observe(now - ticket.asked)
-            self._prompts.inc(len(ticket.request.prompt_ids))
-        else:
-            for _ in range(tokens):
-                self._between.observe((now - ticket.last) / tokens)
+            self._first.add(now - ticket.asked)
+            self._sums["read"] += len(ticket.request.prompt_ids)
+        elif tokens:
+            self._between.add((now - ticket.last) / tokens, tokens)
         if event.round.finish is not None:
-            self._whole.observe(now - ticket.asked)
-            self._ended.labels(**self._labels, finished_reason=event.round.finish).inc()
-
-    def _counter(self, name: str, said: str) -> Counter:
-        return Counter(name, said, _LABELS, registry=self.registry).labels(**self._labels)
-
-    def _labelled(self, name: str, said: str, label: str) -> Counter:
-        return Counter(name, said, (*_LABELS, label), registry=self.registry)
-
-    def _histogram(self, name: str, said: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(name, said, _LABELS, registry=self.registry, buckets=buckets).labels(**self._labels)
+            self._whole.add(now - ticket.asked)
+            self._ended[event.round.finish] += 1
 
     def live(self) -> Iterator[Metric]:
         """What is read when somebody scrapes."""
@@ -146,10 +138,21 @@ class Metrics:
         yield self._gauge("vllm:num_requests_waiting", "Requests that wait.", len(engine.admission.queue))
         yield self._gauge("vllm:kv_cache_usage_perc", "Share of the cache's blocks that is held.", self.kv_usage)
         yield self._sum("dspark:preemptions", "Requests that had to give way.", engine.admission.preemptions)
-        laps = CounterMetricFamily("dspark:step_seconds", "Where the time of steps went.", labels=(*_LABELS, "work"))
-        for work, seconds in list(engine.laps.seconds.items()):
-            laps.add_metric((*self._labels.values(), work), seconds)
-        yield laps
+        for name, said, key in _SUMS:
+            yield self._sum(name, said, self._sums[key])
+        yield self._gauge("dspark:budget_tokens", "Drafts of the last step.", self._budget)
+        for name, said, label, sums in (
+            ("dspark:step_seconds", "Where the time of steps went.", "work", engine.laps.seconds),
+            ("vllm:request_success", "Requests that are over, by why.", "finished_reason", self._ended),
+            ("vllm:spec_decode_num_accepted_tokens_per_pos", _PER_POSITION, "position", self._accepted_at),
+        ):
+            yield self._labelled(name, said, label, dict(sums))
+        for name, said, histogram in (
+            ("vllm:time_to_first_token_seconds", "From asking to the first token.", self._first),
+            ("vllm:inter_token_latency_seconds", "Between two tokens.", self._between),
+            ("vllm:e2e_request_latency_seconds", "From asking to the last token.", self._whole),
+        ):
+            yield self._histogram(name, said, histogram)
         planning = engine.laps.seconds.get("plan", 0.0)
         yield self._sum("dspark:planner_seconds", "What planning took.", planning)
         for name, said, key in (
@@ -178,6 +181,17 @@ class Metrics:
     def _gauge(self, name: str, said: str, value: float | None) -> Metric:
         family = GaugeMetricFamily(name, said, labels=_LABELS)
         family.add_metric(tuple(self._labels.values()), float("nan") if value is None else value)
+        return family
+
+    def _labelled(self, name: str, said: str, label: str, sums: Mapping[Any, float]) -> Metric:
+        family = CounterMetricFamily(name, said, labels=(*_LABELS, label))
+        for value, total in sums.items():
+            family.add_metric((*self._labels.values(), str(value)), total)
+        return family
+
+    def _histogram(self, name: str, said: str, histogram: Histogram) -> Metric:
+        family = HistogramMetricFamily(name, said, labels=_LABELS)
+        family.add_metric(tuple(self._labels.values()), histogram.buckets(), histogram.total)
         return family
 
     def _sum(self, name: str, said: str, value: float) -> Metric:

@@ -21,6 +21,7 @@ from dspark.decoding.wishes import Wishes
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.foundation.errors import UserError
 from dspark.serving.errors import ApiError
+from dspark.serving.mailbox import Mailbox
 from dspark.serving.metrics import Metrics
 from dspark.serving.protocol import Asked, ChatRequest, CompletionRequest, Message
 from dspark.serving.worker import Event, Ticket, Worker
@@ -60,7 +61,7 @@ class Job:
     mode: str
     prompts: Sequence[Sequence[int]]
     tickets: Sequence[Ticket]
-    events: asyncio.Queue[tuple[Ticket, Event]]
+    events: Mailbox[tuple[Ticket, Event]]
     started: float
 
     @property
@@ -72,7 +73,8 @@ class Job:
 @dataclass
 class Service:
     """One engine with its worker and metrics, under the name ``model``; ``mode`` is every request's own where it does
-    not choose. ``key``: what clients must know, None for nothing.
+    not choose. ``key``: what clients must know, None for nothing. ``hosts``: names that it is asked by besides this
+    machine's own, None for any.
     """
 
     model: str
@@ -84,6 +86,7 @@ class Service:
     metrics: Metrics
     bounds: Bounds = Bounds()
     key: str | None = None
+    hosts: frozenset[str] | None = None
     started: float = field(default_factory=time.time)
 
     def __post_init__(self) -> None:
@@ -179,7 +182,7 @@ class Service:
 
     def _job(self, kind: str, asked: Asked, prompts: list[list[int]], tokens: int | None, param: str) -> Job:
         identity, mode = uuid.uuid4().hex, self._mode(asked)
-        events: asyncio.Queue[tuple[Ticket, Event]] = asyncio.Queue()
+        events = Mailbox[tuple[Ticket, Event]]()
         seed = random.getrandbits(62) if asked.seed is None else asked.seed
         tickets = []
         drafts = self._drafts(mode)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import Coroutine
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
 from starlette.responses import JSONResponse, Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from dspark.serving.answers import Piece, pieces_of, whole
 from dspark.serving.errors import ApiError
@@ -23,6 +23,7 @@ _HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 # What a client may take to read the end of a stream, once the engine is through with it.
 _SLOW = 30.0
 
@@ -55,7 +56,7 @@ class Streamed(Response):
     def __init__(self, service: Service, job: Job, shape: Shape) -> None:
         super().__init__()
         self._service, self._job, self._shape = service, job, shape
-        self._head = _head(service, job, shape.chunk_object)
+        self._head = _encode(_head(service, job, shape.chunk_object))[:-1].encode()  # open: more follows
         options = job.asked.stream_options
         self._usage = options is not None and options.include_usage
         self._usages = options is not None and options.continuous_usage_stats
@@ -69,31 +70,32 @@ class Streamed(Response):
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
         try:
-            async with aclosing(self._events()) as events:
-                async for event in events:
-                    await send({"type": "http.response.body", "body": event, "more_body": True})
+            async with aclosing(pieces_of(self._service, self._job)) as coming:
+                for choice in self._shape.openings():
+                    await send(_part(self._chunk([choice])))
+                async for piece in coming:
+                    self._written += len(piece.ids)
+                    if piece.tells:
+                        await send(_part(self._chunk([self._shape.part(piece)], _dspark(piece))))
+            if self._usage:
+                await send(_part(self._event({"choices": [], "usage": usage(self._job, self._written)})))
         except ApiError as error:
-            await send({"type": "http.response.body", "body": _event(error.body()), "more_body": True})
-        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
-
-    async def _events(self) -> AsyncGenerator[bytes]:
-        async with aclosing(pieces_of(self._service, self._job)) as coming:
-            for choice in self._shape.openings():
-                yield self._chunk([choice])
-            async for piece in coming:
-                self._written += len(piece.ids)
-                if piece.tells:
-                    yield self._chunk([self._shape.part(piece)], _dspark(piece))
-        if self._usage:
-            yield _event(self._head | {"choices": [], "usage": usage(self._job, self._written)})
+            await send(_part(b"data: " + _encode(error.body()).encode() + b"\n\n"))
+        await send(_part(b"data: [DONE]\n\n", last=True))
 
     def _chunk(self, choices: list[dict[str, Any]], told: dict[str, Any] | None = None) -> bytes:
-        chunk = self._head | {"choices": choices}
+        chunk: dict[str, Any] = {"choices": choices}
         if self._usages:
             chunk["usage"] = usage(self._job, self._written)
         elif self._usage:
             chunk["usage"] = None
-        return _event(chunk | {"dspark": told} if told else chunk)
+        if told:
+            chunk["dspark"] = told
+        return self._event(chunk)
+
+    def _event(self, chunk: dict[str, Any]) -> bytes:
+        """Behind what all chunks of the job begin with."""
+        return b"data: " + self._head + b"," + _encode(chunk)[1:].encode() + b"\n\n"
 
 
 async def unless_gone(answering: Coroutine[Any, Any, T], receive: Receive) -> T | None:
@@ -124,5 +126,5 @@ def _dspark(piece: Piece) -> dict[str, Any]:
     return told | ({"summary": piece.summary} if piece.summary else {})
 
 
-def _event(chunk: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+def _part(body: bytes, last: bool = False) -> Message:
+    return {"type": "http.response.body", "body": body, "more_body": not last}

@@ -19,9 +19,9 @@ _LONGEST_UNFINISHED = 3
 class TextStream:
     """Turns token ids into text as they come, at a bounded cost a token.
 
-    A token may hold a part of a character, and how a token reads may depend on its neighbours. So the ids
-    since the piece before the last are decoded together, and text is held back while it ends in an unfinished
-    character.
+    A token may hold a part of a character, and how a token reads may depend on its neighbours. So some ids whose text
+    is out, the piece before at least, are decoded again with the new ones, and text is held back while it ends in an
+    unfinished character.
     """
 
     def __init__(self, decode: Decode) -> None:
@@ -46,9 +46,11 @@ class TextStream:
 
     def _complete(self, text: str) -> str:
         new = text[self._shown :]
-        if new:
+        if new and len(self._ids) > CONTEXT:
             self._ids = self._ids[self._known :]
-            self._known, self._shown = len(self._ids), len(self._decode(self._ids))
+            text = self._decode(self._ids)
+        if new:
+            self._known, self._shown = len(self._ids), len(text)
         return new
 
     def _hopeless(self, text: str) -> str:

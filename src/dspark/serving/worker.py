@@ -18,9 +18,10 @@ from typing import Literal, Protocol
 from dspark.decoding.admission import Share
 from dspark.decoding.engine import Engine, Work
 from dspark.decoding.logprobs import TokenLogprob
-from dspark.decoding.request import Reason, Request, Running
+from dspark.decoding.request import GivenUp, Reason, Request, Running
 from dspark.foundation.errors import UserError
 from dspark.serving.errors import ApiError
+from dspark.serving.mailbox import Mailbox
 from dspark.speculation.acceptance import Round
 
 log = logging.getLogger("dspark.serving")
@@ -49,6 +50,11 @@ class Ended:
 
 
 Event = Progress | Ended
+BROKEN = Ended(
+    "broken",
+    "the model gave no numbers (NaN) for this request, so it can't go on; others are not affected. Another prompt may"
+    " do, or a server with --dtype float32",
+)
 FAILED = Ended("failed", "the engine has failed while this request was under way")
 
 
@@ -58,7 +64,7 @@ class Ticket:
 
     request: Request
     index: int
-    events: asyncio.Queue[tuple[Ticket, Event]]
+    events: Mailbox[tuple[Ticket, Event]]
     trace: bool = False
     asked: float = field(default_factory=time.monotonic)
     last: float | None = None
@@ -120,6 +126,7 @@ class Worker:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._stopping, self._ends_at = False, float("inf")
+        engine.lose = self._lost
 
     def observe(self, work: Work) -> None:
         """What a request does in the engine's step: keeps the drafts that a trace tells of."""
@@ -179,7 +186,7 @@ class Worker:
             if isinstance(event, Ended) or event.round.finish is not None:
                 self._open.discard(ticket)
                 self._free()
-            ticket.events.put_nowait((ticket, event))
+            ticket.events.put((ticket, event))
 
     def _free(self) -> None:
         now = time.monotonic()
@@ -242,6 +249,9 @@ class Worker:
         event = Progress(row.rounds[-1], self.drafts.get(row.request.id, ()), tuple(row.logprobs[ticket.logprobs :]))
         ticket.rounds, ticket.logprobs = len(row.rounds), len(row.logprobs)
         return event
+
+    def _lost(self, gone: GivenUp) -> None:
+        self._deliver([(self._tickets.pop(gone.request.id), BROKEN)])
 
     def _read(self) -> None:
         """Everything in the inbox."""

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from transformers import TokenizersBackend
+
 from dspark.foundation.errors import UserError
 
 Message = Mapping[str, str]
@@ -65,8 +67,17 @@ class Chat:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids`` without special tokens."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        text: str = self._decode(list(ids), skip_special_tokens=True)
         return text
+
+    @cached_property
+    def _decode(self) -> Any:
+        """The tokenizer's ``decode``, or that of its backend where there is nothing around it that changes texts."""
+        tokenizer, kind = self._tokenizer, type(self._tokenizer)
+        own = (getattr(kind, "decode", None), getattr(kind, "_decode", None))
+        if own != (TokenizersBackend.decode, TokenizersBackend._decode) or tokenizer.clean_up_tokenization_spaces:
+            return tokenizer.decode
+        return tokenizer.backend_tokenizer.decode
 
     def piece(self, token: int) -> str:
         """Text of one id by itself, a special one by its name."""
