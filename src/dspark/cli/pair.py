@@ -14,7 +14,7 @@ from dspark.foundation.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from dspark.decoding.single import Decoder
-    from dspark.drafters.dspark import DSparkDrafter
+    from dspark.drafters.drafter import Drafter
     from dspark.speculation.confidence import Calibrations
     from dspark.targets.model import Target
 
@@ -92,7 +92,7 @@ def load_pair(target: str = BUNDLED, drafter: str | None = BUNDLED, dtype: str =
     return Pair(decoder, drafter, whole.rounds, prices.rounds, prices.plain)
 
 
-def load_drafting(target: str, drafter: str, dtype: str = "auto", device: str = "auto") -> tuple[Target, DSparkDrafter]:
+def load_drafting(target: str, drafter: str, dtype: str = "auto", device: str = "auto") -> tuple[Target, Drafter]:
     """Load both for inference, without measuring anything; raises UserError as ``load_pair`` does."""
     folder = resolve_drafter(drafter)
     loaded = load_quietly(target, dtype, device)

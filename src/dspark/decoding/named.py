@@ -11,7 +11,7 @@ from dspark.decoding.engine import Engine, Limits, Observe
 from dspark.decoding.modes import Mode
 from dspark.decoding.planners import Adaptive, Apart, StepPlanner, Together
 from dspark.decoding.request import Request
-from dspark.drafters.dspark import DSparkDrafter
+from dspark.drafters.drafter import Drafter
 from dspark.foundation.errors import UserError
 from dspark.speculation.planner.single import Planning
 from dspark.targets.model import Target
@@ -62,7 +62,7 @@ class Speculation:
     def engine(
         self,
         target: Target,
-        drafter: DSparkDrafter | None,
+        drafter: Drafter | None,
         requests: Iterable[Request],
         limits: Limits,
         planner: StepPlanner | None = None,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from dspark.data.features import FeatureBatch
-from dspark.drafters.dspark import DSparkDrafter
+from dspark.drafters.drafter import Drafter
 from dspark.foundation.devices import multiplies_bf16
 from dspark.training.anchors import blocks_at, choose_anchors
 from dspark.training.objective import Terms, objective
@@ -19,7 +19,7 @@ from dspark.training.schedule import generator_at, learning_rate
 class Learner:
     """Everything that a step changes. What it does is decided by that, the recipe, the batch and its number alone."""
 
-    def __init__(self, recipe: Recipe, drafter: DSparkDrafter) -> None:
+    def __init__(self, recipe: Recipe, drafter: Drafter) -> None:
         self.recipe, self.drafter = recipe, drafter
         self.step = 0
         wanted = recipe.trainer.precision

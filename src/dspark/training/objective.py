@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dspark.data.features import FeatureBatch
+from dspark.drafters.drafter import Drafter
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.training.anchors import Blocks
 from dspark.training.losses import Mix, Slots, confidence_loss, distribution_loss
@@ -30,9 +31,9 @@ class Terms:
     slots: int
 
 
-def supervised_slots(drafter: DSparkDrafter, batch: FeatureBatch, blocks: Blocks) -> tuple[Slots, Tensor]:
+def supervised_slots(drafter: Drafter, batch: FeatureBatch, blocks: Blocks) -> tuple[Slots, Tensor]:
     """The supervised slots of ``blocks`` and their previous ids ``[N]``."""
-    hidden_BAKd = drafter(batch.taps, blocks.anchor_ids, blocks.anchor_positions, blocks.labels.shape[-1])
+    hidden_BAKd = drafter.taught(batch.taps, batch.ids, blocks.previous, blocks.anchor_positions)
     row_N, anchor_N, slot_N = blocks.supervised.nonzero(as_tuple=True)
     at_N = blocks.anchor_positions[row_N, anchor_N] + slot_N
     previous_N = blocks.previous[row_N, anchor_N, slot_N]
@@ -50,7 +51,7 @@ def supervised_slots(drafter: DSparkDrafter, batch: FeatureBatch, blocks: Blocks
 
 
 def objective(
-    drafter: DSparkDrafter,
+    drafter: Drafter,
     batch: FeatureBatch,
     blocks: Blocks,
     settings: LossSettings,
@@ -68,10 +69,10 @@ def objective(
     decay = settings.decay if settings.position_weights == "exponential" else None
     # The head of a bf16 target in fp32: losses need the precision, and its rows of the draft vocabulary are few.
     head = head or Outputs(drafter.head.float())
-    distances = distribution_loss(slots, head, drafter.markov_head.output, mix, decay, drafter.config.markov_top_k)
+    distances = distribution_loss(slots, head, drafter.markov_head.output, mix, decay, drafter.markov_top_k)
     loss, weights_N = distances.loss, distances.weights
     confidence = loss.new_zeros(())
-    if drafter.confidence_head is not None:
+    if isinstance(drafter, DSparkDrafter) and drafter.confidence_head is not None:
         logits_N = drafter.confidence_logits(slots.hidden, previous_N)
         confidence = confidence_loss(logits_N, distances.l1, weights_N)
         loss = loss + settings.confidence * confidence
@@ -85,7 +86,7 @@ def objective(
     )
 
 
-def _draft_index(drafter: DSparkDrafter, ids_N: Tensor) -> Tensor:
+def _draft_index(drafter: Drafter, ids_N: Tensor) -> Tensor:
     """Index of target ids in the draft vocabulary, -1 where they are not in it."""
     if drafter.support is None:
         return ids_N

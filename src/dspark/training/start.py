@@ -12,15 +12,17 @@ import torch
 
 from dspark.data.features import Example
 from dspark.drafters.checkpoint import load_drafter
-from dspark.drafters.config import DSparkConfig
+from dspark.drafters.config import DrafterConfig, DSparkConfig
+from dspark.drafters.drafter import Drafter
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.drafters.initialise import initialise_from_target
+from dspark.drafters.kinds import drafter_of
 from dspark.foundation.errors import UserError
 from dspark.targets.model import Target
 from dspark.training.recipe import Recipe
 
 
-def new_drafter(recipe: Recipe, target: Target, training: Sequence[Example]) -> DSparkDrafter:
+def new_drafter(recipe: Recipe, target: Target, training: Sequence[Example]) -> Drafter:
     """A drafter as ``recipe`` describes it, before its first step; the target must not be packed yet."""
     settings = recipe.drafter
     if settings.initial not in ("target", "random"):
@@ -61,13 +63,13 @@ _OF_THE_CHECKPOINT = (
 )
 
 
-def same_drafter(target: Target, config: DSparkConfig) -> DSparkDrafter:
+def same_drafter(target: Target, config: DrafterConfig) -> Drafter:
     """A drafter of this configuration, to be given the weights of a run's own state."""
     with torch.random.fork_rng(devices=[]):
-        return DSparkDrafter(config, target.ends).to(target.device)
+        return drafter_of(config, target.ends).to(target.device)
 
 
-def _from_checkpoint(recipe: Recipe, target: Target, training: Sequence[Example]) -> DSparkDrafter:
+def _from_checkpoint(recipe: Recipe, target: Target, training: Sequence[Example]) -> Drafter:
     """A drafter that was trained before, in fp32; UserError where it is not what the recipe describes.
 
     A draft vocabulary of another size is chosen anew.
@@ -85,16 +87,18 @@ def _from_checkpoint(recipe: Recipe, target: Target, training: Sequence[Example]
         raise UserError(
             f"drafter.initial: {folder} has {', '.join(differing)}; change the recipe, or begin with other weights"
         )
-    drafter.config = replace(drafter.config, block_size=recipe.drafter.block_size, num_anchors=recipe.trainer.anchors)
+    drafter.config = replace(drafter.config, block_size=recipe.drafter.block_size)
+    if isinstance(drafter.config, DSparkConfig):
+        drafter.config = replace(drafter.config, num_anchors=recipe.trainer.anchors)
     return drafter
 
 
-def with_vocabulary(drafter: DSparkDrafter, target: Target, draft_ids: tuple[int, ...] | None) -> DSparkDrafter:
+def with_vocabulary(drafter: Drafter, target: Target, draft_ids: tuple[int, ...] | None) -> Drafter:
     """The same drafter over other ids (None: all). Ids that it knows keep their rows of W_2, others begin at zero."""
     whole = same_drafter(target, replace(drafter.config, draft_ids=draft_ids))
     weights = drafter.state_dict()
-    if drafter.config.markov_rank:
-        known_Dr = drafter.markov_head.output.detach()
+    known_Dr = drafter.markov_head.output.detach()
+    if known_Dr.shape[1]:
         rows_Vr = known_Dr.new_zeros(drafter.config.vocab_size, known_Dr.shape[1])
         rows_Vr[... if drafter.support is None else drafter.support] = known_Dr
         weights["markov_head.markov_w2.weight"] = rows_Vr if whole.support is None else rows_Vr[whole.support]

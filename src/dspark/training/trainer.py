@@ -27,7 +27,7 @@ from dspark.data.prompts import held_out
 from dspark.data.responses import Response
 from dspark.drafters.checkpoint import save_drafter
 from dspark.drafters.config import DSparkConfig
-from dspark.drafters.dspark import DSparkDrafter
+from dspark.drafters.drafter import Drafter
 from dspark.foundation.errors import UserError
 from dspark.foundation.progress import progress
 from dspark.targets.model import Target, load_target
@@ -90,7 +90,7 @@ class Trainer:
         recipe: Recipe,
         run: Run,
         target: Target,
-        drafter: DSparkDrafter,
+        drafter: Drafter,
         training: list[Example],
         held: list[Example],
     ) -> None:
