@@ -325,11 +325,13 @@ class Engine:
             return
         firsts = accumulate(batch.counts, initial=0)
         stay = torch.tensor([first + i for first, n in zip(firsts, kept, strict=False) for i in range(n)])
-        stay_T, following_T = stay.to(features_TF.device), None
+        stay_T = stay.to(features_TF.device)
+        rows = features_TF[stay_T], batch.positions_T[stay_T], batch.rows_T[stay_T]
         if self._drafter.reads_next:
             behind = [token for work, n in zip(works, kept, strict=True) for token in work.behind(n)]
-            following_T = torch.tensor(behind, device=features_TF.device)
-        self._drafter.extend(features_TF[stay_T], batch.positions_T[stay_T], batch.rows_T[stay_T], following_T)
+            self._drafter.extend(*rows, torch.tensor(behind, device=features_TF.device))
+        else:
+            self._drafter.extend(*rows)
 
     def _publish(self, works: Sequence[Work]) -> None:
         """Make blocks findable that have become full, unless one of their rows depends on what is behind them."""

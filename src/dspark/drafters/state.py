@@ -58,8 +58,10 @@ class DSparkState:
         if end + self.drafter.config.block_size > self._room.cache.size:
             self._room = self._room.grown(2 * end + self.drafter.config.block_size)
         rows_T = torch.arange(self.length, end, device=device)  # of the only block: positions
-        following_T = torch.tensor(ids[self.length + 1 : end + 1], device=device)
-        self._room.extend(features, rows_T, rows_T, following_T)
+        if self._room.reads_next:
+            self._room.extend(features, rows_T, rows_T, torch.tensor(ids[self.length + 1 : end + 1], device=device))
+        else:
+            self._room.extend(features, rows_T, rows_T)
         self._table.length = end
 
     def _chain(self, anchor: int, drafting: Drafting, sample: Sample) -> Draft:
