@@ -11,7 +11,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from dspark.drafters.chain import ChainDrafter
 from dspark.drafters.config import DSparkConfig
 from dspark.drafters.dspark import DSparkDrafter
-from dspark.drafters.eagle3 import Eagle3Drafter
 from dspark.drafters.kinds import config_of, drafter_of
 from dspark.nn.blocks import BlockTable
 from dspark.nn.cache import KVCache
@@ -110,8 +109,7 @@ def tiny_chain(target: Target, kind: str = "eagle3", seed: int = 0, **changes: A
     torch.manual_seed(seed)
     drafter = drafter_of(config_of(kind, sizes | changes), target.ends)
     assert isinstance(drafter, ChainDrafter)
-    if isinstance(drafter, Eagle3Drafter):
-        drafter.fc.weight.data.zero_()[:, -target.hidden_size :].fill_diagonal_(1.0)
+    drafter.reset()
     return drafter.eval()
 
 

@@ -12,7 +12,7 @@ hidden size, V_d draft vocabulary.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
@@ -52,6 +52,10 @@ class PairLayer(nn.Module):
         tokens ``[..., d]``.
         """
 
+    @abstractmethod
+    def started_as(self, layer: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of this layer with which it is a target's layer, given its weights, and does not look at tokens."""
+
     def rows(self, hidden_BSd: Tensor, embedded_BSd: Tensor, at: Rotary) -> ContextRows:
         """Keys (normed, rotated) and values of pairs."""
         return self.self_attn.context(for_products(self.join(hidden_BSd, embedded_BSd)[1]), at)
@@ -82,6 +86,9 @@ class ChainDrafter(Drafter):
     @abstractmethod
     def project(self, taps: Tensor) -> Tensor:
         """The hidden states ``[..., d]`` that pairs begin with, of tapped ones ``[..., F]``."""
+
+    def reset(self) -> None:
+        """Let hidden states begin as those of the last tapped layer."""
 
     @property
     def layer(self) -> PairLayer:

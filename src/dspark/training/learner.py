@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from dspark.data.features import FeatureBatch
+from dspark.drafters.chain import ChainDrafter
 from dspark.drafters.drafter import Drafter
 from dspark.foundation.devices import multiplies_bf16
 from dspark.training.anchors import blocks_at, choose_anchors
@@ -38,8 +39,9 @@ class Learner:
         settings, optimizer = self.recipe.trainer, self.recipe.optimizer
         generator = generator_at(settings.seed, "anchors", self.step)
         slots, anchors = self._rhythm()
-        positions, valid = choose_anchors(batch.supervised, anchors, generator)
-        blocks = blocks_at(batch.ids, batch.supervised, positions, valid, slots)
+        unrolled = isinstance(self.drafter, ChainDrafter)
+        positions, valid = choose_anchors(batch.supervised, anchors, generator, slots if unrolled else 0)
+        blocks = blocks_at(batch.ids, batch.supervised, positions, valid, slots, unrolled)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, settings.steps, optimizer.lr, optimizer.warmup)
         self.optimizer.zero_grad(set_to_none=True)

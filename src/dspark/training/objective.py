@@ -14,7 +14,7 @@ from dspark.data.features import FeatureBatch
 from dspark.drafters.drafter import Drafter
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.training.anchors import Blocks
-from dspark.training.losses import Mix, Slots, confidence_loss, distribution_loss
+from dspark.training.losses import Mix, Slots, confidence_loss, distribution_loss, unrolled_loss
 from dspark.training.outputs import Outputs
 from dspark.training.recipe import LossSettings
 
@@ -66,10 +66,14 @@ def objective(
     with torch.autocast(drafter.device.type, torch.bfloat16, enabled=bf16):
         slots, previous_N = supervised_slots(drafter, batch, blocks)
     mix = Mix(settings.hard_ce, settings.soft_ce, settings.l1 if done >= settings.l1_after else 0.0)
-    decay = settings.decay if settings.position_weights == "exponential" else None
     # The head of a bf16 target in fp32: losses need the precision, and its rows of the draft vocabulary are few.
     head = head or Outputs(drafter.head.float())
-    distances = distribution_loss(slots, head, drafter.markov_head.output, mix, decay, drafter.markov_top_k)
+    given = slots, head, drafter.markov_head.output, mix
+    if settings.position_weights == "steps":
+        distances = unrolled_loss(*given, settings.step_decay, drafter.markov_top_k)
+    else:
+        decay = settings.decay if settings.position_weights == "exponential" else None
+        distances = distribution_loss(*given, decay, drafter.markov_top_k)
     loss, weights_N = distances.loss, distances.weights
     confidence = loss.new_zeros(())
     if isinstance(drafter, DSparkDrafter) and drafter.confidence_head is not None:
