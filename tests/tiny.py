@@ -103,8 +103,8 @@ def tiny_chain(target: Target, kind: str = "eagle3", seed: int = 0, **changes: A
         num_key_value_heads=2,
         head_dim=8,
         num_target_layers=target.num_layers,
-        target_layer_ids=(0, 1),
-        block_size=4,
+        target_layer_ids=(0, 1) if kind == "eagle3" else (target.num_layers - 1,),
+        block_size=4 if kind == "eagle3" else 1,
     )
     torch.manual_seed(seed)
     drafter = drafter_of(config_of(kind, sizes | changes), target.ends)

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from dspark.decoding.engine import Engine, Limits, Work
+from dspark.decoding.named import Speculation
 from dspark.decoding.request import Completion, Request
 from dspark.decoding.single import Decoder
 from dspark.drafters.chain import ChainDrafter
 from dspark.drafters.state import DSparkState
+from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round, RoundTally
 from dspark.speculation.planner.single import EarlyStop, Planning, WhileItPays
 from dspark.speculation.sampling import Sampling
@@ -22,7 +24,7 @@ from tiny import tiny_chain, tiny_target
 PROMPTS = [[1, 5, 9, 13], [7], [1, 4, 4, 8, 16, 32, 3, 6, 12], [1, 9, 11], [1, 20, 21, 22, 23], [1] * 21]
 SAMPLINGS = [Sampling(), Sampling(1.0), Sampling(0.8, top_k=12), Sampling(1.0, top_p=0.7), Sampling(1.0, min_p=0.2)]
 PACKED = pytest.mark.parametrize("packed", [False, True], ids=["modules", "packed"])
-KINDS = pytest.mark.parametrize("kind", ["eagle3"])
+KINDS = pytest.mark.parametrize("kind", ["eagle3", "mtp"])
 
 
 def pair(kind: str, packed: bool = False, **changes: Any) -> tuple[Target, ChainDrafter]:
@@ -135,3 +137,20 @@ def test_a_context_that_grows_equals_one_computed_at_once(kind: str) -> None:
         seen.clear()
         done = end
     assert state.length == 700
+
+
+def test_mode_mtp1_is_one_draft_of_an_mtp_1_drafter() -> None:
+    target, drafter = pair("mtp")
+    requests = requests_of(SAMPLINGS)
+    block, kind = drafter.config.block_size, drafter.config.kind
+    engines = [
+        Speculation.named(name, block, kind).engine(target, drafter, requests, Limits(6, 512))
+        for name in ("mtp1", "fixed1")
+    ]
+    found, expected = (rounds_of(list(engine.run())) for engine in engines)
+    assert found == expected == alone((target, drafter), requests, lookup=False)
+    tally = tally_of(found)
+    assert 0 < tally.accepted < tally.drafted
+    assert {r.drafted for rounds in found.values() for r in rounds} == {0, 1}
+    with pytest.raises(UserError, match="an MTP-1 checkpoint, and the drafter is of kind eagle3"):
+        Speculation.named("mtp1", 1).engine(*pair("eagle3"), requests, Limits(6, 512))

@@ -18,7 +18,7 @@ from dspark.speculation.sampling import Sampling
 from enumeration import TOLERANCE, Logits, Measured, TableTarget, after, assert_law, measure, random_logits
 
 WIDTH, LAYERS = 8, 4
-TAPS = {"eagle3": (0, 2)}
+TAPS = {"eagle3": (0, 2), "mtp": (3,)}
 KINDS = pytest.mark.parametrize("kind", TAPS)
 
 

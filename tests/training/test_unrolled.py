@@ -30,7 +30,7 @@ from dspark.training.start import new_drafter, same_drafter
 from dspark.training.validation import validate
 from tiny import tiny_chain, tiny_target
 
-STEPS = {"eagle3": 3}
+STEPS = {"eagle3": 3, "mtp": 1}
 KINDS = pytest.mark.parametrize("kind", STEPS)
 
 
@@ -82,6 +82,10 @@ def joined(drafter: ChainDrafter, hidden: Tensor, token: Tensor) -> tuple[Tensor
     layer, eps = drafter.layer, drafter.config.rms_norm_eps
     w = dict(layer.named_parameters())
     embedded = drafter.embedding[token]
+    if drafter.config.kind == "mtp":
+        both = torch.cat((normed(hidden, w["hnorm.weight"], eps), normed(embedded, w["enorm.weight"], eps)))
+        x = linear(both, w["eh_proj.weight"])
+        return x, normed(x, w["input_layernorm.weight"], eps)
     read = [normed(embedded, w["input_layernorm.weight"], eps), normed(hidden, w["hidden_norm.weight"], eps)]
     return hidden, torch.cat(read)
 
@@ -186,7 +190,7 @@ def test_padding_and_what_stands_behind_an_anchor_are_never_read(kind: str) -> N
     torch.testing.assert_close(again.loss, found.loss, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize(("kind", "tau"), [("eagle3", 3.0)])
+@pytest.mark.parametrize(("kind", "tau"), [("eagle3", 3.0), ("mtp", 1.7)])
 def test_conversations_can_be_learnt_by_heart(tmp_path: Path, kind: str, tau: float) -> None:
     """And then decoding for real keeps what was learnt, which no error of position survives."""
     sizes = {"hidden_size": 64, "intermediate_size": 128}
@@ -198,7 +202,7 @@ def test_conversations_can_be_learnt_by_heart(tmp_path: Path, kind: str, tau: fl
     before = validate(trainer.drafter, source, head, sequences=8, anchors=8)
     trainer.run_to_end()
     after = validate(trainer.drafter, source, head, sequences=8, anchors=8)
-    assert before.greedy_tau < tau - 1 and after.greedy_tau > tau, (before, after)
+    assert before.greedy_tau < tau - 0.5 and after.greedy_tau > tau, (before, after)
     tally, decoder = RoundTally(), Decoder(trainer.target, trainer.drafter.eval(), lookup=False)
     for example in examples:
         tally.extend(decoder.stream(Request(example.id, example.ids[: example.start], Sampling(), 0, 24), "dspark"))

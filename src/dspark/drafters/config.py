@@ -183,3 +183,24 @@ class Eagle3Config(ChainConfig):
     """Of Eagle3."""
 
     kind = "eagle3"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MTPConfig(ChainConfig):
+    """Of MTP-1: one drafted token, from the target's own last hidden state."""
+
+    kind = "mtp"
+    block_size: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.block_size != 1:
+            raise UserError(f"block_size is {self.block_size}; MTP-1 drafts 1 token")
+
+    def _check_taps(self) -> None:
+        """The last layer alone, which a target hands over behind its final norm."""
+        if self.target_layer_ids != (self.num_target_layers - 1,):
+            raise UserError(
+                f"target_layer_ids is {list(self.target_layer_ids)}; MTP-1 reads the last layer alone, "
+                f"[{self.num_target_layers - 1}]"
+            )

@@ -1,6 +1,7 @@
 """A drafter's `config.json` in DeepSpec's layout: a flat Qwen3 configuration plus the drafter's own keys.
 
-What would change the computation and is not supported is refused here, never ignored.
+MTP-1, which the format does not know, is written as Eagle3 is, under an architecture of its own. What would change the
+computation and is not supported is refused here, never ignored.
 """
 
 from __future__ import annotations
@@ -8,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dspark.drafters.config import ChainConfig, DrafterConfig, DSparkConfig, Eagle3Config
+from dspark.drafters.config import ChainConfig, DrafterConfig, DSparkConfig, Eagle3Config, MTPConfig
 from dspark.foundation.errors import UserError
 
 DSPARK = "Qwen3DSparkModel"
-_CHAINS: dict[str, type[ChainConfig]] = {"Qwen3Eagle3Model": Eagle3Config}
+_CHAINS: dict[str, type[ChainConfig]] = {"Qwen3Eagle3Model": Eagle3Config, "Qwen3MTPModel": MTPConfig}
 _MODEL_TYPE = "qwen3"
 
 _SAME_NAME = (

@@ -8,9 +8,12 @@ from dspark.drafters.config import DrafterConfig
 from dspark.drafters.drafter import Drafter
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.drafters.eagle3 import Eagle3Drafter
+from dspark.drafters.mtp import MTPDrafter
 from dspark.nn.ends import Ends
 
-DRAFTERS: dict[str, type[Drafter]] = {each.config_type.kind: each for each in (DSparkDrafter, Eagle3Drafter)}
+DRAFTERS: dict[str, type[Drafter]] = {
+    each.config_type.kind: each for each in (DSparkDrafter, Eagle3Drafter, MTPDrafter)
+}
 
 
 def drafter_of(config: DrafterConfig, ends: Ends) -> Drafter:

@@ -35,7 +35,7 @@ _OF_BLOCKS = ("markov_rank", "markov_head_type", "markov_top_k", "draft_window",
 class DrafterSettings(Settings):
     """Shape of the drafter; sizes that are not here are the target's own."""
 
-    kind: Literal["dspark", "eagle3"] = "dspark"
+    kind: Literal["dspark", "eagle3", "mtp"] = "dspark"
     """A block drafter (DFlash where it has neither head), or an autoregressive one of one layer."""
     layers: Positive = 3
     block_size: Positive = 7
