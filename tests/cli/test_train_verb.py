@@ -74,7 +74,7 @@ def test_answers_of_another_model_are_pointed_out(cli: Cli, tiny_target: Path, t
     packed, plain = (list(read_answers(tmp_path / name)) for name in ("answers.xz", "responses.jsonl"))
     assert [replace(each, messages=[]) for each in plain] == packed
     recipe = tmp_path / "tiny.yaml"
-    drafter, loss = DRAFTERS[kind]
+    drafter, loss = DRAFTERS["dspark"]
     recipe.write_text(RECIPE.format(target=tiny_target, drafter=drafter, loss=loss), encoding="utf-8")
     outcome = cli("train", "--recipe", recipe, "--run", "run", "--seed", 3, "--dtype", "float32", "--device", "cpu")
     assert outcome.code == 0, outcome.err

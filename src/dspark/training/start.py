@@ -63,7 +63,6 @@ _OF_THE_CHECKPOINT = {
     "num_anchors",
     "block_size",
     "max_position_embeddings",
-    "enable_confidence_head",
     "confidence_head_with_markov",
     "step_loss_decay",
 }
