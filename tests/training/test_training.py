@@ -63,6 +63,8 @@ def test_training_can_go_on_from_a_checkpoint(tmp_path: Path) -> None:
     assert going_on(draft_vocab_size=0).config.draft_ids is None
     with pytest.raises(UserError, match=r"has num_hidden_layers 2 \(recipe: 3\)"):
         going_on(layers=3)
+    with pytest.raises(UserError, match=r"has enable_confidence_head True \(recipe: False\)"):
+        going_on(confidence_head=False)
     with pytest.raises(UserError, match="nowhere"):
         going_on(initial=str(tmp_path / "nowhere"))
 

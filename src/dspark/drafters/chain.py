@@ -69,7 +69,7 @@ class PairLayer(nn.Module):
 
 
 class ChainDrafter(Drafter):
-    """Token after token. Where the chain is in the state dict: ``layers.0`` and ``norm``."""
+    """Token after token. In the state dict the layer is ``layers.0``."""
 
     config: ChainConfig
 

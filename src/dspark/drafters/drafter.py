@@ -108,7 +108,7 @@ class Drafter(nn.Module):
 
         Slot j of the block at anchor position a follows the true tokens ``previous[..., :j + 1]``, the anchor first,
         and predicts position a + j + 1. Sequences are padded at the end: rows from an anchor on are never seen,
-        whatever they hold.
+        whatever finite numbers they hold.
         """
 
 

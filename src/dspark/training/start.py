@@ -81,13 +81,13 @@ def _from_checkpoint(recipe: Recipe, target: Target, training: Sequence[Example]
     """
     folder = Path(recipe.drafter.initial).expanduser()
     drafter = load_drafter(folder, target.identity, target.ends, torch.float32, target.device)
-    if drafter.config.draft_vocab_size != (recipe.drafter.draft_vocab_size or target.vocab_size):
-        drafter = with_vocabulary(drafter, target, _draft_ids(recipe, target, training))
     if drafter.config.kind != recipe.drafter.kind:
         raise UserError(
             f"drafter.initial: {folder} is of kind {drafter.config.kind}, the recipe's drafter.kind is"
             f" {recipe.drafter.kind}; change one of them"
         )
+    if drafter.config.draft_vocab_size != (recipe.drafter.draft_vocab_size or target.vocab_size):
+        drafter = with_vocabulary(drafter, target, _draft_ids(recipe, target, training))
     found = asdict(drafter.config)
     wanted = asdict(_config(recipe, target, drafter.config.draft_ids))
     for name in _OF_THE_CHECKPOINT & found.keys():
