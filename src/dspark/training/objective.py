@@ -21,7 +21,9 @@ from dspark.training.recipe import LossSettings
 
 @dataclass(frozen=True)
 class Terms:
-    """Weighted means over the supervised slots; ``loss`` is differentiable, ``slots`` their number."""
+    """Weighted means over the supervised slots; ``loss`` is differentiable (of unrolled steps their weighted sum),
+    ``slots`` their number.
+    """
 
     loss: Tensor
     hard_ce: float
