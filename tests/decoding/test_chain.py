@@ -10,12 +10,14 @@ import torch
 
 from dspark.decoding.engine import Engine, Limits, Work
 from dspark.decoding.named import Speculation
+from dspark.decoding.planners import Adaptive, Together, lengths_of
 from dspark.decoding.request import Completion, Request
 from dspark.decoding.single import Decoder
 from dspark.drafters.chain import ChainDrafter
 from dspark.drafters.state import DSparkState
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round, RoundTally
+from dspark.speculation.cost import CostModel
 from dspark.speculation.planner.single import EarlyStop, Planning, WhileItPays
 from dspark.speculation.sampling import Sampling
 from dspark.targets.model import Target
@@ -154,3 +156,17 @@ def test_mode_mtp1_is_one_draft_of_an_mtp_1_drafter() -> None:
     assert {r.drafted for rounds in found.values() for r in rounds} == {0, 1}
     with pytest.raises(UserError, match="an MTP-1 checkpoint, and the drafter is of kind eagle3"):
         Speculation.named("mtp1", 1).engine(*pair("eagle3"), requests, Limits(6, 512))
+
+
+@KINDS
+def test_steps_planned_together_keep_greedy_and_coupled_texts(kind: str) -> None:
+    target, drafter = pair(kind)
+    block = drafter.config.block_size
+    costs = CostModel((1, 8, 32), (1, 8), (1.0, 0.2, 2.0, 0.0, 0.0, 0.0, 0.05, 0.1, 0.0))
+    requests = requests_of([Sampling(), Sampling(1.0)], coupled=True)
+    plain = {c.request.id: c.output_ids for c in Engine(target, requests, Limits(6, 512)).run()}
+    planner = Together(Adaptive(costs, guard=None, lengths=lengths_of(block)), 6, block)
+    found = list(Engine(target, requests, Limits(6, 512), "dspark", drafter, planner=planner).run())
+    assert {c.request.id: c.output_ids for c in found} == plain
+    tally = tally_of(rounds_of(found))
+    assert 0 < tally.accepted < tally.drafted
