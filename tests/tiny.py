@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from dspark.drafters.chain import ChainDrafter
 from dspark.drafters.config import DSparkConfig
 from dspark.drafters.dspark import DSparkDrafter
+from dspark.drafters.kinds import config_of, drafter_of
 from dspark.nn.blocks import BlockTable
 from dspark.nn.cache import KVCache
 from dspark.targets.chat import Chat
@@ -88,6 +90,26 @@ def tiny_drafter(target: Target, seed: int = 0, **changes: Any) -> DSparkDrafter
     drafter = DSparkDrafter(DSparkConfig(**(sizes | changes)), target.ends)
     if drafter.config.markov_rank:
         torch.nn.init.normal_(drafter.markov_head.markov_w2.weight, std=0.5)
+    return drafter.eval()
+
+
+def tiny_chain(target: Target, kind: str = "eagle3", seed: int = 0, **changes: Any) -> ChainDrafter:
+    """A random drafter of ``kind`` whose chains begin with the target's own hidden states, so some are accepted."""
+    sizes = dict(
+        vocab_size=target.vocab_size,
+        hidden_size=target.hidden_size,
+        intermediate_size=48,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_target_layers=target.num_layers,
+        target_layer_ids=(0, 1) if kind == "eagle3" else (target.num_layers - 1,),
+        block_size=4 if kind == "eagle3" else 1,
+    )
+    torch.manual_seed(seed)
+    drafter = drafter_of(config_of(kind, sizes | changes), target.ends)
+    assert isinstance(drafter, ChainDrafter)
+    drafter.reset()
     return drafter.eval()
 
 

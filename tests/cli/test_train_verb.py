@@ -7,19 +7,32 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from dspark.data.archive import read_answers
 from tiny_pair import Cli
 
 RECIPE = """
 target: {target}
 data: {{responses: [answers.xz], held_out_percent: 50, max_tokens: 64}}
-drafter: {{layers: 1, block_size: 3, markov_rank: 4, draft_vocab_size: 0, target_layer_ids: [0, 2], mask_token_id: 0}}
+drafter: {{layers: 1, draft_vocab_size: 0, {drafter}}}
+loss: {{{loss}}}
 trainer: {{steps: 2, sequences: 2, anchors: 4, validate_every: 2, save_every: 1}}
 """
+DRAFTERS = {
+    "dspark": ("block_size: 3, markov_rank: 4, target_layer_ids: [0, 2], mask_token_id: 0", ""),
+    "dflash": (
+        "block_size: 3, markov_rank: 0, confidence_head: false, target_layer_ids: [0, 2], mask_token_id: 0",
+        "hard_ce: 1.0, soft_ce: 0.0, l1: 0.0",
+    ),
+    "eagle3": ("kind: eagle3, block_size: 3, target_layer_ids: [0, 2]", "soft_ce: 1, l1: 0, position_weights: steps"),
+    "mtp": ("kind: mtp, block_size: 1, target_layer_ids: [3]", "soft_ce: 1, l1: 0, position_weights: steps"),
+}
 
 
+@pytest.mark.parametrize("kind", DRAFTERS)
 def test_answers_training_and_decoding_follow_each_other(
-    cli: Cli, tiny_target: Path, prompts_file: Callable[..., Path], tmp_path: Path
+    cli: Cli, tiny_target: Path, prompts_file: Callable[..., Path], tmp_path: Path, kind: str
 ) -> None:
     prompts = prompts_file("p.jsonl", *(f"question {i}" for i in range(12)))
     line = ["data", "regenerate", "--prompts", prompts, "--out", "responses.jsonl", "--target", tiny_target]
@@ -30,7 +43,8 @@ def test_answers_training_and_decoding_follow_each_other(
     packed, plain = (list(read_answers(tmp_path / name)) for name in ("answers.xz", "responses.jsonl"))
     assert [replace(each, messages=[]) for each in plain] == packed
     recipe = tmp_path / "tiny.yaml"
-    recipe.write_text(RECIPE.format(target=tiny_target), encoding="utf-8")
+    drafter, loss = DRAFTERS[kind]
+    recipe.write_text(RECIPE.format(target=tiny_target, drafter=drafter, loss=loss), encoding="utf-8")
     line = ["train", "--recipe", recipe, "--run", "run", "--json", "train.json"]
     outcome = cli(*line)
     assert outcome.code == 0, outcome.err
@@ -38,7 +52,7 @@ def test_answers_training_and_decoding_follow_each_other(
     assert figures["steps"] == 2
     assert figures["tokens"] > 0
     assert figures["peak_memory_bytes"] > 0
-    assert len(figures["validation"]["conditional_acceptance"]) == 3
+    assert len(figures["validation"]["conditional_acceptance"]) == (1 if kind == "mtp" else 3)
     assert {"tokens_per_second", "seconds"} <= figures.keys()
     assert "warning" not in outcome.err
     again = cli(*line)
@@ -60,7 +74,8 @@ def test_answers_of_another_model_are_pointed_out(cli: Cli, tiny_target: Path, t
     packed, plain = (list(read_answers(tmp_path / name)) for name in ("answers.xz", "responses.jsonl"))
     assert [replace(each, messages=[]) for each in plain] == packed
     recipe = tmp_path / "tiny.yaml"
-    recipe.write_text(RECIPE.format(target=tiny_target), encoding="utf-8")
+    drafter, loss = DRAFTERS["dspark"]
+    recipe.write_text(RECIPE.format(target=tiny_target, drafter=drafter, loss=loss), encoding="utf-8")
     outcome = cli("train", "--recipe", recipe, "--run", "run", "--seed", 3, "--dtype", "float32", "--device", "cpu")
     assert outcome.code == 0, outcome.err
     assert "warning: some answers are those of somebody-else, not of tiny-target" in outcome.err

@@ -290,7 +290,7 @@ def test_without_a_confidence_head_a_drafter_is_as_sure_as_its_own_laws(make_dra
     draft = DSparkState(silent).draft([1], None, greedy(seen))
     largest = torch.stack(seen).softmax(dim=-1).amax(dim=-1)
     assert_close(draft.peaks, torch.logit(largest), rtol=1e-4, atol=1e-4)
-    assert draft.confidence is draft.peaks
+    assert torch.equal(draft.confidence, draft.peaks)
     hidden_only = make_drafter(confidence_head_with_markov=False)
     assert hidden_only.confidence_head.proj.weight.shape == (1, 24)
     assert DSparkState(hidden_only).draft([1], None, greedy([])).confidence.shape == (4,)

@@ -78,12 +78,14 @@ def test_every_mode_answers_the_same_in_turn_and_users_are_always_as_many() -> N
 
 
 def test_modes_that_are_none_are_refused() -> None:
-    for name in ("fixed", "fixed0", "fixed-1", "Off", "mtp1"):
+    for name in ("fixed", "fixed0", "fixed-1", "Off", "mtp"):
         with pytest.raises(UserError, match=f"no mode '{name}'; expected off, ngram, adaptive, or fixedK"):
             Speculation.named(name, 4)
     with pytest.raises(UserError, match="asks for 5 drafts, the drafter's blocks have 4"):
         Speculation.named("fixed5", 4)
-    for name in ("fixed1", "adaptive"):
+    with pytest.raises(UserError, match="mtp1 drafts with an MTP-1 checkpoint, and the drafter is of kind dspark"):
+        Speculation.named("mtp1", 4, "dspark")
+    for name in ("fixed1", "adaptive", "mtp1"):
         with pytest.raises(UserError, match="there is no drafter"):
             Speculation.named(name, None)
     assert Speculation.named("ngram", None).fixed is None

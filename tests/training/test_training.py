@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from dspark.targets.session import TargetSession
 from dspark.training.anchors import blocks_at, choose_anchors
 from dspark.training.learner import Learner
 from dspark.training.objective import objective, supervised_slots
-from dspark.training.recipe import DataSettings
+from dspark.training.recipe import DataSettings, Recipe
 from dspark.training.run import Run
 from dspark.training.schedule import Batches, learning_rate
 from dspark.training.start import draft_vocabulary, new_drafter, with_vocabulary
@@ -62,6 +63,8 @@ def test_training_can_go_on_from_a_checkpoint(tmp_path: Path) -> None:
     assert going_on(draft_vocab_size=0).config.draft_ids is None
     with pytest.raises(UserError, match=r"has num_hidden_layers 2 \(recipe: 3\)"):
         going_on(layers=3)
+    with pytest.raises(UserError, match=r"has enable_confidence_head True \(recipe: False\)"):
+        going_on(confidence_head=False)
     with pytest.raises(UserError, match="nowhere"):
         going_on(initial=str(tmp_path / "nowhere"))
 
@@ -223,6 +226,41 @@ def test_thirty_two_conversations_can_be_learnt_by_heart(tmp_path: Path) -> None
         request = Request(example.id, example.ids[: example.start], Sampling(), 0, 24)
         tally.extend(decoder.stream(request, "dspark"))
     assert tally.tau > 5
+
+
+def test_dflash_learns_by_cross_entropy_alone() -> None:
+    target = tiny_target(sharpness=3.0, pack=False)
+    examples = conversations(target, 4)
+    values = recipe().model_dump()
+    values["drafter"] |= {"markov_rank": 0, "confidence_head": False}
+    values["loss"] |= {"hard_ce": 1.0, "soft_ce": 0.0, "l1": 0.0}
+    settings = Recipe.model_validate(values)
+    drafter = new_drafter(settings, target, examples)
+    assert not [name for name in drafter.state_dict() if name.startswith(("markov", "confidence"))]
+    batch = OnlineFeatures(target, examples, (0, 1)).batch(range(4))
+    positions, valid = choose_anchors(batch.supervised, 9, torch.Generator().manual_seed(0))
+    blocks = blocks_at(batch.ids, batch.supervised, positions, valid, 7)
+    found = objective(drafter, batch, blocks, settings.loss).loss
+    found.backward()
+    grads = {name: each.grad for name, each in drafter.named_parameters()}
+    drafter.zero_grad()
+    losses, weights = [], []
+    hidden = drafter(batch.taps, blocks.anchor_ids, blocks.anchor_positions)
+    for row, column, slot in blocks.supervised.nonzero().tolist():
+        logits, label = drafter.head @ hidden[row, column, slot], int(positions[row, column]) + 1 + slot
+        losses.append(torch.nn.functional.cross_entropy(logits, batch.ids[row, label]))
+        weights.append(math.exp(-slot / 4))
+    expected = torch.stack(losses) @ torch.tensor(weights) / sum(weights)
+    expected.backward()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    for name, each in drafter.named_parameters():
+        torch.testing.assert_close(grads[name], each.grad, rtol=1e-4, atol=1e-5, msg=name)
+    before = float(found.detach())
+    learner = Learner(settings, drafter)
+    for _ in range(5):
+        figures = learner.learn(batch)
+    assert figures["loss"] == figures["hard_ce"] < before
+    assert figures["confidence"] == 0
 
 
 def test_steps_of_short_blocks_are_those_of_a_drafter_with_short_blocks() -> None:

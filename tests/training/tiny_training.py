@@ -37,6 +37,15 @@ def recipe(lr: float = 3e-3, data: dict[str, Any] | None = None, **trainer: Any)
     )
 
 
+def chain_recipe(kind: str = "eagle3", lr: float = 3e-3, unrolled: int = 7, **trainer: Any) -> Recipe:
+    """The same for an autoregressive drafter, unrolled over so many steps."""
+    own = {"block_size": unrolled, "target_layer_ids": [0, 1]} if kind == "eagle3" else {"block_size": 1}
+    drafter = {"kind": kind, "layers": 1, "draft_vocab_size": 0, "target_layer_ids": [2]} | own
+    loss = {"soft_ce": 1.0, "l1": 0.0, "position_weights": "steps"}
+    rest = recipe(lr, **trainer).model_dump(exclude={"drafter", "loss"})
+    return Recipe.model_validate(rest | {"drafter": drafter, "loss": loss})
+
+
 def conversations(target: Target, count: int, prompt: int = 6, answer: int = 24) -> list[Example]:
     """Greedy answers of the target to random prompts; no four neighbours are of one length."""
     examples = []

@@ -19,7 +19,7 @@ from torch import Tensor
 from dspark.calibration.outcomes import Flags, Numbers, Outcomes
 from dspark.decoding.engine import Engine, Limits, Work
 from dspark.decoding.request import Request
-from dspark.drafters.dspark import DSparkDrafter
+from dspark.drafters.drafter import Drafter
 from dspark.foundation.artifacts import write_atomic
 from dspark.foundation.errors import UserError, first_line
 from dspark.speculation.loop import Draft
@@ -122,7 +122,7 @@ class Recorder:
 
 
 def record(
-    target: Target, drafter: DSparkDrafter, requests: Iterable[Request], limits: Limits, done: Callable[[int], None]
+    target: Target, drafter: Drafter, requests: Iterable[Request], limits: Limits, done: Callable[[int], None]
 ) -> Recorded:
     """Answer ``requests`` with whole blocks and no copies; ``done`` is told how many answers are finished.
 

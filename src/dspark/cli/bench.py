@@ -125,7 +125,9 @@ def _named(modes: str, pair: Pair) -> list[Speculation]:
     drafter, names = pair.decoder.drafter, [name.strip() for name in modes.split(",")]
     if len(set(names)) < len(names):
         raise UserError(f"--modes {modes} names one twice")
-    return [Speculation.named(name, drafter.config.block_size if drafter else None) for name in names]
+    if drafter is None:
+        return [Speculation.named(name, None) for name in names]
+    return [Speculation.named(name, drafter.config.block_size, drafter.config.kind) for name in names]
 
 
 def numbers_of(text: str) -> list[int]:

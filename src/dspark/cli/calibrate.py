@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dspark.calibration.choose import Split
     from dspark.calibration.record import Recorded
     from dspark.decoding.request import Request
-    from dspark.drafters.dspark import DSparkDrafter
+    from dspark.drafters.drafter import Drafter
     from dspark.speculation.confidence import Calibrations, ConfidenceMap
     from dspark.speculation.sampling import Sampling
     from dspark.targets.model import Target
@@ -212,7 +212,7 @@ def _check(answers: list[list[Request]], judged: bool) -> None:
         raise UserError(f"{len(twice)} prompts of --judge are among --prompts, {twice[0]!r} for one; take them out")
 
 
-def _record(target: Target, drafter: DSparkDrafter, requests: list[Request], slots: int) -> Recorded:
+def _record(target: Target, drafter: Drafter, requests: list[Request], slots: int) -> Recorded:
     from dspark.calibration.record import record
     from dspark.decoding.engine import BLOCK, Limits
     from dspark.foundation.progress import progress

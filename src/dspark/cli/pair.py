@@ -15,7 +15,7 @@ from dspark.foundation.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from dspark.decoding.single import Decoder
-    from dspark.drafters.dspark import DSparkDrafter
+    from dspark.drafters.drafter import Drafter
     from dspark.speculation.confidence import Calibrations
     from dspark.targets.model import Target
 
@@ -84,14 +84,14 @@ def load_pairs(target: str, drafters: Sequence[str], dtype: str = "auto", device
     return [_pair(loaded, *each) for each in zip(models, drafters, folders, strict=True)]
 
 
-def load_drafting(target: str, drafter: str, dtype: str = "auto", device: str = "auto") -> tuple[Target, DSparkDrafter]:
+def load_drafting(target: str, drafter: str, dtype: str = "auto", device: str = "auto") -> tuple[Target, Drafter]:
     """Load both for inference, without measuring anything; raises UserError as ``load_pair`` does."""
     folder = resolve_drafter(drafter)
     loaded = load_quietly(target, dtype, device)
     return loaded, _load_drafter(loaded, folder)
 
 
-def _load_drafter(loaded: Target, folder: Path) -> DSparkDrafter:
+def _load_drafter(loaded: Target, folder: Path) -> Drafter:
     from dspark.drafters.checkpoint import load_drafter
 
     model = load_drafter(folder, loaded.identity, loaded.ends, loaded.dtype, loaded.device)
@@ -101,7 +101,7 @@ def _load_drafter(loaded: Target, folder: Path) -> DSparkDrafter:
     return model
 
 
-def _pair(loaded: Target, model: DSparkDrafter, drafter: str, folder: Path) -> Pair:
+def _pair(loaded: Target, model: Drafter, drafter: str, folder: Path) -> Pair:
     """Both with how rounds are planned here: measures what they cost."""
     from dspark.decoding.profile import measure, measure_blocks
     from dspark.decoding.single import Decoder

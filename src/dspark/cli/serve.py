@@ -168,7 +168,8 @@ def _prepared(
     else:
         pair = load_pair(target, drafter, dtype, device)
     assert pair.decoder.drafter is not None
-    speculation = Speculation.named(mode, pair.decoder.drafter.config.block_size)
+    config = pair.decoder.drafter.config
+    speculation = Speculation.named(mode, config.block_size, config.kind)
     if mode != ADAPTIVE:
         return pair, speculation, None
     return pair, speculation, adaptive_of(pair, slots, None if costs is None else _read(costs))

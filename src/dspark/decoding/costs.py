@@ -19,7 +19,7 @@ from dspark.decoding.admission import Share
 from dspark.decoding.engine import BLOCK, Engine, Limits
 from dspark.decoding.kvcache import BlockPool
 from dspark.decoding.request import Completion, Request, Running
-from dspark.drafters.dspark import DSparkDrafter
+from dspark.drafters.drafter import Drafter
 from dspark.foundation.errors import UserError
 from dspark.nn.blocks import BlockTable
 from dspark.speculation.acceptance import Round, Source
@@ -111,7 +111,7 @@ def check_settings(block: int, most: int, contexts: Contexts, count: int, seed: 
 
 def time_steps(
     target: Target,
-    drafter: DSparkDrafter,
+    drafter: Drafter,
     settings: Sequence[Setting],
     contexts: Contexts,
 ) -> list[tuple[Load, float]]:
@@ -131,7 +131,7 @@ def time_steps(
     return [(load, seconds) for seconds, load in medians]
 
 
-def measured_costs(target: Target, drafter: DSparkDrafter, requests: int, context: int, memory: float) -> CostModel:
+def measured_costs(target: Target, drafter: Drafter, requests: int, context: int, memory: float) -> CostModel:
     """Of steps of up to ``requests`` with contexts of up to ``context``, in caches of ``memory`` bytes; the start-up
     measurement of adaptive decoding. UserError where so many requests have no room.
     """
@@ -159,7 +159,7 @@ class _Bench:
     They go on for ever: one that is answered is asked again.
     """
 
-    def __init__(self, target: Target, drafter: DSparkDrafter, near: int, contexts: Contexts) -> None:
+    def __init__(self, target: Target, drafter: Drafter, near: int, contexts: Contexts) -> None:
         self._near = contexts.near
         kinds = [contexts.near] * near + [contexts.far] * contexts.most_far
         block = drafter.config.block_size

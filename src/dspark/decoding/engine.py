@@ -27,8 +27,7 @@ from dspark.decoding.planners import Apart, StepPlanner
 from dspark.decoding.proposer import NO_DRAFT, propose
 from dspark.decoding.request import Completion, GivenUp, Reason, Request, Running
 from dspark.decoding.sampler import settle, settle_finite
-from dspark.drafters.blocks import DrafterBlocks
-from dspark.drafters.dspark import DSparkDrafter
+from dspark.drafters.drafter import Drafter, Room
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round, Source
 from dspark.speculation.cost import Load
@@ -79,6 +78,11 @@ class Work:
         self.answers = not self.count or (not row.rounds and self.start + self.count == len(row.ids))
         self.ids = row.ids[self.start : self.start + (self.count or 1)] + self.draft.tokens[: self.length]
 
+    def behind(self, count: int) -> list[int]:
+        """The tokens behind the first ``count`` that were run; of an answer that has ended the last one fills up."""
+        ids = self.row.ids[self.start + 1 : self.start + 1 + count]
+        return ids + self.row.ids[-1:] * (count - len(ids))
+
 
 # (what a request did in a step, what became of its drafts, its rows ``[length + 1, V]`` of logits), behind a verdict.
 Observe = Callable[[Work, Verdict, Tensor], None]
@@ -99,7 +103,7 @@ class Engine:
         requests: Iterable[Request],
         limits: Limits,
         mode: Mode = "plain",
-        drafter: DSparkDrafter | None = None,
+        drafter: Drafter | None = None,
         *,
         lookup: bool = True,
         greedy: Planning = WHOLE,
@@ -122,11 +126,11 @@ class Engine:
         self._mode, self._lookup = mode, lookup
         self._observe = observe
         self.planner: StepPlanner = planner or Apart(greedy, sampled, drafter=mode == "dspark")
-        self._drafter: DrafterBlocks | None = None
+        self._drafter: Room | None = None
         self._taps: tuple[int, ...] = ()
         drafted = 0 if mode == "plain" else LOOKUP_BLOCK
         if mode == "dspark" and drafter is not None:
-            self._drafter = DrafterBlocks(drafter, count, limits.block)
+            self._drafter = drafter.new_room(count, limits.block)
             self._taps = drafter.config.target_layer_ids
             for slots in self.planner.draft_slots:
                 if slots is not None and not 1 <= slots <= drafter.config.block_size:
@@ -229,7 +233,7 @@ class Engine:
         kept = [self._commit(work, next(verdicts)) if work.answers else work.count for work in works]
         if answering:
             _note_logprobs(answering, raw_NV)
-        self._take_features(forward.features_TF, batch, kept)
+        self._take_features(works, forward.features_TF, batch, kept)
         self.laps("features")
         self._publish(works)
         rounds = [work.row.rounds[-1] for work in works if not work.count]
@@ -332,7 +336,9 @@ class Engine:
         self.lose(gone)
         return 0
 
-    def _take_features(self, features_TF: Tensor | None, batch: RaggedBatch, kept: Sequence[int]) -> None:
+    def _take_features(
+        self, works: Sequence[Work], features_TF: Tensor | None, batch: RaggedBatch, kept: Sequence[int]
+    ) -> None:
         """Context rows of the committed tokens for the drafter."""
         if self._drafter is None or features_TF is None:
             return
@@ -341,10 +347,17 @@ class Engine:
         if not stay:
             return
         stay_T = torch.tensor(stay, device=features_TF.device)
-        self._drafter.extend(features_TF[stay_T], batch.positions_T[stay_T], batch.rows_T[stay_T])
+        rows = features_TF[stay_T], batch.positions_T[stay_T], batch.rows_T[stay_T]
+        if self._drafter.reads_next:
+            behind = [token for work, n in zip(works, kept, strict=True) for token in work.behind(n)]
+            self._drafter.extend(*rows, torch.tensor(behind, device=features_TF.device))
+        else:
+            self._drafter.extend(*rows)
 
     def _publish(self, works: Sequence[Work]) -> None:
-        """Make blocks findable that have become full."""
+        """Make blocks findable that have become full, unless one of their rows depends on what is behind them."""
+        if self._drafter is not None and self._drafter.reads_next:
+            return
         size = self.pool.size
         for work in works:
             table = work.row.table

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dspark.decoding.request import Request
 from dspark.decoding.single import Decoder
-from dspark.drafters.dspark import DSparkDrafter
+from dspark.drafters.drafter import Drafter
 from dspark.speculation.acceptance import Round, Source
 from dspark.speculation.planner.single import Planning, best_slots
 from dspark.speculation.sampling import Sampling
@@ -47,7 +47,7 @@ class Prices:
         return self.plain != UNKNOWN
 
 
-def measure(target: Target, drafter: DSparkDrafter, slots: int | None = None) -> Prices:
+def measure(target: Target, drafter: Drafter, slots: int | None = None) -> Prices:
     """Plain steps and rounds that draft K = ``slots`` tokens and verify 0..K: so many of each, in turn, so that what
     else this machine does meanwhile is in all of them.
     """
@@ -60,7 +60,7 @@ def measure(target: Target, drafter: DSparkDrafter, slots: int | None = None) ->
 
 
 def measure_blocks(
-    target: Target, drafter: DSparkDrafter, whole: Prices, survival: Sequence[float]
+    target: Target, drafter: Drafter, whole: Prices, survival: Sequence[float]
 ) -> tuple[int | None, Prices]:
     """How many tokens a greedy request should draft at once (None: whole blocks), and the prices of rounds that do.
 

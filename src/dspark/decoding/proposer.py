@@ -1,6 +1,6 @@
 """Drafts for many requests at once: copies where the last words stood before, the drafter's blocks elsewhere.
 
-Legend: R requests, K slots of a block, V_d draft vocabulary, d hidden size.
+Legend: R requests, K slots of a block, V_d draft vocabulary.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 from dspark.decoding.request import Running
 from dspark.decoding.sampler import sample
 from dspark.drafters.blocks import DrafterBlocks
+from dspark.drafters.drafter import Room
 from dspark.drafters.heads import peaks
 from dspark.drafters.program import Chance, draws
 from dspark.speculation.acceptance import Source
@@ -25,7 +26,7 @@ NO_DRAFT = Draft([])
 
 def propose(
     rows: Sequence[Running],
-    blocks: DrafterBlocks | None,
+    room: Room | None,
     wanted: Callable[[Running, Source], bool],
     lap: Timer,
     slots: Callable[[Running], int | None] = lambda row: None,
@@ -37,12 +38,13 @@ def propose(
     work is done.
     """
     drafts = [_copied(row) if row.lookup is not None and wanted(row, "lookup") else NO_DRAFT for row in rows]
-    asking = [i for i, row in enumerate(rows) if blocks and not drafts[i].tokens and wanted(row, "drafter")]
+    asking = [i for i, row in enumerate(rows) if room and not drafts[i].tokens and wanted(row, "drafter")]
     lap("lookup")
-    for (_, _, program, length), mine in _together(rows, asking, blocks, slots).items():
-        assert blocks is not None
-        made = _as_program if program else _slot_by_slot
-        for i, draft in zip(mine, made(blocks, [rows[i] for i in mine], length, lap), strict=True):
+    for (_, _, program, length), mine in _together(rows, asking, room, slots).items():
+        asked = [rows[i] for i in mine]
+        assert room is not None
+        made = (_as_program if program else _slot_by_slot)(room, asked, length, lap)
+        for i, draft in zip(mine, made, strict=True):
             drafts[i] = draft
     return drafts
 
@@ -50,14 +52,14 @@ def propose(
 def _together(
     rows: Sequence[Running],
     asking: Sequence[int],
-    blocks: DrafterBlocks | None,
+    room: Room | None,
     slots: Callable[[Running], int | None],
 ) -> dict[tuple[bool, bool, bool, int | None], list[int]]:
     """Who drafts with whom: greedy, coupled or sampled requests, by a program (which draws for no coupled ones) or
     slot by slot, blocks of one length.
     """
     groups: dict[tuple[bool, bool, bool, int | None], list[int]] = {}
-    compiled = blocks is not None and blocks.drafter.program is not None
+    compiled = isinstance(room, DrafterBlocks) and room.drafter.program is not None
     for i in asking:
         sampling, coupled = rows[i].request.sampling, rows[i].coupling is not None
         program = compiled and (sampling.greedy or (draws(sampling) and not coupled))
@@ -70,8 +72,9 @@ def _copied(row: Running) -> Draft:
     return row.lookup.draft(row.ids, None, _no_sample)
 
 
-def _as_program(blocks: DrafterBlocks, rows: Sequence[Running], length: int | None, lap: Timer) -> list[Draft]:
+def _as_program(blocks: Room, rows: Sequence[Running], length: int | None, lap: Timer) -> list[Draft]:
     """Both stages at once."""
+    assert isinstance(blocks, DrafterBlocks), "only blocks are drafted by programs"
     chance = None
     if not rows[0].request.sampling.greedy:
         block = range(length or blocks.drafter.config.block_size)
@@ -89,17 +92,15 @@ def _as_program(blocks: DrafterBlocks, rows: Sequence[Running], length: int | No
     return drafts
 
 
-def _slot_by_slot(blocks: DrafterBlocks, rows: Sequence[Running], length: int | None, lap: Timer) -> list[Draft]:
-    """The parallel stage, then the sequential one (Eq. 4), a slot of all requests at a time."""
-    drafter = blocks.drafter
-    hidden_RKd = blocks.hidden([row.anchor for row in rows], [row.table for row in rows], length)
+def _slot_by_slot(room: Room, rows: Sequence[Running], length: int | None, lap: Timer) -> list[Draft]:
+    """A slot of all requests at a time, each drawn before the next one's logits are asked for."""
+    drafter = room.drafter
+    drafting = room.begin([row.anchor for row in rows], [row.table for row in rows], length)
     lap("draft, parallel")
-    base_RKV = drafter.base_logits(hidden_RKd)
-    base_RKV = base_RKV.to(torch.promote_types(base_RKV.dtype, drafter.dtype))
-    chain_RK = torch.tensor([[row.anchor] * (base_RKV.shape[1] + 1) for row in rows], device=hidden_RKd.device)
-    probs, sure, state = [], [], None
-    for slot in range(base_RKV.shape[1]):
-        logits_RV, state = drafter.next_logits(base_RKV[:, slot], hidden_RKd[:, slot], chain_RK[:, slot], state)
+    chain_RK = torch.tensor([[row.anchor] * (drafting.slots + 1) for row in rows], device=drafter.device)
+    probs, sure = [], []
+    for slot in range(drafting.slots):
+        logits_RV = drafting.logits(chain_RK[:, slot])
         index_R, p_RV = sample(logits_RV, rows, slot, Purpose.DRAFT, drafter.support)
         chain_RK[:, slot + 1] = index_R if drafter.support is None else drafter.support[index_R]
         probs.append(p_RV)
@@ -107,7 +108,7 @@ def _slot_by_slot(blocks: DrafterBlocks, rows: Sequence[Running], length: int | 
     drawn = [p_RV for p_RV in probs if p_RV is not None]
     p_RKV = torch.stack(drawn, dim=1) if drawn else [None] * len(rows)
     peaks_RK = torch.stack(sure, dim=1)
-    confidence_RK = drafter.confidence(hidden_RKd, chain_RK[:, :-1], peaks_RK)
+    confidence_RK = drafting.confidence(chain_RK[:, :-1], peaks_RK)
     each = zip(chain_RK[:, 1:].tolist(), p_RKV, confidence_RK, peaks_RK, strict=True)
     drafts = [Draft(tokens, p_KV, drafter.support, c_K, peaks_K) for tokens, p_KV, c_K, peaks_K in each]
     lap("draft, sequential")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dspark.decoding.engine import BLOCK, NO_DRAFTER, Engine, Limits, Observe
 from dspark.decoding.modes import Mode, lookup_of
 from dspark.decoding.request import Completion, Request
-from dspark.drafters.dspark import DSparkDrafter
+from dspark.drafters.drafter import Drafter
 from dspark.drafters.state import DSparkState
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round
@@ -29,7 +29,7 @@ class Decoder:
     """
 
     target: Target
-    drafter: DSparkDrafter | None = None
+    drafter: Drafter | None = None
     greedy: Planning = WHOLE
     sampled: Planning = WHOLE
     lookup: bool = True

@@ -10,21 +10,26 @@ heads, S rows, D head size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from dspark.drafters.dspark import DSparkDrafter
 from dspark.drafters.program import Chance, Drafted
 from dspark.nn.blocks import BlockTable, Plan
 from dspark.nn.cache import KVCache, KVLayer
 from dspark.nn.context import BlockContext
+
+if TYPE_CHECKING:
+    from dspark.drafters.dspark import DSparkDrafter
 
 _WAITING = 64  # features of so many tokens are taken over at once
 
 
 class DrafterBlocks:
     """``blocks`` blocks of ``size`` context rows: keys and values for every layer."""
+
+    reads_next = False
 
     def __init__(self, drafter: DSparkDrafter, blocks: int, size: int) -> None:
         self.drafter = drafter
@@ -34,7 +39,9 @@ class DrafterBlocks:
         self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
         self._waiting_rows: set[int] = set()
 
-    def extend(self, features_TF: Tensor, positions_T: Tensor, rows_T: Tensor) -> None:
+    def extend(
+        self, features_TF: Tensor, positions_T: Tensor, rows_T: Tensor, following_T: Tensor | None = None
+    ) -> None:
         """Take over the target's tapped features of committed positions (Eq. 2 and 3), to be kept at ``rows_T``.
 
         They wait for the next draft, or until they are many: a call costs the same for one as for a few dozen.
@@ -79,6 +86,10 @@ class DrafterBlocks:
         starts_R1 = positions_T.view(len(anchors), -1)[:, :1]
         return drafter.block_hidden(anchors_R1, starts_R1, context, whole_context=True, slots=slots)[:, 0]
 
+    def begin(self, anchors: Sequence[int], tables: Sequence[BlockTable], slots: int | None = None) -> BlockDrafting:
+        """The parallel stage, and the sequential one to come."""
+        return BlockDrafting(self.drafter, self.hidden(anchors, tables, slots))
+
     def draft(
         self,
         anchors: Sequence[int],
@@ -116,3 +127,30 @@ class DrafterBlocks:
             old, new = (each.cache.both(layer).unflatten(1, (each.cache.blocks, -1)) for each in (self, bigger))
             new[:, :, : old.shape[2]] = old
         return bigger
+
+
+class BlockDrafting:
+    """The sequential stage (Eq. 4) for the blocks of R requests: a slot's logits wait for the token before it alone."""
+
+    def __init__(self, drafter: DSparkDrafter, hidden_RKd: Tensor) -> None:
+        base_RKV = drafter.base_logits(hidden_RKd)
+        self._base_RKV = base_RKV.to(torch.promote_types(base_RKV.dtype, drafter.dtype))
+        self._drafter, self._hidden_RKd = drafter, hidden_RKd
+        self._slot = 0
+        self._state: Tensor | None = None
+
+    @property
+    def slots(self) -> int:
+        """K."""
+        return self._base_RKV.shape[1]
+
+    def logits(self, previous_R: Tensor) -> Tensor:
+        """``U_k + B_k [R, V_d]`` of the next slot."""
+        base_RV, hidden_Rd = self._base_RKV[:, self._slot], self._hidden_RKd[:, self._slot]
+        logits_RV, self._state = self._drafter.next_logits(base_RV, hidden_Rd, previous_R, self._state)
+        self._slot += 1
+        return logits_RV
+
+    def confidence(self, previous_RK: Tensor, peaks_RK: Tensor) -> Tensor:
+        """Of the confidence head, or the peaks where there is none."""
+        return self._drafter.confidence(self._hidden_RKd, previous_RK, peaks_RK)

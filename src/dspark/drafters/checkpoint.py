@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 import dspark
-from dspark.drafters.config import DSparkConfig
+from dspark.drafters.config import DrafterConfig, DSparkConfig
 from dspark.drafters.deepspec import config_from_deepspec, config_to_deepspec
-from dspark.drafters.dspark import DSparkDrafter
+from dspark.drafters.drafter import Drafter
 from dspark.drafters.fit import check_identity, check_sizes, compare_matrices
+from dspark.drafters.kinds import drafter_of
 from dspark.drafters.tensors import check_tensors, read_tensors, write_tensors
 from dspark.drafters.vocabulary import d2t_from_ids, ids_from_d2t
 from dspark.foundation.artifacts import folder_atomic, read_json, write_json
@@ -39,7 +40,7 @@ _EMBEDDING, _HEAD, _D2T = "embed_tokens.weight", "lm_head.weight", "d2t"
 
 def save_drafter(
     path: Path,
-    drafter: DSparkDrafter,
+    drafter: Drafter,
     identity: ModelIdentity,
     training: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
@@ -56,6 +57,8 @@ def save_drafter(
     if config.draft_ids is not None:
         tensors[_D2T] = d2t_from_ids(config.draft_ids)
         values["draft_vocab_size"] = config.draft_vocab_size
+    if not isinstance(config, DSparkConfig):  # as readers of the format expect it
+        values["target_model_name_or_path"] = identity.name
     manifest = {
         "format": FORMAT,
         "version": dspark.__version__,
@@ -70,7 +73,7 @@ def save_drafter(
 
 def load_drafter(
     path: Path, identity: ModelIdentity, ends: Ends, dtype: torch.dtype, device: torch.device | str = "cpu"
-) -> DSparkDrafter:
+) -> Drafter:
     """Read a native or a DeepSpec checkpoint for the target ``identity``: in eval mode, weights in ``dtype``.
 
     A native drafter uses the target's ``ends`` as they are, a DeepSpec one its own copies. Raises UserError
@@ -92,7 +95,7 @@ def load_drafter(
         compare_matrices(own, ends, identity.name, path)
         ends = own
     with torch.random.fork_rng(devices=[]):  # the random weights that are replaced next cost nobody a draw
-        drafter = DSparkDrafter(config, ends).to(device=device, dtype=dtype)
+        drafter = drafter_of(config, ends).to(device=device, dtype=dtype)
     drafter.load_state_dict(tensors)
     return drafter.eval()
 
@@ -137,7 +140,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     return read_json(path / CONFIG)
 
 
-def _config(path: Path, values: Mapping[str, Any], d2t: Tensor | None) -> DSparkConfig:
+def _config(path: Path, values: Mapping[str, Any], d2t: Tensor | None) -> DrafterConfig:
     try:
         ids = None if d2t is None else ids_from_d2t(d2t)
         size = values.get("draft_vocab_size")
@@ -151,18 +154,18 @@ def _config(path: Path, values: Mapping[str, Any], d2t: Tensor | None) -> DSpark
         raise UserError(f"{path}: {error}") from error
 
 
-def _expected(config: DSparkConfig) -> dict[str, list[int]]:
+def _expected(config: DrafterConfig) -> dict[str, list[int]]:
     """Names and shapes of the trained tensors, from the module itself, so that there is one list of them."""
     with torch.device("meta"):
         # Indexing needs real ids; only the number of head rows matters for the shapes.
         size = config.vocab_size, config.hidden_size
-        skeleton = DSparkDrafter(replace(config, draft_ids=None), Ends(torch.empty(size), torch.empty(size)))
+        skeleton = drafter_of(replace(config, draft_ids=None), Ends(torch.empty(size), torch.empty(size)))
     shapes = {name: list(tensor.shape) for name, tensor in skeleton.state_dict().items()}
-    if config.markov_rank:
+    if isinstance(config, DSparkConfig) and config.markov_rank:
         shapes["markov_head.markov_w2.weight"] = [config.draft_vocab_size, config.markov_rank]
     return shapes
 
 
-def _frozen(config: DSparkConfig) -> dict[str, list[int]]:
+def _frozen(config: DrafterConfig) -> dict[str, list[int]]:
     """The two matrices that DeepSpec's format carries besides."""
     return {name: [config.vocab_size, config.hidden_size] for name in (_EMBEDDING, _HEAD)}

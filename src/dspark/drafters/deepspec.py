@@ -1,6 +1,7 @@
 """A drafter's `config.json` in DeepSpec's layout: a flat Qwen3 configuration plus the drafter's own keys.
 
-What would change the computation and is not supported is refused here, never ignored.
+MTP-1, which the format does not know, is written as Eagle3 is, under an architecture of its own. What would change the
+computation and is not supported is refused here, never ignored.
 """
 
 from __future__ import annotations
@@ -8,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dspark.drafters.config import DSparkConfig
+from dspark.drafters.config import ChainConfig, DrafterConfig, DSparkConfig, Eagle3Config, MTPConfig
 from dspark.foundation.errors import UserError
 
-ARCHITECTURE = "Qwen3DSparkModel"
+DSPARK = "Qwen3DSparkModel"
+_CHAINS: dict[str, type[ChainConfig]] = {"Qwen3Eagle3Model": Eagle3Config, "Qwen3MTPModel": MTPConfig}
 _MODEL_TYPE = "qwen3"
 
 _SAME_NAME = (
@@ -23,12 +25,11 @@ _SAME_NAME = (
     "num_key_value_heads",
     "head_dim",
     "num_target_layers",
-    "mask_token_id",
-    "block_size",
-    "markov_rank",
     "rms_norm_eps",
     "max_position_embeddings",
 )
+_BLOCKS = ("mask_token_id", "block_size", "markov_rank")
+_STEPS = {"ttt_length": "block_size", "step_loss_decay": "step_loss_decay"}
 _OWN = ("markov_top_k", "draft_window")  # not the format's, and 0 where they are not there
 # Constants of the family: written as they are, and a checkpoint with another value is another model.
 _FIXED: dict[str, Any] = {
@@ -51,40 +52,43 @@ _FILLER: dict[str, Any] = {
 }
 
 
-def config_from_deepspec(values: Mapping[str, Any], draft_ids: tuple[int, ...] | None = None) -> DSparkConfig:
-    """Read a DSpark `config.json`. ``draft_ids``: the draft vocabulary that the checkpoint's tensors carry.
+def config_from_deepspec(values: Mapping[str, Any], draft_ids: tuple[int, ...] | None = None) -> DrafterConfig:
+    """Read a `config.json`. ``draft_ids``: the draft vocabulary that the checkpoint's tensors carry.
 
     Raises UserError that names the key: another architecture or family, a missing key, a feature that is not
     supported.
     """
-    _check_family(values)
-    missing = [name for name in (*_SAME_NAME, "target_layer_ids") if values.get(name) is None]
+    architecture = _check_family(values)
+    of_kind = _BLOCKS if architecture == DSPARK else tuple(_STEPS)
+    missing = [name for name in (*_SAME_NAME, *of_kind, "target_layer_ids") if values.get(name) is None]
     if missing:
-        raise UserError(f"config.json lacks {', '.join(missing)}; expected the keys of a {ARCHITECTURE} checkpoint")
+        raise UserError(f"config.json lacks {', '.join(missing)}; expected the keys of a {architecture} checkpoint")
     taps = values["target_layer_ids"]
     if not isinstance(taps, list):
         raise UserError(f"target_layer_ids is {taps!r}; expected a list of layer numbers")
+    common = {name: values[name] for name in _SAME_NAME}
+    common |= {"target_layer_ids": tuple(taps), "rope_theta": _rope_theta(values), "draft_ids": draft_ids}
+    if architecture != DSPARK:
+        return _CHAINS[architecture](**common, **{ours: values[theirs] for theirs, ours in _STEPS.items()})
     return DSparkConfig(
-        **{name: values[name] for name in _SAME_NAME},
-        target_layer_ids=tuple(taps),
+        **common,
+        **{name: values[name] for name in _BLOCKS},
         markov_head_type=values.get("markov_head_type", "vanilla"),
         **{name: values.get(name, 0) for name in _OWN},
         # Absent means false to every reader of the format.
         enable_confidence_head=values.get("enable_confidence_head", False),
         confidence_head_with_markov=values.get("confidence_head_with_markov", False),
-        rope_theta=_rope_theta(values),
         num_anchors=values.get("num_anchors", 512),
-        draft_ids=draft_ids,
     )
 
 
-def config_to_deepspec(config: DSparkConfig, dtype: str) -> dict[str, Any]:
+def config_to_deepspec(config: DrafterConfig, dtype: str) -> dict[str, Any]:
     """`config.json` with ``dtype`` such as "bfloat16".
 
     The draft vocabulary has no place in this format, and neither have ``markov_top_k`` and ``draft_window``: they are
     there only where they are used.
     """
-    values: dict[str, Any] = {"architectures": [ARCHITECTURE], "model_type": _MODEL_TYPE, "dtype": dtype}
+    values: dict[str, Any] = {"model_type": _MODEL_TYPE, "dtype": dtype}
     values |= {name: getattr(config, name) for name in _SAME_NAME}
     values |= {name: fixed for name, fixed in _FIXED.items() if fixed is not None}
     values |= _FILLER
@@ -92,20 +96,33 @@ def config_to_deepspec(config: DSparkConfig, dtype: str) -> dict[str, Any]:
         "layer_types": ["full_attention"] * config.num_hidden_layers,
         "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
         "target_layer_ids": list(config.target_layer_ids),
-        "num_anchors": config.num_anchors,
-        "markov_head_type": config.markov_head_type,
-        "enable_confidence_head": config.enable_confidence_head,
-        "confidence_head_with_markov": config.confidence_head_with_markov,
     }
-    values |= {name: value for name in _OWN if (value := getattr(config, name))}
+    values |= _blocks(config) if isinstance(config, DSparkConfig) else _steps(config)
     return dict(sorted(values.items()))
 
 
-def _check_family(values: Mapping[str, Any]) -> None:
+def _blocks(config: DSparkConfig) -> dict[str, Any]:
+    """What only block drafters have."""
+    names = (*_BLOCKS, "markov_head_type", "enable_confidence_head", "confidence_head_with_markov", "num_anchors")
+    values = {"architectures": [DSPARK]} | {name: getattr(config, name) for name in names}
+    return values | {name: value for name in _OWN if (value := getattr(config, name))}
+
+
+def _steps(config: DrafterConfig) -> dict[str, Any]:
+    """What only autoregressive ones have."""
+    architecture = next(name for name, kind in _CHAINS.items() if kind is type(config))
+    values = {theirs: getattr(config, ours) for theirs, ours in _STEPS.items()}
+    return values | {"architectures": [architecture], "draft_num_hidden_layers": config.num_hidden_layers}
+
+
+def _check_family(values: Mapping[str, Any]) -> str:
+    """The architecture."""
     architectures, family = values.get("architectures"), values.get("model_type")
-    if architectures != [ARCHITECTURE]:
+    known = [[name] for name in (DSPARK, *_CHAINS)]
+    if architectures not in known:
         raise UserError(
-            f"config.json: architectures is {architectures!r}, which is not supported; expected [{ARCHITECTURE!r}]"
+            f"config.json: architectures is {architectures!r}, which is not supported; expected "
+            f"{' or '.join(map(str, known))}"
         )
     if family != _MODEL_TYPE:
         raise UserError(f"config.json: model_type is {family!r}, which is not supported; expected {_MODEL_TYPE!r}")
@@ -117,6 +134,7 @@ def _check_family(values: Mapping[str, Any]) -> None:
         raise UserError(
             f"config.json: layer_types is {kinds!r}, which is not supported; expected full_attention throughout"
         )
+    return str(architectures[0])
 
 
 def _rope_theta(values: Mapping[str, Any]) -> float:

@@ -11,14 +11,12 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, linear
 
 from dspark.drafters.compiled import CompiledBackbone, compiles
 from dspark.drafters.config import DSparkConfig
-from dspark.foundation.errors import UserError
+from dspark.drafters.drafter import Drafter
 from dspark.nn.context import Context, ContextRows
 from dspark.nn.ends import Ends
-from dspark.nn.forms import rounded_to_bytes
 from dspark.nn.layer import DraftLayer
 from dspark.nn.lean import lean_drafter
 from dspark.nn.norm import RMSNorm
@@ -28,37 +26,19 @@ from dspark.nn.rope import rotary
 from dspark.nn.visibility import WHOLE_CONTEXT, BlockGroup, rows_before_anchors
 
 
-class DFlashBackbone(nn.Module):
-    """Context projection, draft layers and final norm; embedding and head are the target's.
+class DFlashBackbone(Drafter):
+    """Context projection, draft layers and final norm."""
 
-    ``embedding [V, d]`` and ``head [V_d, d]`` are plain frozen tensors: not parameters, not in the state
-    dict, and left where they are by ``.to()``. The head's rows of a pruned vocabulary are gathered once into
-    a tensor of their own.
-    """
+    config: DSparkConfig
 
     def __init__(self, config: DSparkConfig, ends: Ends) -> None:
-        super().__init__()
-        _check_ends(config, ends)
-        self.config = config
-        self.embedding = ends.embedding.detach()
-        self.head, self.support = _head_rows(config, ends)
-        self.packed_head: nn.Module | None = None
+        super().__init__(config, ends)
         self.compiled: CompiledBackbone | None = None
         """Once the drafter is packed: context, layers and final norm, which are not modules any more then."""
         self.fc = nn.Linear(config.taps_width, config.hidden_size, bias=False)
         self.hidden_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.layers = nn.ModuleList(DraftLayer(config.layer_shape) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the trained parameters (the norms are never packed, so they always tell)."""
-        return self.norm.weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Of the trained parameters."""
-        return self.norm.weight.device
 
     def forward(
         self, taps_BSLd: Tensor, anchor_ids_BA: Tensor, anchor_positions_BA: Tensor, slots: int | None = None
@@ -73,6 +53,10 @@ class DFlashBackbone(nn.Module):
         taps_BSLd = taps_BSLd if under_autocast(taps_BSLd) else taps_BSLd.to(self.dtype)
         context = self.context_kv(for_products(self.project(taps_BSLd)), positions_S[None])
         return self.block_hidden(anchor_ids_BA, anchor_positions_BA, context, slots=slots)
+
+    def taught(self, taps_BSF: Tensor, ids_BS: Tensor, previous_BAK: Tensor, positions_BA: Tensor) -> Tensor:
+        hidden: Tensor = self(taps_BSF, previous_BAK[..., 0], positions_BA, previous_BAK.shape[-1])
+        return hidden
 
     def project(self, taps_BSLd: Tensor) -> Tensor:
         """``H_ctx [B, S, d]`` of the tapped hidden states ``[B, S, L*d]`` (Eq. 2)."""
@@ -120,29 +104,11 @@ class DFlashBackbone(nn.Module):
         hidden: Tensor = self.norm(x_BAKd)
         return hidden
 
-    def base_logits(self, hidden: Tensor) -> Tensor:
-        """``U [..., V_d]`` of ``h [..., d]`` through the frozen head, in the head's dtype."""
-        hidden = hidden.to(self.head.dtype)
-        return linear(hidden, self.head) if self.packed_head is None else self.packed_head(hidden)
-
-    @torch.no_grad()
-    def round_to_bytes(self) -> None:
-        """Round weight matrices to bytes in groups of 32 inputs, where a packed drafter reads them as such.
-
-        A draft of few tokens takes as long as its weights take to be read, and proposes the same with half of their
-        bytes (docs/lab_log.md); what is accepted is the target's business alone. Before ``pack``.
-        """
-        if self.packed_head is None and compiles(self):
-            for each in self.modules():
-                if isinstance(each, nn.Linear) and each.out_features > 1:
-                    each.weight.copy_(rounded_to_bytes(each.weight))
+    def reads_bytes(self) -> bool:
+        return compiles(self)
 
     def pack(self, rounds_rows: bool = False) -> None:
-        """Repack the linear layers and the head for few rows (fp32 on a CPU); no training or saving after.
-
-        Where kernels can be compiled ``compiled`` takes the place of context projection and layers. ``rounds_rows``:
-        multiply in bf16 on matrix units, where there are any, as a target that does so (``Target.rounds_rows``).
-        """
+        """Where kernels can be compiled ``compiled`` takes the place of context projection and layers."""
         if self.packed_head is not None:
             return
         if compiles(self):
@@ -163,22 +129,4 @@ class DFlashBackbone(nn.Module):
         """The anchor's embedding, then K - 1 times the mask's: ``[B, A, K, d]``."""
         masks = anchor_ids_BA.new_full((*anchor_ids_BA.shape, slots - 1), self.config.mask_token_id)
         tokens_BAK = torch.cat((anchor_ids_BA[..., None], masks), dim=-1)
-        return embedding(tokens_BAK, self.embedding).to(self.dtype)
-
-
-def _check_ends(config: DSparkConfig, ends: Ends) -> None:
-    expected = (config.vocab_size, config.hidden_size)
-    for name, matrix in (("embedding", ends.embedding), ("head", ends.head)):
-        if tuple(matrix.shape) != expected:
-            raise UserError(
-                f"the target's {name} is {list(matrix.shape)}, the drafter was made for {list(expected)} "
-                "(vocabulary, hidden size); use it with the target it was trained for"
-            )
-
-
-def _head_rows(config: DSparkConfig, ends: Ends) -> tuple[Tensor, Tensor | None]:
-    head = ends.head.detach()
-    if config.draft_ids is None:
-        return head, None
-    support = torch.tensor(config.draft_ids, dtype=torch.int64, device=head.device)
-    return head[support], support
+        return self.embed(tokens_BAK)

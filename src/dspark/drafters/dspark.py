@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from dspark.drafters.blocks import DrafterBlocks
 from dspark.drafters.config import DSparkConfig
 from dspark.drafters.dflash import DFlashBackbone
 from dspark.drafters.heads import MARKOV_HEADS, ConfidenceHead, NoMarkovHead, ReadConfidence, with_bias
-from dspark.drafters.program import DraftProgram, draft_program
+from dspark.drafters.program import draft_program
 from dspark.nn.ends import Ends
 
 
@@ -23,12 +24,12 @@ class DSparkDrafter(DFlashBackbone):
     vocabulary).
     """
 
+    config_type = DSparkConfig
+
     def __init__(self, config: DSparkConfig, ends: Ends) -> None:
         super().__init__(config, ends)
         head = MARKOV_HEADS[config.markov_head_type] if config.markov_rank else NoMarkovHead
         self.markov_head = head(config.vocab_size, config.draft_vocab_size, config.markov_rank, config.hidden_size)
-        self.program: DraftProgram | None = None
-        """How it drafts once it is packed, where that can be a program."""
         self.confidence_head: ConfidenceHead | None = None
         if config.enable_confidence_head:
             self.confidence_head = ConfidenceHead(config.hidden_size + self._confidence_rank)
@@ -43,6 +44,13 @@ class DSparkDrafter(DFlashBackbone):
         super().pack(rounds_rows)
         self.program = draft_program(self)
 
+    @property
+    def markov_top_k(self) -> int:
+        return self.config.markov_top_k
+
+    def new_room(self, blocks: int, size: int) -> DrafterBlocks:
+        return DrafterBlocks(self, blocks, size)
+
     def next_logits(
         self, base: Tensor, hidden: Tensor, prev_ids: Tensor, state: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
@@ -52,13 +60,13 @@ class DSparkDrafter(DFlashBackbone):
         """
         head = self.markov_head
         summed, state = head.step(hidden, head.embed(prev_ids), state)
-        return with_bias(base, head.bias(summed), self.config.markov_top_k), state
+        return with_bias(base, head.bias(summed), self.markov_top_k), state
 
     def logits(self, hidden: Tensor, prev_ids: Tensor) -> Tensor:
         """``U + B [..., K, V_d]`` (Eq. 4) of ``h [..., K, d]`` and the previous tokens ``[..., K]``."""
         head = self.markov_head
         summed = head.over_blocks(hidden, head.embed(prev_ids))
-        return with_bias(self.base_logits(hidden), head.bias(summed), self.config.markov_top_k)
+        return with_bias(self.base_logits(hidden), head.bias(summed), self.markov_top_k)
 
     def confidence(self, hidden: Tensor, prev_ids: Tensor, peaks: Tensor) -> Tensor:
         """``confidence_logits`` or, of a drafter without a confidence head, the ``peaks [...]`` of its own laws."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dspark.drafters.config import DSparkConfig
+from dspark.drafters.config import DrafterConfig
 from dspark.foundation.errors import UserError
 from dspark.foundation.identity import ModelIdentity
 from dspark.nn.ends import Ends
@@ -42,7 +42,7 @@ def check_identity(trained_for: ModelIdentity, found: ModelIdentity, path: Path)
         )
 
 
-def check_sizes(config: DSparkConfig, target: ModelIdentity, path: Path) -> None:
+def check_sizes(config: DrafterConfig, target: ModelIdentity, path: Path) -> None:
     """Raise UserError where vocabulary, hidden size or number of layers differ: all that a bare configuration
     tells.
     """

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from dspark.drafters.chain import ChainDrafter
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.foundation.errors import UserError
 
@@ -42,6 +43,16 @@ def initialise_from_target(
     drafter.markov_head.reset()
     if drafter.confidence_head is not None:
         drafter.confidence_head.reset()
+
+
+@torch.no_grad()
+def initialise_chain(drafter: ChainDrafter, layer: Mapping[str, Tensor], final_norm: Tensor) -> None:
+    """Overwrite all weights of ``drafter``: its layer starts as the target's ``layer`` on the hidden state alone, which
+    is that of the last tapped one. Tokens do not count yet, and their weights have a gradient. Raises as above.
+    """
+    _copy_layer(drafter.layer, drafter.layer.started_as(layer), 0)
+    _copy(drafter.norm.weight, final_norm, "the final norm")
+    drafter.reset()
 
 
 def _copy_layer(module: nn.Module, source: Mapping[str, Tensor], number: int) -> None:

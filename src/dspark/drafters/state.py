@@ -1,7 +1,6 @@
 """One request on the drafter: its growing context and the drafting of a block.
 
-Legend: K slots of a block, V_d draft vocabulary, n rows committed since the last round, L tapped layers,
-d hidden size.
+Legend: K slots of a block, V_d draft vocabulary, n rows committed since the last round, L tapped layers, d hidden size.
 """
 
 from __future__ import annotations
@@ -9,8 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dspark.drafters.blocks import DrafterBlocks
-from dspark.drafters.dspark import DSparkDrafter
+from dspark.drafters.drafter import Drafter, Drafting, Room
 from dspark.drafters.heads import peaks
 from dspark.nn.blocks import BlockTable
 from dspark.speculation.loop import Draft, Sample
@@ -25,11 +23,11 @@ class DSparkState:
     after a round with n accepted drafts. Rows of a block are never kept.
     """
 
-    def __init__(self, drafter: DSparkDrafter, slots: int | None = None) -> None:
+    def __init__(self, drafter: Drafter, slots: int | None = None) -> None:
         """``slots``: drafts of a round, the block size of the drafter's training if None."""
         self.drafter, self._slots = drafter, slots
         self._table = BlockTable([0])
-        self._blocks = DrafterBlocks(drafter, 1, _FIRST_ROOM + drafter.config.block_size)
+        self._room: Room = drafter.new_room(1, _FIRST_ROOM + drafter.config.block_size)
 
     @property
     def length(self) -> int:
@@ -52,38 +50,35 @@ class DSparkState:
                 f"committed tokens need {len(ids) - 1}: one for every token before the anchor"
             )
         if features is not None and rows:
-            self._extend(features)
-        (hidden_Kd,) = self._blocks.hidden(ids[-1:], [self._table], slots or self._slots)
-        return self._chain(ids[-1], hidden_Kd, sample)
+            self._extend(features, ids)
+        return self._chain(ids[-1], self._room.begin(ids[-1:], [self._table], slots or self._slots), sample)
 
-    def _extend(self, features: Tensor) -> None:
-        end = self.length + len(features)
-        if end + self.drafter.config.block_size > self._blocks.cache.size:
-            self._blocks = self._blocks.grown(2 * end + self.drafter.config.block_size)
-        rows_T = torch.arange(self.length, end, device=self.drafter.device)  # of the only block: positions
-        self._blocks.extend(features, rows_T, rows_T)
+    def _extend(self, features: Tensor, ids: list[int]) -> None:
+        end, device = self.length + len(features), self.drafter.device
+        if end + self.drafter.config.block_size > self._room.cache.size:
+            self._room = self._room.grown(2 * end + self.drafter.config.block_size)
+        rows_T = torch.arange(self.length, end, device=device)  # of the only block: positions
+        if self._room.reads_next:
+            self._room.extend(features, rows_T, rows_T, torch.tensor(ids[self.length + 1 : end + 1], device=device))
+        else:
+            self._room.extend(features, rows_T, rows_T)
         self._table.length = end
 
-    def _chain(self, anchor: int, hidden_Kd: Tensor, sample: Sample) -> Draft:
-        """The sequential stage (Eq. 4): a slot's logits wait for the token before it alone."""
+    def _chain(self, anchor: int, drafting: Drafting, sample: Sample) -> Draft:
+        """One token after another, each drawn before the next one's logits are asked for."""
         drafter = self.drafter
-        base_KV = drafter.base_logits(hidden_Kd)
-        logits_KV = base_KV.to(torch.promote_types(base_KV.dtype, drafter.dtype))
         draft_ids = drafter.config.draft_ids
-        chain = torch.full((hidden_Kd.shape[0] + 1,), anchor, device=hidden_Kd.device)
+        chain_1K = torch.full((1, drafting.slots + 1), anchor, device=drafter.device)
         tokens: list[int] = []
         probs: list[Tensor] = []
         sure: list[Tensor] = []
-        state = None
-        for slot, base_V in enumerate(logits_KV):
-            logits_1V, state = drafter.next_logits(
-                base_V[None], hidden_Kd[slot : slot + 1], chain[slot : slot + 1], state
-            )
-            index, probs_V = sample(slot, logits_1V[0], drafter.support)
-            sure.append(peaks(logits_1V[0]))
+        for slot in range(drafting.slots):
+            (logits_V,) = drafting.logits(chain_1K[:, slot])
+            index, probs_V = sample(slot, logits_V, drafter.support)
+            sure.append(peaks(logits_V))
             tokens.append(index if draft_ids is None else draft_ids[index])
             probs.append(probs_V)
-            chain[slot + 1] = tokens[-1]
+            chain_1K[0, slot + 1] = tokens[-1]
         peaks_K = torch.stack(sure)
-        confidence_K = drafter.confidence(hidden_Kd, chain[:-1], peaks_K)
+        (confidence_K,) = drafting.confidence(chain_1K[:, :-1], peaks_K[None])
         return Draft(tokens, torch.stack(probs), drafter.support, confidence_K, peaks_K)

@@ -11,7 +11,7 @@ from dspark.decoding.engine import BLOCK, Engine, Limits
 from dspark.decoding.named import Speculation
 from dspark.decoding.planners import Adaptive
 from dspark.decoding.request import Request
-from dspark.drafters.dspark import DSparkDrafter
+from dspark.drafters.drafter import Drafter
 from dspark.load.closed import Clock, Run, Traffic, closed_loop
 from dspark.targets.model import Target
 
@@ -26,7 +26,7 @@ class Interleaved:
     """``modes`` of one target and its drafter; ``adaptive``: how that mode plans, if it is one of them."""
 
     target: Target
-    drafter: DSparkDrafter | None
+    drafter: Drafter | None
     modes: Sequence[Speculation]
     adaptive: Adaptive | None
     clock: Clock

@@ -18,7 +18,7 @@ from dspark.decoding.named import NGRAM, OFF, Speculation
 from dspark.decoding.planners import Adaptive
 from dspark.decoding.request import Request
 from dspark.decoding.wishes import Wishes
-from dspark.drafters.dspark import DSparkDrafter
+from dspark.drafters.drafter import Drafter
 from dspark.foundation.errors import UserError
 from dspark.serving.errors import ApiError
 from dspark.serving.mailbox import Mailbox
@@ -98,7 +98,7 @@ class Service:
     def of(
         cls,
         target: Target,
-        drafter: DSparkDrafter | None,
+        drafter: Drafter | None,
         mode: Speculation,
         adaptive: Adaptive | None,
         limits: Limits,

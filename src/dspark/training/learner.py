@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from dspark.data.features import FeatureBatch
-from dspark.drafters.dspark import DSparkDrafter
+from dspark.drafters.chain import ChainDrafter
+from dspark.drafters.drafter import Drafter
 from dspark.foundation.devices import multiplies_bf16
 from dspark.training.anchors import blocks_at, choose_anchors
 from dspark.training.objective import Terms, objective
@@ -19,7 +20,7 @@ from dspark.training.schedule import generator_at, learning_rate
 class Learner:
     """Everything that a step changes. What it does is decided by that, the recipe, the batch and its number alone."""
 
-    def __init__(self, recipe: Recipe, drafter: DSparkDrafter) -> None:
+    def __init__(self, recipe: Recipe, drafter: Drafter) -> None:
         self.recipe, self.drafter = recipe, drafter
         self.step = 0
         wanted = recipe.trainer.precision
@@ -38,8 +39,9 @@ class Learner:
         settings, optimizer = self.recipe.trainer, self.recipe.optimizer
         generator = generator_at(settings.seed, "anchors", self.step)
         slots, anchors = self._rhythm()
-        positions, valid = choose_anchors(batch.supervised, anchors, generator)
-        blocks = blocks_at(batch.ids, batch.supervised, positions, valid, slots)
+        unrolled = isinstance(self.drafter, ChainDrafter)
+        positions, valid = choose_anchors(batch.supervised, anchors, generator, slots if unrolled else 0)
+        blocks = blocks_at(batch.ids, batch.supervised, positions, valid, slots, unrolled)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, settings.steps, optimizer.lr, optimizer.warmup)
         self.optimizer.zero_grad(set_to_none=True)

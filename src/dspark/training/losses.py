@@ -80,6 +80,24 @@ def distribution_loss(
     return Distances(loss, *rows)
 
 
+def unrolled_loss(slots: Slots, head: Outputs, markov_Dr: Tensor, mix: Mix, decay: float, top_k: int = 0) -> Distances:
+    """Each step's mean over its own supervised slots, weighing ``decay`` to the power of its number, summed.
+
+    Steps are ``slots.places``; ``weights`` are shares of that sum and sum to one like those of ``distribution_loss``,
+    which says what the arguments are.
+    """
+    rows_4N, losses = slots.log_mass.new_zeros(4, len(slots.places)), []
+    for step in slots.places.unique().tolist():
+        mine = (slots.places == step).nonzero()[:, 0]
+        alone = Slots(*(each[mine] for each in slots))._replace(places=torch.zeros_like(mine))
+        found, weight = distribution_loss(alone, head, markov_Dr, mix, 1.0, top_k), decay**step
+        losses.append(weight * found.loss)
+        rows_4N[:3, mine] = torch.stack(found[1:4]).to(rows_4N.dtype)
+        rows_4N[3, mine] = weight / len(mine)
+    rows_4N[3] /= rows_4N[3].sum()
+    return Distances(torch.stack(losses).sum(), *rows_4N)
+
+
 def paced(accepted_C: Tensor, places_C: Tensor) -> Tensor:
     """Weights ``[C]`` after D-PACE (arXiv 2605.18810): what a slot's log-acceptance adds to the accepted length.
 

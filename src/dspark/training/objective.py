@@ -11,16 +11,19 @@ import torch
 from torch import Tensor
 
 from dspark.data.features import FeatureBatch
+from dspark.drafters.drafter import Drafter
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.training.anchors import Blocks
-from dspark.training.losses import Mix, Slots, confidence_loss, distribution_loss
+from dspark.training.losses import Mix, Slots, confidence_loss, distribution_loss, unrolled_loss
 from dspark.training.outputs import Outputs
 from dspark.training.recipe import LossSettings
 
 
 @dataclass(frozen=True)
 class Terms:
-    """Weighted means over the supervised slots; ``loss`` is differentiable, ``slots`` their number."""
+    """Weighted means over the supervised slots; ``loss`` is differentiable (of unrolled steps their weighted sum),
+    ``slots`` their number.
+    """
 
     loss: Tensor
     hard_ce: float
@@ -30,9 +33,9 @@ class Terms:
     slots: int
 
 
-def supervised_slots(drafter: DSparkDrafter, batch: FeatureBatch, blocks: Blocks) -> tuple[Slots, Tensor]:
+def supervised_slots(drafter: Drafter, batch: FeatureBatch, blocks: Blocks) -> tuple[Slots, Tensor]:
     """The supervised slots of ``blocks`` and their previous ids ``[N]``."""
-    hidden_BAKd = drafter(batch.taps, blocks.anchor_ids, blocks.anchor_positions, blocks.labels.shape[-1])
+    hidden_BAKd = drafter.taught(batch.taps, batch.ids, blocks.previous, blocks.anchor_positions)
     row_N, anchor_N, slot_N = blocks.supervised.nonzero(as_tuple=True)
     at_N = blocks.anchor_positions[row_N, anchor_N] + slot_N
     previous_N = blocks.previous[row_N, anchor_N, slot_N]
@@ -50,7 +53,7 @@ def supervised_slots(drafter: DSparkDrafter, batch: FeatureBatch, blocks: Blocks
 
 
 def objective(
-    drafter: DSparkDrafter,
+    drafter: Drafter,
     batch: FeatureBatch,
     blocks: Blocks,
     settings: LossSettings,
@@ -65,13 +68,17 @@ def objective(
     with torch.autocast(drafter.device.type, torch.bfloat16, enabled=bf16):
         slots, previous_N = supervised_slots(drafter, batch, blocks)
     mix = Mix(settings.hard_ce, settings.soft_ce, settings.l1 if done >= settings.l1_after else 0.0)
-    decay = settings.decay if settings.position_weights == "exponential" else None
     # The head of a bf16 target in fp32: losses need the precision, and its rows of the draft vocabulary are few.
     head = head or Outputs(drafter.head.float())
-    distances = distribution_loss(slots, head, drafter.markov_head.output, mix, decay, drafter.config.markov_top_k)
+    given = slots, head, drafter.markov_head.output, mix
+    if settings.position_weights == "steps":
+        distances = unrolled_loss(*given, settings.step_decay, drafter.markov_top_k)
+    else:
+        decay = settings.decay if settings.position_weights == "exponential" else None
+        distances = distribution_loss(*given, decay, drafter.markov_top_k)
     loss, weights_N = distances.loss, distances.weights
     confidence = loss.new_zeros(())
-    if drafter.confidence_head is not None:
+    if isinstance(drafter, DSparkDrafter) and drafter.confidence_head is not None:
         logits_N = drafter.confidence_logits(slots.hidden, previous_N)
         confidence = confidence_loss(logits_N, distances.l1, weights_N)
         loss = loss + settings.confidence * confidence
@@ -85,7 +92,7 @@ def objective(
     )
 
 
-def _draft_index(drafter: DSparkDrafter, ids_N: Tensor) -> Tensor:
+def _draft_index(drafter: Drafter, ids_N: Tensor) -> Tensor:
     """Index of target ids in the draft vocabulary, -1 where they are not in it."""
     if drafter.support is None:
         return ids_N

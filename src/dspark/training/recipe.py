@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
+import pydantic
 from pydantic import Field
 
 from dspark.foundation.settings import Settings
@@ -27,27 +28,46 @@ class DataSettings(Settings):
     feature_dtype: Literal["float32", "bfloat16"] = "bfloat16"
 
 
+# What only block drafters have.
+_OF_BLOCKS = ("markov_rank", "markov_head_type", "markov_top_k", "draft_window", "confidence_head", "mask_token_id")
+
+
 class DrafterSettings(Settings):
     """Shape of the drafter; sizes that are not here are the target's own."""
 
+    kind: Literal["dspark", "eagle3", "mtp"] = "dspark"
+    """A block drafter (DFlash where it has neither head), or an autoregressive one of one layer."""
     layers: Positive = 3
     block_size: Positive = 7
+    """Drafts of a round; of an autoregressive drafter also the unrolled steps of its training."""
     markov_rank: Annotated[int, Field(ge=0)] = 64
-    """0: no sequential stage (DFlash)."""
+    """0: no sequential stage."""
     markov_head_type: Literal["vanilla", "gated", "rnn"] = "vanilla"
     markov_top_k: Annotated[int, Field(ge=0)] = 0
     """Only so many of the largest base logits get the sequential head's bias; 0: all do."""
     draft_window: Annotated[int, Field(ge=0)] = 0
     """A slot sees only so many positions, its own included; 0: all before its anchor."""
+    confidence_head: bool = True
     draft_vocab_size: Annotated[int, Field(ge=0)] = 8192
     """The most frequent ids of the training answers; 0 drafts over the whole vocabulary. Where ``initial`` is a
     checkpoint with as many ids, they stay."""
     target_layer_ids: tuple[int, ...] = Field(min_length=1)
-    mask_token_id: Annotated[int, Field(ge=0)]
+    mask_token_id: Annotated[int, Field(ge=0)] | None = None
+    """Of a block drafter, which can't do without."""
     initial: Annotated[str, Field(min_length=1)] = "target"
     """First weights: from the target's last layers ("target"), "random", or those of the checkpoint in this folder."""
     export_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of the exported weights; those trained are fp32, and the state to resume from keeps that."""
+
+    @pydantic.model_validator(mode="after")
+    def _only_what_the_kind_has(self) -> DrafterSettings:
+        fields = type(self).model_fields
+        foreign = [name for name in _OF_BLOCKS if getattr(self, name) != fields[name].default]
+        if self.kind == "dspark" and self.mask_token_id is None:
+            raise ValueError("a drafter of kind dspark needs mask_token_id, an id that the target never writes")
+        if self.kind != "dspark" and foreign:
+            raise ValueError(f"a drafter of kind {self.kind} has no {', '.join(foreign)}; leave that out")
+        return self
 
 
 class LossSettings(Settings):
@@ -59,9 +79,11 @@ class LossSettings(Settings):
     confidence: Weight = 0.3
     l1_after: Share = 0.0
     """The L1 term joins after this share of the steps: cross-entropy first, total variation later."""
-    position_weights: Literal["exponential", "d-pace"] = "exponential"
-    """Of the slots: exp(-(k-1)/decay), or what each adds to the expected accepted length as the drafter is now."""
+    position_weights: Literal["exponential", "d-pace", "steps"] = "exponential"
+    """Of the slots: exp(-(k-1)/decay), or what each adds to the expected accepted length as the drafter is now, or
+    ("steps") each slot's mean by itself, weighing step_decay^(k-1) (training-time test)."""
     decay: Annotated[float, Field(gt=0.0)] = 4.0
+    step_decay: Annotated[float, Field(gt=0.0)] = 0.8
 
 
 class OptimizerSettings(Settings):
@@ -107,3 +129,12 @@ class Recipe(Settings):
     loss: LossSettings = LossSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     trainer: TrainerSettings = TrainerSettings()
+
+    @pydantic.model_validator(mode="after")
+    def _unrolled_drafters_learn_step_by_step(self) -> Recipe:
+        if self.drafter.kind != "dspark" and self.loss.position_weights != "steps":
+            raise ValueError(
+                f"loss.position_weights is {self.loss.position_weights}; a drafter of kind {self.drafter.kind} learns"
+                " with 'steps'"
+            )
+        return self

@@ -26,8 +26,8 @@ from dspark.data.features import Example, FeatureSource, OnlineFeatures, example
 from dspark.data.prompts import held_out
 from dspark.data.responses import Response
 from dspark.drafters.checkpoint import save_drafter
-from dspark.drafters.config import DSparkConfig
-from dspark.drafters.dspark import DSparkDrafter
+from dspark.drafters.drafter import Drafter
+from dspark.drafters.kinds import config_of
 from dspark.foundation.errors import UserError
 from dspark.foundation.progress import progress
 from dspark.targets.model import Target, load_target
@@ -72,7 +72,7 @@ def train(recipe: Recipe, run_folder: Path, resume: bool) -> TrainResult:
     _check_origin(responses, target)
     state = run.load_state() if run.has_state else {}
     if "config" in state:  # neither answers nor an earlier checkpoint are asked again what the drafter is
-        drafter = same_drafter(target, DSparkConfig(**state["config"]))
+        drafter = same_drafter(target, config_of(recipe.drafter.kind, state["config"]))
     else:
         drafter = new_drafter(recipe, target, training)
     target.pack()
@@ -90,7 +90,7 @@ class Trainer:
         recipe: Recipe,
         run: Run,
         target: Target,
-        drafter: DSparkDrafter,
+        drafter: Drafter,
         training: list[Example],
         held: list[Example],
     ) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dspark.data.features import FeatureSource
-from dspark.drafters.dspark import DSparkDrafter
+from dspark.drafters.drafter import Drafter
 from dspark.drafters.heads import with_bias
 from dspark.training.anchors import Blocks, blocks_at, choose_anchors
 from dspark.training.losses import Slots
@@ -36,9 +36,7 @@ class Validation:
 
 
 @torch.no_grad()
-def validate(
-    drafter: DSparkDrafter, source: FeatureSource, head: Tensor, *, sequences: int, anchors: int
-) -> Validation:
+def validate(drafter: Drafter, source: FeatureSource, head: Tensor, *, sequences: int, anchors: int) -> Validation:
     """Quality of ``drafter`` over all of ``source``; ``head [V, d]`` is the target's. The same blocks at every call."""
     block_size = drafter.config.block_size
     accept: list[Tensor] = []
@@ -82,14 +80,14 @@ def _whole_blocks(blocks: Blocks) -> Blocks:
     return Blocks(blocks.anchor_ids, blocks.anchor_positions, blocks.labels, blocks.previous, supervised)
 
 
-def _compare(drafter: DSparkDrafter, slots: Slots, head_Vd: Tensor) -> tuple[Tensor, Tensor]:
+def _compare(drafter: Drafter, slots: Slots, head_Vd: Tensor) -> tuple[Tensor, Tensor]:
     """Acceptance 1 - TV at temperature 1 and agreement of the argmaxes (0 or 1), ``[N]`` each."""
     accepted, agreed = [], []
     head_Dd, head_Vd = drafter.head.float(), head_Vd.float()
     for first in range(0, len(slots.hidden), _ROWS):
         c = slice(first, first + _ROWS)
         bias_CD = slots.summed[c] @ drafter.markov_head.output.T
-        p_d_CD = with_bias(slots.hidden[c] @ head_Dd.T, bias_CD, drafter.config.markov_top_k).softmax(dim=-1)
+        p_d_CD = with_bias(slots.hidden[c] @ head_Dd.T, bias_CD, drafter.markov_top_k).softmax(dim=-1)
         logits_CV = slots.target_hidden[c] @ head_Vd.T
         p_t_CV = (logits_CV - slots.log_mass[c, None]).exp()
         best_C = p_d_CD.argmax(dim=-1)
