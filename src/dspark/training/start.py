@@ -45,8 +45,8 @@ def _start_as_target(drafter: DSparkDrafter, recipe: Recipe, target: Target) -> 
     hidden_norm = target.layer_weights(max(settings.target_layer_ids) + 1).get("input_layernorm.weight")
     if hidden_norm is None:
         raise UserError(
-            f"layers of {target.name} ({target.architecture}) have no norm before their attention, unlike a draft layer;"
-            " start from random weights (drafter.initial=random)"
+            f"layers of {target.name} ({target.architecture}) have no norm before their attention, unlike a draft"
+            " layer; start from random weights (drafter.initial=random)"
         )
     initialise_from_target(drafter, layers, final_norm=target.final_norm_weight(), hidden_norm=hidden_norm)
 
