@@ -32,9 +32,9 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-# --strict: a link that leads nowhere, a page that nothing leads to, or one that asks another host for anything is an error.
+# Errors: a link that leads nowhere, a page out of the navigation, anything loaded from elsewhere. --quiet would hide them.
 docs: $(STAMP)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 check: lint types docs test
 

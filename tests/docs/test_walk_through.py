@@ -28,7 +28,11 @@ SMALL: dict[str, list[str]] = {
     ],
     "calibrate": ["--max-tokens", "40", "--slots", "4", *FP32],
     "profile": ["--requests", "4", "--context", "32", *FP32],
-    "bench": ["--concurrency", "1,3", "--modes", "off,fixed2,ngram,adaptive", "--repeats", "2", *FP32],
+    "bench": [
+        *("--concurrency", "1,3", "--modes", "off,fixed2,ngram,adaptive"),
+        *("--repeats", "2", "--limit", "4", "--max-tokens", "24"),
+        *FP32,
+    ],
     "eval": ["--limit", "2", "--max-tokens", "24", *FP32],
 }
 
@@ -46,8 +50,6 @@ def walk(cli: Cli, tiny_target: Path, prompts_file: PromptsFile) -> Callable[[st
                 continue
             verbs.append(line[1] if line[0] == "data" else line[0])
             words = [str(tiny_target) if word == "MODEL" else word for word in line]
-            if verbs[-1] == "bench":
-                words += ["--limit", "4", "--max-tokens", "24"]
             done = cli(*words, *SMALL[verbs[-1]])
             assert done.code == 0, (line, done.err)
         return verbs
