@@ -32,7 +32,7 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-# Errors: a link that leads nowhere, a page out of the navigation, anything loaded from elsewhere. --quiet would hide them.
+# Errors: a link that leads nowhere, a page out of the navigation, anything loaded from elsewhere (--quiet hides them).
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 

@@ -109,7 +109,9 @@ def test_ci_runs_make_check_from_an_empty_environment() -> None:
     assert text.index("rm -rf .venv") < text.index("\nmake")
     # "check" ends with the tests, and nothing follows it: pytest's last line is the last line.
     assert text.splitlines()[-1].endswith(" check")
-    assert "\ncheck: lint types docs test\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert "\ncheck: lint types docs test\n" in makefile
+    assert "$(BIN)/mkdocs build --strict\n" in makefile  # without --quiet, which hides the warnings that it counts
 
 
 def test_ignored_patterns_hide_no_source() -> None:
