@@ -1,6 +1,7 @@
 # make setup   a virtual environment in .venv with dspark and its tools
 # make demo    the main job on real prompts with the bundled pair
-# make check   what CI runs: lint, types, tests
+# make docs    the documentation as a site, in site/
+# make check   what CI runs: lint, types, documentation, tests
 # On ordinary Linux, pip's default torch is the large CUDA build; TORCH_ARGS hands pip other arguments for that step.
 
 PYTHON ?= python3
@@ -8,14 +9,14 @@ TORCH_ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test lint types check clean
+.PHONY: setup demo test lint types docs check clean
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -c constraints.txt $(TORCH_ARGS) torch
-	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev,docs]'
 	touch $(STAMP)
 
 demo: $(STAMP)
@@ -31,7 +32,11 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-check: lint types test
+# Errors: a link that leads nowhere, a page out of the navigation, anything loaded from elsewhere (--quiet hides them).
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+check: lint types docs test
 
 clean:
-	rm -rf .venv
+	rm -rf .venv site

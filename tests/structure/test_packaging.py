@@ -39,7 +39,8 @@ def test_constraints_are_plain_pins_that_fit_any_machine(pins: dict[str, Require
 
 
 def test_every_dependency_is_pinned_and_allows_its_pin(project: dict[str, Any], pins: dict[str, Requirement]) -> None:
-    wanted = project["project"]["dependencies"] + project["project"]["optional-dependencies"]["dev"]
+    extras = project["project"]["optional-dependencies"]
+    wanted = project["project"]["dependencies"] + extras["dev"] + extras["docs"]
     for requirement in map(Requirement, wanted):
         pin = pins[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(str(pin.specifier).removeprefix("==")), requirement
@@ -73,7 +74,7 @@ def test_make_setup_is_reproducible_and_stamped_last() -> None:
     assert commands == [
         "$(PYTHON) -m venv .venv",
         "$(BIN)/python -m pip install -c constraints.txt $(TORCH_ARGS) torch",
-        "$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'",
+        "$(BIN)/python -m pip install -c constraints.txt -e '.[dev,docs]'",
         "touch $(STAMP)",
     ]
 
@@ -108,7 +109,9 @@ def test_ci_runs_make_check_from_an_empty_environment() -> None:
     assert text.index("rm -rf .venv") < text.index("\nmake")
     # "check" ends with the tests, and nothing follows it: pytest's last line is the last line.
     assert text.splitlines()[-1].endswith(" check")
-    assert "\ncheck: lint types test\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert "\ncheck: lint types docs test\n" in makefile
+    assert "$(BIN)/mkdocs build --strict\n" in makefile  # without --quiet, which hides the warnings that it counts
 
 
 def test_ignored_patterns_hide_no_source() -> None:

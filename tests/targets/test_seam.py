@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -153,6 +154,15 @@ def test_a_model_that_ignores_the_seam_is_refused() -> None:
     model = Deaf(tiny_llama().config)
     with pytest.raises(UserError, match="Deaf.*seam was not called in every layer"):
         tiny_target(model)
+
+
+@pytest.mark.parametrize("family", ["StableLm", "Nemotron"])
+def test_a_model_that_hands_nothing_on_to_its_attention_is_refused(family: str) -> None:
+    sizes = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2}
+    config = getattr(transformers, f"{family}Config")(**sizes, **heads, pad_token_id=0)
+    with pytest.raises(UserError, match=f"{family}Attention does not get what its forward pass was given"):
+        tiny_target(getattr(transformers, f"{family}ForCausalLM")(config))
 
 
 def test_a_model_of_another_kind_is_refused_by_name() -> None:

@@ -29,7 +29,7 @@ def ragged_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    ragged_batch: RaggedBatch,
+    ragged_batch: RaggedBatch | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -41,12 +41,18 @@ def ragged_attention(
     Q, D]``.
 
     ``sliding_window``, ``softcap`` and ``s_aux`` (the sinks of gpt-oss) are ``block_attention.attend``'s. Raises
-    UserError for a keyword whose meaning is not implemented, rather than computing something else.
+    UserError for a keyword whose meaning is not implemented, rather than computing something else, and where the model
+    did not hand ``ragged_batch`` on.
     """
     unknown = sorted(name for name, given in others.items() if name not in _NEUTRAL and given is not None)
     if unknown or attention_mask is not None or dropout:
         found = unknown or (["attention_mask"] if attention_mask is not None else ["dropout"])
         raise UserError(f"the model's attention uses {', '.join(found)}, which is not supported; use another target")
+    if ragged_batch is None:
+        raise UserError(
+            f"the model's {type(module).__name__} does not get what its forward pass was given, which serving"
+            " needs; use another target"
+        )
     layer: int = module.layer_idx  # type: ignore[assignment]  # every transformers attention carries its index
     cache = ragged_batch.cache
     cache.store(layer, ragged_batch.rows_T, key[0], value[0])

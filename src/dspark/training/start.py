@@ -49,13 +49,13 @@ def _start_as_target(drafter: Drafter, recipe: Recipe, target: Target) -> None:
         return
     assert isinstance(drafter, DSparkDrafter), "there are no others"
     # H_ctx starts as the last tapped layer's output, normed as the target's next layer would norm it.
-    following = target.layer_weights(max(settings.target_layer_ids) + 1)
-    initialise_from_target(
-        drafter,
-        layers,
-        final_norm=target.final_norm_weight(),
-        hidden_norm=following["input_layernorm.weight"],
-    )
+    hidden_norm = target.layer_weights(max(settings.target_layer_ids) + 1).get("input_layernorm.weight")
+    if hidden_norm is None:
+        raise UserError(
+            f"layers of {target.name} ({target.architecture}) have no norm before their attention, unlike a draft"
+            " layer; start from random weights (drafter.initial=random)"
+        )
+    initialise_from_target(drafter, layers, final_norm=target.final_norm_weight(), hidden_norm=hidden_norm)
 
 
 # What a recipe does not say, how a checkpoint was trained, and what no weight depends on.
