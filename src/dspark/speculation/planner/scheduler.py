@@ -223,8 +223,8 @@ class Scheduler:
         return admit(present, budget)
 
     def _rate(self, memory: Memory, slots: Counts, asked: Counts) -> float:
-        """Tokens a second that steps earn where ``asked`` of the slots draft, no fewer than plain ones: nobody would draft
-        at a loss. Who copies in place of drafting will draft again, so what was promised to all holds.
+        """Tokens a second that steps earn where ``asked`` of the slots draft, no fewer than plain ones: nobody would
+        draft at a loss. Who copies in place of drafting will draft again, so what was promised to all holds.
         """
         promise = memory.promise if memory.promise and memory.promise.requests == len(slots) else None
         plain = promise.plain if promise else self._plain_rate(len(slots))
