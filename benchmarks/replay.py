@@ -2,8 +2,10 @@
 
 dspark calibrate --prompts TRAIN.jsonl --judge PROMPTS.jsonl --rounds rounds.npz --out calibration.json
 dspark profile --out cost.json
-python benchmarks/replay.py --rounds rounds.npz --cost cost.json --json FILE
+python benchmarks/replay.py --rounds rounds.npz --cost cost.json --json FILE [--forms price] [--longest 0.25]
 
+``--cost flat`` prices a machine on which tokens are nearly free up to hundreds of them, as they are on accelerators;
+``--longest`` replays that share of the prompts alone whose rounds stood longest, as if the drafter were better.
 Confidence is read through the logistic map of the rounds that were fitted to, which goes on learning from the rounds
 that judge as they are replayed, and each request's own rounds tilt it: as ``speculation.together`` reads it.
 So many requests at a time take up the rounds of the recorded prompts, one prompt after another; a round that verifies
@@ -14,7 +16,7 @@ what was kept, which in truth it does: a shorter round is followed by one that b
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import cycle
@@ -24,7 +26,7 @@ import numpy as np
 
 from dspark.calibration.fits import fit_logistic
 from dspark.calibration.record import Recorded
-from dspark.decoding.planners import lengths_of
+from dspark.decoding.planners import HOLDS, lengths_of
 from dspark.foundation.artifacts import read_json, write_json
 from dspark.speculation.confidence import Logistic
 from dspark.speculation.cost import CostModel, Load
@@ -44,6 +46,8 @@ FORMS: dict[str, tuple[Form, int, Guard | None]] = {
     "literal, never resting": ("literal", 2, None),
     "algorithm 1": ("algorithm 1", 1, Guard()),
 }
+# A plain step is 1; of 256 tokens it takes 1.6, and a draft of one token takes 0.08, of 256 tokens 0.13.
+FLAT = CostModel((1, 256), (1, 256), (1.0, 0.6, 0.0, 0.0, 0.0, 0.08, 0.05, 0.0))
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,13 @@ class Trace:
         """Numbers of each prompt's rounds, again and again, in an order of their own."""
         names = np.random.default_rng(0).permutation(np.unique(self.rounds.prompt))
         return cycle([np.flatnonzero(self.rounds.prompt == name) for name in names])
+
+    def longest(self, share: float) -> Trace:
+        """Of that share of the prompts alone whose rounds stood longest."""
+        names, which = np.unique(self.rounds.prompt, return_inverse=True)
+        stood = np.bincount(which, self.accepted) / np.bincount(which)
+        kept = np.argsort(-stood)[: max(1, round(share * len(names)))]
+        return Trace(self.rounds.at(np.isin(which, kept)), self.fitted)
 
 
 class Streams:
@@ -167,29 +178,33 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=Path, required=True)
     parser.add_argument("--cost", type=Path, required=True)
+    parser.add_argument("--forms", default=",".join(FORMS))
+    parser.add_argument("--longest", type=float, default=1.0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     recorded, judged = Recorded.load(options.rounds)
-    trace = Trace(recorded.at(judged), fit_logistic(recorded.at(~judged).outcomes))
-    model = CostModel.of(read_json(options.cost), str(options.cost))
-    rows = [_row(trace, model, requests) for requests in _REQUESTS]
+    trace = Trace(recorded.at(judged), fit_logistic(recorded.at(~judged).outcomes)).longest(options.longest)
+    model = FLAT if str(options.cost) == "flat" else CostModel.of(read_json(options.cost), str(options.cost))
+    rows = [_row(trace, model, requests, options.forms.split(",")) for requests in _REQUESTS]
     if options.json:
         write_json(options.json, {"rounds": len(trace.rounds), "rows": rows})
 
 
-def _row(trace: Trace, model: CostModel, requests: int) -> dict[str, object]:
+def _row(trace: Trace, model: CostModel, requests: int, forms: Sequence[str]) -> dict[str, object]:
     fixed = {str(n): replay(trace, model, requests, n) for n in range(1, trace.block + 1)}
     fixed["off"] = replay(trace, model, requests, None)
     best = max(fixed, key=lambda name: fixed[name]["tokens_per_second"])
     top = fixed[best]["tokens_per_second"]
     planned = {}
-    for name, (form, delay, guard) in FORMS.items():
+    for name in forms:
+        form, delay, guard = FORMS[name]
         scheduler = Scheduler(
             lambda count, drafted, drafts: costs_of(model, count, drafted, drafts),
             form,
             delay,
             guard,
             lengths=lengths_of(trace.block),
+            holds=HOLDS if form == "price" else 1,
         )
         planned[name] = replay(trace, model, requests, scheduler)
     ratios = " ".join(

@@ -102,7 +102,7 @@ def test_rounds_are_those_of_the_reference_loop(
 ) -> None:
     """All begin at once, and no clock moves the costs: then both know the same, and draw the same."""
     target, drafter = pair()
-    settings = Adaptive(CHEAP, LEARNS, form, Guard(soonest=1, latest=4, among=2), delay, lengths)
+    settings = Adaptive(CHEAP, LEARNS, form, Guard(soonest=1, latest=4, among=2), delay, lengths, copies=True)
     requests = requests_of(SAMPLINGS)
     planner = Together(settings, 6, drafter.config.block_size)
     engine = Engine(target, requests, Limits(6, 1024), "dspark", drafter, lookup=lookup, planner=planner)

@@ -49,3 +49,12 @@ def test_planning_is_counted_by_kind() -> None:
         pace.planned(True, 2e-3)
         pace.planned(False, 1e-4)
     assert pace.planning(True) == pytest.approx(2e-3) and pace.planning(False) == pytest.approx(1e-4)
+
+
+def test_a_machine_that_changes_is_noticed_after_a_few_comparisons() -> None:
+    pace = Pace()
+    for step in range(400):
+        pace.after(step % 8 != 0, 1.0)
+    for step in range(32):
+        pace.after(step % 8 != 0, 1.5 if step % 8 else 1.0)
+    assert 1.33 < pace.dearer < 1.51

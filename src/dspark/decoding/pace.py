@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 
-# How fast surprises and the ratio follow at least, how many comparisons the model that was measured counts for, and the
-# largest surprise that counts (natural logarithms).
-_FOLLOWING, _LEARNING, _TRUST, _SURPRISE = 0.3, 0.1, 2, 0.5
+# How fast surprises and the ratio follow at least, how many comparisons the model that was measured counts for, the
+# largest surprise that counts and the least of which two alike in a row are no chance (natural logarithms).
+_FOLLOWING, _LEARNING, _TRUST, _SURPRISE, _CHANCE = 0.3, 0.1, 2, 0.5, 0.1
 
 
 class Pace:
@@ -20,7 +20,7 @@ class Pace:
         self._planning: dict[bool, float] = {}
         self._before: bool | None = None  # the kind of the step before
         self._lately = 0.0  # how surprising steps were since a step of the other kind
-        self._ratio, self._compared = 0.0, 0
+        self._ratio, self._compared, self._wrong = 0.0, 0, 0.0
 
     @property
     def dearer(self) -> float:
@@ -44,7 +44,8 @@ class Pace:
             return
         if self._before is not None:
             here = surprise - self._lately if drafting else self._lately - surprise
-            self._compared += 1
-            learning = max(_LEARNING, 1 / (_TRUST + self._compared))
-            self._ratio += learning * max(-_SURPRISE, min(_SURPRISE, here - self._ratio))
+            wrong = max(-_SURPRISE, min(_SURPRISE, here - self._ratio))
+            changed = wrong * self._wrong > 0 and min(abs(wrong), abs(self._wrong)) > _CHANCE
+            self._compared, self._wrong = 1 if changed else self._compared + 1, wrong
+            self._ratio += max(_LEARNING, 1 / (_TRUST + self._compared)) * wrong
         self._before, self._lately = drafting, surprise

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
+from dspark.decoding.copying import Copying
 from dspark.decoding.ledger import Ledger
 from dspark.decoding.modes import LOOKUP_BLOCK
 from dspark.decoding.pace import Pace
@@ -33,7 +34,7 @@ from dspark.speculation.recalibration import EXPLORING
 
 # Steps that costs, and rounds (of so many requests, or one of each) that confidence learns from at once: each by itself
 # would take longer than it tells. And steps for which a rate that the past promises is good.
-_STEPS, _ROUNDS, _HOLDS = 16, 16, 4
+_STEPS, _ROUNDS, HOLDS = 16, 16, 4
 _LENGTHS = (1, 2, 3, 5, 7, 10)
 
 
@@ -122,6 +123,7 @@ class Adaptive:
     """How steps are planned together: ``costs`` of complete rounds on this machine, how confidence is read, the form of
     the scheduler and when nobody drafts; ``delay``: how many steps ago the past ends that they are planned from, 2 as
     if the next step were laid out while one runs; ``lengths`` of blocks to choose from (none: as in training).
+    ``copies``: look for them in steps without drafts, whether they pay or not.
     """
 
     costs: CostModel
@@ -130,10 +132,11 @@ class Adaptive:
     guard: Guard | None = Guard()
     delay: int = 1
     lengths: tuple[int, ...] = ()
+    copies: bool = False
 
     def planning(self, seconds: RoundSeconds, slots: int) -> JointPlanning:
         """By what rounds take, for up to ``slots`` requests."""
-        holds, rounds = _HOLDS if self.form == "price" else 1, max(_ROUNDS, slots)  # a budget is made for its own step
+        holds, rounds = HOLDS if self.form == "price" else 1, max(_ROUNDS, slots)  # a budget is made for its own step
         scheduler = Scheduler(seconds, self.form, self.delay, self.guard, EXPLORING, rounds, self.lengths, holds)
         return JointPlanning(scheduler, self.calibrations, LOOKUP_BLOCK)
 
@@ -159,6 +162,7 @@ class Together:
         self._memory = self._planning.begin(slots, max(self._lengths))
         self._taken: list[tuple[Load, float]] = []
         self._pace, self._spent = Pace(), 0.0
+        self._copying, self._copies = Copying(), settings.copies
         self._base = Load(0, 0)
         self._seats: dict[int, Running] = {}
         self._asked: frozenset[Running] = frozenset()
@@ -184,8 +188,10 @@ class Together:
         self._spent = time.perf_counter() - started
 
     def wanted(self, row: Running, source: Source) -> bool:
-        """Copies always, drafts of those who are asked."""
-        return source == "lookup" or row in self._asked
+        """Drafts of those who are asked; copies where anybody is, and else while they pay."""
+        if source == "lookup":
+            return bool(self._asked) or self._copying.wanted or self._copies
+        return row in self._asked
 
     def slots(self, row: Running) -> int | None:
         """As many for all as the scheduler asks for."""
@@ -223,7 +229,14 @@ class Together:
             self.ledger.came(rounds, self._planned.expected)
             ended = self._here[[each.finish is not None for each in rounds]]
             self._memory = self._planning.after(self._memory, self._planned, rounds, ended)
-        self._pace.planned(drafting, self._spent + time.perf_counter() - started)
+        planning = self._spent + time.perf_counter() - started
+        self._pace.planned(drafting, planning)
+        if rounds and not self._asked:
+            plain = self.costs.seconds(self._base)
+            gained = sum(each.accepted for each in rounds) * plain / len(rounds)
+            more = sum(each.verified for each in rounds)
+            took = self.costs.seconds(replace(self._base, tokens=self._base.tokens + more)) - plain
+            self._copying.after(gained, took, planning)
 
     def _seated(self, rows: Sequence[Running]) -> dict[Running, int]:
         """The seat of each row; who is not here has none, and whoever takes one begins anew."""
