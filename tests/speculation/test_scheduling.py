@@ -278,7 +278,7 @@ class TestGuard:
 
     def test_what_plain_steps_take_is_heard_of_while_it_pays(self) -> None:
         """The more often the less that costs, never for more than its share of the time, and often in the beginning."""
-        for gain, every in ((0.06, 24), (0.1, 40), (0.4, 160)):
+        for gain, every in ((0.06, 12), (0.1, 20), (0.4, 80)):
             guard, resting, plain = Guard(), DRAFTING, 0
             for _ in range(10 * (every + 1)):
                 drafting, resting = guard.next_step(gain, resting, 10_000)

@@ -51,7 +51,7 @@ class Guard:
     credit: float = 0.5
     forgiven: float = 0.002
     among: int = 8
-    listening: float = 0.0025
+    listening: float = 0.005
     heard: int = 8
 
     def next_step(self, gain: float | None, resting: Resting, step: int = 0) -> tuple[bool, Resting]:
