@@ -29,7 +29,7 @@ import torch
 from dspark import recipes
 from dspark.data.archive import read_answers
 from dspark.data.features import Example, FeatureBatch, OnlineFeatures
-from dspark.drafters.dspark import DSparkDrafter
+from dspark.drafters.drafter import Drafter
 from dspark.foundation.settings import load_settings
 from dspark.targets.model import load_target
 from dspark.training.learner import Learner
@@ -37,10 +37,10 @@ from dspark.training.recipe import Recipe
 from dspark.training.schedule import Batches
 from dspark.training.start import new_drafter
 from dspark.training.trainer import split_examples
-from dspark.training.validation import validate
+from dspark.training.validation import Validation, validate
 
-RECIPE = Path(recipes.__file__).parent / "smollm2-135m.yaml"
-TAPS = (1, 8, 15, 22, 27)
+RECIPES = Path(recipes.__file__).parent
+TAPS = (1, 8, 15, 22, 27, 29)  # of all recipes
 BASE = ("data.max_tokens=224", "trainer.sequences=8", "loss.decay=2.5")
 # A run from a trained checkpoint goes gently; a short one from the target's layers first needs cross-entropy alone.
 GOING_ON = ("trainer.anchors=32", "optimizer.lr=3.0e-4")
@@ -50,7 +50,7 @@ FROM_NEW = ("trainer.anchors=12", "loss.l1_after=0.5")
 @dataclass(frozen=True)
 class Arm:
     """What differs from the base: settings, the first weights, which examples it may see (from 0 to 1, or by the
-    temperature they were sampled at), and whether it learns at all.
+    temperature they were sampled at), whether it learns at all, and the recipe.
     """
 
     settings: tuple[str, ...] = ()
@@ -58,6 +58,7 @@ class Arm:
     share: float = 1.0
     warm: bool | None = None
     learns: bool = True
+    recipe: str = "smollm2-135m"
 
 
 def new(*settings: str, **kind: Any) -> Arm:
@@ -129,11 +130,11 @@ class Room:
         warm = {f"{r.id}/{r.turn}" for r in answers if r.sampling["temperature"] > 0.5}
         self.warm = [example.id in warm for example in self.examples]
         self.target = load_target(base.target, base.dtype, base.device, pack=False)
-        packed = load_target(base.target, base.dtype, base.device)
+        self.packed = load_target(base.target, base.dtype, base.device)
 
         def source(some: Sequence[Example]) -> OnlineFeatures:
             dtype = getattr(torch, base.data.feature_dtype)
-            return OnlineFeatures(packed, some, TAPS, memory_bytes=1e11, keep_dtype=dtype)
+            return OnlineFeatures(self.packed, some, TAPS, memory_bytes=1e11, keep_dtype=dtype)
 
         self.features, self.held = source(self.examples), source(held[:64])
         for some in (self.held, self.features):
@@ -145,9 +146,9 @@ class Room:
         settings = [*BASE, f"dtype={self.dtype}", f"data.responses=[{self.responses}]", *arm.settings]
         if arm.on:
             settings.append(f"drafter.initial={self.initial}")
-        return load_settings(Recipe, RECIPE, settings)
+        return load_settings(Recipe, RECIPES / f"{arm.recipe}.yaml", settings)
 
-    def batch(self, drafter: DSparkDrafter, source: OnlineFeatures, indices: Sequence[int]) -> FeatureBatch:
+    def batch(self, drafter: Drafter, source: OnlineFeatures, indices: Sequence[int]) -> FeatureBatch:
         """Features of the layers that this drafter taps."""
         found = source.batch(indices)
         chosen = [TAPS.index(layer) for layer in drafter.config.target_layer_ids]
@@ -170,7 +171,8 @@ class Run:
     def learn(self) -> dict[str, float]:
         """One step."""
         indices = [self._kept[i] for i in self._batches.at(self.learner.step)]
-        return self.learner.learn(self._room.batch(self.learner.drafter, self._room.features, indices))
+        batch = self._room.batch(self.learner.drafter, self._room.features, indices)
+        return self.learner.learn(batch) | {"answer_tokens": float(batch.supervised.sum())}
 
 
 def relative(room: Room, arm: Arm, base: Arm) -> float:
@@ -195,8 +197,7 @@ def run(room: Room, arm: Arm, base_steps: int) -> dict[str, Any]:
     while arm_run.learner.step < steps:
         figures = arm_run.learn()
     spent = time.process_time() - started
-    drafter = arm_run.learner.drafter.eval()
-    found = validate(drafter, _Tapped(room, drafter), room.target.ends.head, sequences=8, anchors=24)
+    found = validated(room, arm_run.learner.drafter)
     survival = list(accumulate(found.conditional_acceptance[:3], mul))
     greedy = list(accumulate(found.greedy_acceptance[:3], mul))
     return {
@@ -210,10 +211,15 @@ def run(room: Room, arm: Arm, base_steps: int) -> dict[str, Any]:
     }
 
 
+def validated(room: Room, drafter: Drafter) -> Validation:
+    """Teacher-forced quality on the held-out answers."""
+    return validate(drafter.eval(), _Tapped(room, drafter), room.target.ends.head, sequences=8, anchors=24)
+
+
 class _Tapped:
     """The held-out features as this drafter reads them."""
 
-    def __init__(self, room: Room, drafter: DSparkDrafter) -> None:
+    def __init__(self, room: Room, drafter: Drafter) -> None:
         self._room, self._drafter = room, drafter
         self.length: Callable[[int], int] = room.held.length
 

@@ -80,7 +80,7 @@ def load_pairs(target: str, drafters: Sequence[str], dtype: str = "auto", device
     """Load one target and several drafters beside it; raises UserError as ``load_pair`` does."""
     folders = [resolve_drafter(drafter) for drafter in drafters]
     loaded = load_quietly(target, dtype, device)
-    models = [_load_drafter(loaded, folder) for folder in folders]
+    models = [load_beside(loaded, folder) for folder in folders]
     return [_pair(loaded, *each) for each in zip(models, drafters, folders, strict=True)]
 
 
@@ -88,10 +88,11 @@ def load_drafting(target: str, drafter: str, dtype: str = "auto", device: str = 
     """Load both for inference, without measuring anything; raises UserError as ``load_pair`` does."""
     folder = resolve_drafter(drafter)
     loaded = load_quietly(target, dtype, device)
-    return loaded, _load_drafter(loaded, folder)
+    return loaded, load_beside(loaded, folder)
 
 
-def _load_drafter(loaded: Target, folder: Path) -> Drafter:
+def load_beside(loaded: Target, folder: Path) -> Drafter:
+    """The drafter in ``folder`` beside a target that is there, in the weights that go with the target's."""
     from dspark.drafters.checkpoint import load_drafter
 
     model = load_drafter(folder, loaded.identity, loaded.ends, loaded.dtype, loaded.device)
