@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from dspark.decoding.request import Running
+from dspark.kernels.law import can_make_law
+from dspark.kernels.rest import Rest, draw_rests
 from dspark.kernels.rows import can_search, first_largest
 from dspark.speculation.draws import Purpose, invert_rows
 from dspark.speculation.loop import Draft
@@ -159,11 +161,37 @@ def _sampled(
     u_R, own_R = torch.tensor(u, dtype=torch.float64), torch.empty(len(rows), dtype=torch.int64)
     standing, rejected = ([i for i, n in enumerate(accepted) if (n < len(tokens[i])) == fell] for fell in (False, True))
     for mine in filter(None, (standing, rejected)):  # apart, since residuals are float64
-        law_nV = p_t_NV[[firsts[i] + accepted[i] for i in mine]]
-        if mine is rejected:
-            law_nV = residual(_dense([drafts[i] for i in mine], [accepted[i] for i in mine], p_t_NV), law_nV)
-        own_R[mine] = invert_rows(law_nV, u_R[mine]).cpu()
+        places = [firsts[i] + accepted[i] for i in mine]
+        if mine is standing:
+            own_R[mine] = invert_rows(p_t_NV[places], u_R[mine]).cpu()
+        else:
+            own_R[mine] = _from_rests(p_t_NV, places, [drafts[i] for i in mine], [accepted[i] for i in mine], u_R[mine])
     return [Verdict(n, token) for n, token in zip(accepted, own_R.tolist(), strict=True)]
+
+
+def _from_rests(
+    p_t_NV: Tensor, places: Sequence[int], drafts: Sequence[Draft], slots: Sequence[int], u_n: Tensor
+) -> Tensor:
+    """An id for each rejected draft, of what its law leaves of the target's row at ``places``."""
+    if not can_make_law(p_t_NV):
+        return invert_rows(residual(_dense(drafts, slots, p_t_NV), p_t_NV[places]), u_n).cpu()
+    taken = [_taken(*each) for each in zip(drafts, slots, strict=True)]
+    rests = [Rest(place, *law) for place, law in zip(places, taken, strict=True)]
+    ids_n, mass_n = draw_rests(p_t_NV, rests, u_n)
+    if bool((mass_n > 0).all()):
+        return ids_n
+    if bool(mass_n.isnan().any()):
+        raise ArithmeticError("a residual holds NaN, expected what is left of a distribution")
+    nothing = (mass_n == 0).nonzero()[:, 0].tolist()  # rounding leaves no mass: the target's own law then
+    ids_n[nothing] = invert_rows(p_t_NV[[places[i] for i in nothing]], u_n[nothing])
+    return ids_n
+
+
+def _taken(draft: Draft, slot: int) -> tuple[Tensor, Tensor | None]:
+    """p_d of a slot and the ids that it is over, of a certain draft its own id alone."""
+    if draft.probs is None:
+        return torch.ones(1), torch.tensor(draft.tokens[slot : slot + 1])
+    return draft.probs[slot].float().contiguous(), draft.support
 
 
 def _chances(

@@ -293,17 +293,29 @@ def _invert_row(code: Code, table: list[Value], row: Value) -> None:
     build = code.build
     source, uniforms, _, width, ids, masses = table
     p = code.at(code.pointer(source), build.mul(row, width), F32)
+
+    def read(k: Value, lanes: int) -> Value:
+        kind = ir.VectorType(F64, lanes) if lanes > 1 else F64
+        return build.fpext(code.load(p, k, F32, lanes), kind)
+
+    found, mass = inverted(code, read, width, code.load(code.pointer(uniforms), row, F64))
+    code.store(found, code.pointer(ids), row, I64)
+    code.store(mass, code.pointer(masses), row, F64)
+
+
+def inverted(code: Code, read: Callable[[Value, int], Value], width: Value, u: Value) -> tuple[Value, Value]:
+    """Index and mass of ``invert_law`` for the float64 numbers that ``read(first, how many)`` gives."""
+    build = code.build
     nothing, none = ir.Constant(F64, 0.0), code.number(-1)
 
     def summed(k: Value) -> Value:
-        wide = ir.VectorType(F64, _LANES)
-        values = [_read(code, p, build.add(k, code.number(way * _LANES))) for way in range(_WAYS)]
-        return total(code, reduce(build.fadd, [build.fpext(value, wide) for value in values]))
+        values = [read(build.add(k, code.number(way * _LANES)), _LANES) for way in range(_WAYS)]
+        return total(code, reduce(build.fadd, values))
 
     (mass,) = code.loop(
         code.number(0), width, _CHUNK, [nothing], lambda k, carried: [build.fadd(carried[0], summed(k))]
     )
-    aim = build.fmul(code.load(code.pointer(uniforms), row, F64), mass)
+    aim = build.fmul(u, mass)
 
     def search(first: Value, end: Value, step: int, before: Value, part: Callable[[Value], Value]) -> list[Value]:
         """Where the sum first exceeds ``aim``, or the last place that added something; and the sum before it."""
@@ -326,9 +338,7 @@ def _invert_row(code: Code, table: list[Value], row: Value) -> None:
     chunk, before, *_ = search(code.number(0), width, _CHUNK, nothing, summed)
     chunk = build.select(build.icmp_signed("<", chunk, code.number(0)), code.number(0), chunk)
     end = build.add(chunk, code.number(_CHUNK))
-    found = search(chunk, end, 1, before, lambda k: build.fpext(code.load(p, k, F32), F64))[0]
-    code.store(found, code.pointer(ids), row, I64)
-    code.store(mass, code.pointer(masses), row, F64)
+    return search(chunk, end, 1, before, lambda k: read(k, 1))[0], mass
 
 
 def _over(code: Code, width: Value, start: float, body: Callable[[Value, Value], Value]) -> list[Value]:
