@@ -47,7 +47,7 @@ FORMS: dict[str, tuple[Form, int, Guard | None]] = {
     "algorithm 1": ("algorithm 1", 1, Guard()),
 }
 # A plain step is 1; of 256 tokens it takes 1.6, and a draft of one token takes 0.08, of 256 tokens 0.13.
-FLAT = CostModel((1, 256), (1, 256), (1.0, 0.6, 0.0, 0.0, 0.0, 0.08, 0.05, 0.0))
+FLAT = CostModel((1, 256), (1, 256), (1.0, 0.6, 0.0, 0.0, 0.0, 0.0, 0.08, 0.05, 0.0, 0.0))
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,11 @@ class Trace:
         """Numbers of each prompt's rounds, again and again, in an order of their own."""
         names = np.random.default_rng(0).permutation(np.unique(self.rounds.prompt))
         return cycle([np.flatnonzero(self.rounds.prompt == name) for name in names])
+
+    @property
+    def sampled(self) -> bool:
+        """Whether its tokens were drawn: chances between 0 and 1 are none of a greedy draft."""
+        return bool(((self.rounds.oracle > 0) & (self.rounds.oracle < 1)).any())
 
     def longest(self, share: float) -> Trace:
         """Of that share of the prompts alone whose rounds stood longest."""
@@ -97,10 +102,10 @@ class Streams:
         return numbers, np.array(ended, dtype=np.int64)
 
 
-def costs_of(model: CostModel, requests: int, drafted: int, drafts: int) -> Numbers:
+def costs_of(model: CostModel, requests: int, drafted: int, drafts: int, sampled: bool = False) -> Numbers:
     """Seconds of steps that verify 0..``drafts`` drafts where ``drafted`` tokens are drafted."""
-    context = requests * _CONTEXT
-    return model.rounds(Load(requests, requests, context, context, drafted, drafted * _CONTEXT), drafts)
+    context, laws = requests * _CONTEXT, (requests, drafted) if sampled else (0, 0)
+    return model.rounds(Load(requests, requests, context, context, drafted, drafted * _CONTEXT, *laws), drafts)
 
 
 @dataclass
@@ -137,7 +142,7 @@ def replay(trace: Trace, model: CostModel, requests: int, plan: Scheduler | int 
     """So many requests planned, at a fixed length, or without drafts (None)."""
     streams, steps = Streams(trace, requests), max(1, len(trace.accepted) // requests)
     most = requests * trace.block
-    costs = cache(lambda drafted: costs_of(model, requests, drafted, most))
+    costs = cache(lambda drafted: costs_of(model, requests, drafted, most, trace.sampled))
     slots, gained = np.arange(requests), Gained(requests)
     if not isinstance(plan, Scheduler):
         drafting, lengths = (0, 0) if plan is None else (requests, plan)
@@ -199,7 +204,7 @@ def _row(trace: Trace, model: CostModel, requests: int, forms: Sequence[str]) ->
     for name in forms:
         form, delay, guard = FORMS[name]
         scheduler = Scheduler(
-            lambda count, drafted, drafts: costs_of(model, count, drafted, drafts),
+            lambda count, drafted, drafts: costs_of(model, count, drafted, drafts, trace.sampled),
             form,
             delay,
             guard,

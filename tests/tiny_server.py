@@ -30,7 +30,7 @@ from dspark.targets.model import Target, load_target
 from tiny_pair import make_drafter, make_target, make_tokenizer
 
 # Drafts are cheap here, so that adaptive decoding drafts.
-COSTS = CostModel((1, 8, 32), (1, 8), (1.0, 0.02, 0.2, 0.0, 0.0, 0.0, 0.005, 0.01, 0.0))
+COSTS = CostModel((1, 8, 32), (1, 8), (1.0, 0.02, 0.2, 0.0, 0.0, 0.0, 0.0, 0.005, 0.01, 0.0, 0.0))
 LIMITS = Limits(4, 1600, block=16)
 
 

@@ -38,9 +38,9 @@ SAMPLINGS = [Sampling(), Sampling(1.0), Sampling(0.8, top_k=12)]
 FORMS: list[Form] = ["price", "averaged", "literal", "algorithm 1"]
 TOKENS = 40
 # A token costs less than one that is drafted and stands is worth, the more of them the less so; contexts are free.
-COSTS = CostModel((1, 8, 32), (1, 8), (1.0, 0.2, 2.0, 0.0, 0.0, 0.0, 0.05, 0.1, 0.0))
+COSTS = CostModel((1, 8, 32), (1, 8), (1.0, 0.2, 2.0, 0.0, 0.0, 0.0, 0.0, 0.05, 0.1, 0.0, 0.0))
 CHEAP = replace(COSTS, weights=tuple(weight / 8 if i else weight for i, weight in enumerate(COSTS.weights)))
-DEAR = CostModel((1,), (1,), (1.0, 0.0, 0.0, 0.0, 5.0, 0.0))
+DEAR = CostModel((1,), (1,), (1.0, 0.0, 0.0, 0.0, 0.0, 5.0, 0.0, 0.0))
 LEARNS = Calibrations({s: Logistic((0.5,) * 4, (0.5,) * 4, (-0.5,) * 4) for s in (Sampling(), Sampling(1.0))})
 SETTINGS = [
     *(Adaptive(COSTS, LEARNS, form, Guard(soonest=1, latest=4, among=2)) for form in FORMS),
@@ -203,5 +203,5 @@ def test_costs_follow_the_machine() -> None:
     engine = Engine(target, requests_of([Sampling()]), Limits(6, 1024), "dspark", drafter, planner=planner)
     list(engine.run())
     load = Load(6, 6)
-    assert planner.costs.seconds(load) > 2 * settings.costs.seconds(load), "steps took far longer than foretold"
+    assert planner.costs.seconds(load) > 1.5 * settings.costs.seconds(load), "steps took far longer than foretold"
     assert torch.isfinite(torch.tensor(planner.costs.weights)).all()

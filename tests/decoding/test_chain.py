@@ -162,7 +162,7 @@ def test_mode_mtp1_is_one_draft_of_an_mtp_1_drafter() -> None:
 def test_steps_planned_together_keep_greedy_and_coupled_texts(kind: str) -> None:
     target, drafter = pair(kind)
     block = drafter.config.block_size
-    costs = CostModel((1, 8, 32), (1, 8), (1.0, 0.2, 2.0, 0.0, 0.0, 0.0, 0.05, 0.1, 0.0))
+    costs = CostModel((1, 8, 32), (1, 8), (1.0, 0.2, 2.0, 0.0, 0.0, 0.0, 0.0, 0.05, 0.1, 0.0, 0.0))
     requests = requests_of([Sampling(), Sampling(1.0)], coupled=True)
     plain = {c.request.id: c.output_ids for c in Engine(target, requests, Limits(6, 512)).run()}
     planner = Together(Adaptive(costs, guard=None, lengths=lengths_of(block)), 6, block)

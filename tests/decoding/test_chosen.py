@@ -18,7 +18,7 @@ from tiny import tiny_drafter, tiny_target
 PROMPTS = [[1, 5, 9, 13], [1, 7], [1, 4, 4, 8, 16, 32, 3, 6, 12], [1, 9, 11], [1] * 21]
 TOKENS = 24
 CHOICES = (None, 0, 1, 3, 4)
-COSTS = CostModel((1, 8, 32), (1, 8), (1.0, 0.02, 0.2, 0.0, 0.0, 0.0, 0.005, 0.01, 0.0))
+COSTS = CostModel((1, 8, 32), (1, 8), (1.0, 0.02, 0.2, 0.0, 0.0, 0.0, 0.0, 0.005, 0.01, 0.0, 0.0))
 
 
 def answered(mode: str, sampling: Sampling = Sampling()) -> tuple[Engine, dict[str, Completion]]:  # noqa: B008

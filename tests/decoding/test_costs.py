@@ -17,7 +17,7 @@ CONTEXTS = Contexts(near=BLOCK, far=3 * BLOCK, most_far=2, room=40)
 def test_every_kind_of_step_is_timed_at_the_load_that_was_asked_for() -> None:
     target = tiny_target(max_position_embeddings=1024)
     settings = [Setting(r, far, length) for r, far in ((1, 0), (3, 0), (3, 2)) for length in (None, 0, 2, 4)]
-    settings += [Setting(3, 1, 1, 2), Setting(2, 0, 3, 3)]
+    settings += [Setting(3, 1, 1, 2), Setting(2, 0, 3, 3), Setting(3, 1, 1, 2, True), Setting(2, 0, None, None, True)]
     measured = time_steps(target, tiny_drafter(target), settings, CONTEXTS)
     assert len(measured) == len(settings)
     for setting, (load, seconds) in zip(settings, measured, strict=True):
@@ -29,6 +29,7 @@ def test_every_kind_of_step_is_timed_at_the_load_that_was_asked_for() -> None:
         assert cached <= load.context <= cached + setting.requests * CONTEXTS.room
         assert load.reads == (1 + (setting.length or 0)) * load.context
         assert load.reads_drafting == slots * load.context
+        assert (load.laws, load.laws_drafting) == ((load.tokens, load.drafting) if setting.sampled else (0, 0))
 
 
 def test_a_step_near_the_end_of_answers_is_not_what_was_asked_for() -> None:
@@ -77,6 +78,7 @@ def test_the_grid_covers_what_is_asked() -> None:
     assert {each.length for each in grid if each.requests == 1} == {None, *range(8)}
     assert max(each.requests * (1 + (each.length or 0)) for each in grid) == 160
     assert {each.far for each in grid} == {0, 1, 2}
+    assert {each.requests for each in grid if each.sampled} == {1, 4, 16}
     assert {each.length for each in settings_of(2, 4, CONTEXTS)} == {None, 0, 1, 2}
     for each in check_settings(7, 20, CONTEXTS, 50):
         assert 1 <= each.requests <= 20 and 0 <= each.far <= min(2, each.requests) and (each.length or 0) <= 7

@@ -20,7 +20,7 @@ from dspark.speculation.sampling import Sampling
 from tiny import tiny_drafter, tiny_target
 
 TOKENS = 24
-COSTS = CostModel((1, 8, 32), (1, 8), (1.0, 0.2, 2.0, 0.0, 0.0, 0.0, 0.05, 0.1, 0.0))
+COSTS = CostModel((1, 8, 32), (1, 8), (1.0, 0.2, 2.0, 0.0, 0.0, 0.0, 0.0, 0.05, 0.1, 0.0, 0.0))
 
 
 def prompt(number: int) -> list[int]:

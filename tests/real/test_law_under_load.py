@@ -24,7 +24,7 @@ pointed at the sea. Far out, where the water met the sky, there was something th
 and it was slowly coming nearer. The girl put down her basket and said: I think that"""
 SAMPLING, TOKENS, SAMPLES, SLOTS = Sampling(1.0, top_k=8), 4, 20_000, 64
 # Drafts pay and are trimmed, whatever machine this runs on.
-COSTS = CostModel((1, 64, 256), (1, 64, 256), (1.0, 0.3, 1.5, 0.0, 0.0, 0.0, 0.1, 0.1, 0.3, 0.0))
+COSTS = CostModel((1, 64, 256), (1, 64, 256), (1.0, 0.3, 1.5, 0.0, 0.0, 0.0, 0.0, 0.1, 0.1, 0.3, 0.0, 0.0))
 
 
 def law_of(pair: Pair, prompt: list[int]) -> dict[tuple[int, ...], float]:

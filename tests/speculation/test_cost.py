@@ -16,11 +16,12 @@ from dspark.foundation.errors import UserError
 from dspark.speculation.cost import CostModel, Load, not_negative
 
 TOKENS, REQUESTS = (1, 8, 16, 64, 256), (1, 8, 64)
-TRUE = CostModel(TOKENS, REQUESTS, (8e-3, 1e-3, 3e-3, 2e-2, 9e-2, 5e-5, 4e-7, 2e-7, 2e-3, 4e-3, 3e-2, 1e-7))
+TRUE = CostModel(TOKENS, REQUESTS, (8e-3, 1e-3, 3e-3, 2e-2, 9e-2, 5e-5, 4e-7, 2e-7, 3e-5, 2e-3, 4e-3, 3e-2, 1e-7, 2e-5))
 GRID = [
-    Load(r * (1 + n), r, r * context, r * (1 + n) * context, drafting, drafting * 7 * context)
+    Load(r * (1 + n), r, r * context, r * (1 + n) * context, drafting, drafting * 7 * context, *laws)
     for r, n, context in itertools.product((1, 2, 4, 8, 16, 32, 64), (0, 1, 3, 7), (64, 256, 1024))
     for drafting in {0, r}
+    for laws in ((0, 0), (r * (1 + n), drafting))
 ]
 loads = st.builds(
     Load,
@@ -30,8 +31,11 @@ loads = st.builds(
     st.integers(0, 10**6),
     st.integers(0, 80),
     st.integers(0, 10**6),
+    st.integers(0, 600),
+    st.integers(0, 80),
 )
-weights = st.lists(st.floats(0, 1), min_size=12, max_size=12).map(tuple)
+WORK = ["tokens", "requests", "context", "reads", "drafting", "reads_drafting", "laws", "laws_drafting"]
+weights = st.lists(st.floats(0, 1), min_size=14, max_size=14).map(tuple)
 
 
 def off(model: CostModel, truth: CostModel) -> list[float]:
@@ -49,7 +53,7 @@ def test_a_fit_through_noise_is_nearer_than_the_noise() -> None:
     assert np.median(off(CostModel.fit(measured, TOKENS, REQUESTS), TRUE)) < 0.03
 
 
-@given(weights, loads, st.sampled_from(["tokens", "requests", "context", "reads", "drafting", "reads_drafting"]))
+@given(weights, loads, st.sampled_from(WORK))
 def test_more_work_never_takes_less_time(weights: tuple[float, ...], load: Load, more: str) -> None:
     for padded in ((), (8, 64, 512)):
         model = CostModel(TOKENS, REQUESTS, weights, padded)
@@ -68,10 +72,10 @@ def test_a_measurement_that_falls_is_fitted_by_one_that_does_not() -> None:
 def test_rounds_are_steps_of_more_tokens(load: Load, drafts: int, padded: tuple[int, ...]) -> None:
     model = replace(TRUE, padded=padded)
     seconds = model.rounds(load, drafts)
-    each = load.reads / load.tokens
+    each = (TRUE.weights[7] * load.reads + TRUE.weights[8] * load.laws) / load.tokens
     for n in {0, drafts // 2, drafts}:
         grown = replace(load, tokens=load.tokens + n)
-        expected = model.seconds(grown) + n * each * TRUE.weights[7]
+        expected = model.seconds(grown) + n * each
         assert seconds[n] == pytest.approx(expected, rel=1e-9)
 
 
@@ -110,9 +114,9 @@ def test_what_is_no_model_is_refused() -> None:
     with pytest.raises(UserError, match=r"cost.json holds \['tokens'\].*profile again"):
         CostModel.of({"tokens": [1]}, "cost.json")
     with pytest.raises(UserError, match="rising whole numbers from 1 on"):
-        CostModel((2, 1), (1,), (0.0,) * 7)
+        CostModel((2, 1), (1,), (0.0,) * 9)
     with pytest.raises(UserError, match="none below zero"):
-        CostModel((1, 2), (1,), (0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.0))
+        CostModel((1, 2), (1,), (0.0, -1.0) + (0.0,) * 7)
     with pytest.raises(UserError, match="positive seconds"):
         CostModel.fit([(Load(1, 1), 0.0)], (1,), (1,))
     with pytest.raises(UserError, match="no steps"):

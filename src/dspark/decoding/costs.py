@@ -13,7 +13,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dspark.decoding.admission import Share
 from dspark.decoding.engine import BLOCK, Engine, Limits
@@ -41,13 +41,20 @@ _APART = 1.5  # knots of drafts, one over the other
 @dataclass(frozen=True)
 class Setting:
     """A step to be timed: of so many requests, ``far`` of which have the long context; ``length``: how many drafts each
-    verifies, None where nobody drafts; ``slots`` of their blocks (None: as in the drafter's training).
+    verifies, None where nobody drafts; ``slots`` of their blocks (None: as in the drafter's training); ``sampled``:
+    tokens are drawn, at temperature 1.
     """
 
     requests: int
     far: int
     length: int | None
     slots: int | None = None
+    sampled: bool = False
+
+    @property
+    def sampling(self) -> Sampling:
+        """Of its requests."""
+        return Sampling(1.0) if self.sampled else Sampling()
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,8 @@ class Contexts:
 
 def settings_of(block: int, most: int, contexts: Contexts) -> list[Setting]:
     """A grid over 1, 2, 4, ... ``most`` requests, lengths and contexts; of many requests fewer lengths. Short blocks
-    are verified whole. Steps of a row more than a tile has show its stair.
+    are verified whole. Every other number of requests samples as well. Steps of a row more than a tile has show
+    its stair.
     """
     counts = sorted({most, *(2**power for power in range(12) if 2**power <= most)})
     grid = []
@@ -92,6 +100,8 @@ def settings_of(block: int, most: int, contexts: Contexts) -> list[Setting]:
         grid += [Setting(count, 0, short, short) for short in (1, 3) if short < block]
         far = min(count, contexts.most_far)
         grid += [Setting(count, far, length) for length in (None, 0, min(3, block)) if far]
+        if index % 2 == 0:
+            grid += [Setting(count, 0, length, length, sampled=True) for length in (None, min(3, block))]
     return grid + [Setting(tile + 1, 0, None) for tile in _TILES if tile < most]
 
 
@@ -103,9 +113,8 @@ def check_settings(block: int, most: int, contexts: Contexts, count: int, seed: 
         requests = round(most ** numbers.random())
         far = numbers.randint(0, min(requests, contexts.most_far))
         length = numbers.choice((None, *range(block + 1)))
-        settings.append(
-            Setting(requests, far, length, None if length is None else numbers.randint(max(1, length), block))
-        )
+        slots = None if length is None else numbers.randint(max(1, length), block)
+        settings.append(Setting(requests, far, length, slots, sampled=numbers.random() < 0.3))
     return settings
 
 
@@ -191,6 +200,8 @@ class _Bench:
         self._planner.setting, tokens = setting, setting.requests * (1 + (setting.length or 0))
         for _ in range(2 * _ROOM):
             shares = self._shares(setting)
+            for share in shares:
+                share.row.request = replace(share.row.request, sampling=setting.sampling)
             started = time.perf_counter()
             done = self._engine.step(shares)
             seconds = time.perf_counter() - started

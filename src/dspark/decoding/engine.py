@@ -268,6 +268,7 @@ class Engine:
     def _load(self, works: Sequence[Work]) -> Load:
         """What a step is charged for (``speculation.cost``)."""
         drafted = [(len(work.draft.tokens), work.start) for work in works if work.draft.source == "drafter"]
+        sampled = [work for work in works if not work.row.request.sampling.greedy]
         return Load(
             tokens=sum(len(work.ids) for work in works),
             requests=len(works),
@@ -275,6 +276,8 @@ class Engine:
             reads=sum(len(work.ids) * work.start for work in works),
             drafting=sum(count for count, _ in drafted),
             reads_drafting=sum(count * start for count, start in drafted),
+            laws=sum(work.length + 1 for work in sampled if work.answers),
+            laws_drafting=sum(len(work.draft.tokens) for work in sampled if work.draft.source == "drafter"),
         )
 
     def _wanted(self, row: Running, source: Source) -> bool:

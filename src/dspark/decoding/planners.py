@@ -178,7 +178,8 @@ class Together:
         """Seats for those that have none, and who drafts."""
         started = time.perf_counter()
         context = sum(row.table.length for row in rows)
-        self._base, self._planned = Load(len(rows), len(rows), context, context), None
+        laws = sum(not row.request.sampling.greedy for row in rows)
+        self._base, self._planned = Load(len(rows), len(rows), context, context, laws=laws), None
         seats = self._seated(rows)
         self._here = np.array([seats[row] for row in rows], dtype=np.int64)
         asked, self._memory = self._planning.scheduler.drafts(self._memory, self._here)
@@ -255,6 +256,7 @@ class Together:
         time they would make drafts look cheap.
         """
         base = self._base
-        reads = drafted * base.context // max(1, base.requests)
-        seconds = self.costs.rounds(replace(base, drafting=drafted, reads_drafting=reads), drafts)
+        reads, laws = (drafted * each // max(1, base.requests) for each in (base.context, base.laws))
+        load = replace(base, drafting=drafted, reads_drafting=reads, laws_drafting=laws)
+        seconds = self.costs.rounds(load, drafts)
         return seconds * (self._pace.dearer if drafted else 1.0) + self._pace.planning(bool(drafted))

@@ -2,10 +2,12 @@
 
 A step's time is a sum of parts that only grow:
 
-    rising(tokens) + a * requests + b * context + c * positions read + (drafting: rising(drafts) + d * positions read)
+    rising(tokens) + a * requests + b * context + c * positions read + d * laws
+        + (drafting: rising(drafts) + e * positions read + f * laws)
 
 The first is the staircase of the matrix products, as it was measured; with captured sizes a step counts as the next
-larger one. A request's context is fetched once a step, and read by each of its tokens. The model is linear in weights
+larger one. A request's context is fetched once a step, and read by each of its tokens. A token that is drawn and not
+just the likeliest one needs its whole law, as wide as the vocabulary. The model is linear in weights
 that are none below zero, so a fit never says that more work takes less time, and a step that took longer than foretold
 raises those parts that made up its time.
 
@@ -32,7 +34,8 @@ Numbers = NDArray[np.float64]
 _LEARNING, _SURPRISE = 0.05, 0.5
 _KEYS = ("tokens", "drafts", "weights", "padded")
 _BEYOND = 1e9  # no step is larger
-_PRICES = 4  # of a request, its context, and of positions read by it and by its drafts
+_BASE = 4  # prices of a request, its context, positions read and laws
+_PRICES = _BASE + 2  # and of positions read and laws by drafts
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Load:
     """What a step works on: ``tokens`` of the target's pass (anchors, drafts that are verified, pieces of prompts) of
     ``requests``, whose cached positions are the ``context``, and the positions that these tokens' attention ``reads``;
     ``drafting``: tokens that the drafter drafts first, all of its blocks, and what its attention ``reads_drafting``.
+    ``laws``: rows of logits that a token is drawn from (of requests that sample), ``laws_drafting``: drafts that are.
     """
 
     tokens: int
@@ -48,6 +52,8 @@ class Load:
     reads: int = 0
     drafting: int = 0
     reads_drafting: int = 0
+    laws: int = 0
+    laws_drafting: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ class CostModel:
     """Seconds of a step.
 
     ``tokens`` and ``drafts``: knots of the two rising curves, from 1 on; ``weights [F]``: what a step and a draft
-    take at the least knot, what each further knot adds, and the prices of a request and of positions; ``padded``:
+    take at the least knot, what each further knot adds, and the prices of a request, positions and laws; ``padded``:
     sizes that steps are rounded up to (captured graphs), none where they take what they take.
 
     UserError for knots or weights that are none.
@@ -99,19 +105,26 @@ class CostModel:
 
     def rounds(self, load: Load, drafts: int) -> Numbers:
         """Seconds ``[N+1]`` of steps that verify 0, 1, ... ``drafts`` drafts on top of ``load``, each of which reads as
-        much as the load's tokens do on average.
+        much, and is drawn as often, as the load's tokens are on average.
         """
         more = np.arange(drafts + 1)
-        read = self.weights[len(self.tokens) + 2] * load.reads / max(1, load.tokens)
+        _, _, read, law = self._prices
+        each = (read * load.reads + law * load.laws) / max(1, load.tokens)
         rising_N = np.interp(self._padded(load.tokens + more), *self._step_curve)
-        total: Numbers = rising_N + (self._rest(load) + read * more)
+        total: Numbers = rising_N + (self._rest(load) + each * more)
         return total
 
     def _rest(self, load: Load) -> float:
         """Seconds of all but the first part."""
-        request, context, read = self.weights[len(self.tokens) :][:3]
-        draft = float(np.interp(load.drafting, *self._draft_curve)) + self.weights[-1] * load.reads_drafting
-        return request * load.requests + context * load.context + read * load.reads + draft
+        request, context, read, law = self._prices
+        reading, drawing = self.weights[-2:]
+        draft = float(np.interp(load.drafting, *self._draft_curve))
+        draft += reading * load.reads_drafting + drawing * load.laws_drafting
+        return request * load.requests + context * load.context + read * load.reads + law * load.laws + draft
+
+    @cached_property
+    def _prices(self) -> tuple[float, ...]:
+        return self.weights[len(self.tokens) :][:_BASE]
 
     @cached_property
     def _step_curve(self) -> tuple[Numbers, Numbers]:
@@ -119,7 +132,7 @@ class CostModel:
 
     @cached_property
     def _draft_curve(self) -> tuple[Numbers, Numbers]:
-        return _curve(self.drafts, self.weights[len(self.tokens) + 3 : -1])
+        return _curve(self.drafts, self.weights[len(self.tokens) + _BASE : -2])
 
     def refined(self, taken: Sequence[tuple[Load, float]]) -> CostModel:
         """After some steps, their loads and the seconds they took: the parts of each move, its largest one most."""
@@ -160,10 +173,10 @@ class CostModel:
 
     def _features(self, loads: Sequence[Load]) -> Numbers:
         """``[M, F]``: the parts of loads whose prices are the weights."""
-        tokens, requests, context, reads, drafting, reads_drafting = np.array([astuple(load) for load in loads]).T
-        step = _rising(self._padded(tokens), self.tokens)
-        draft = _rising(drafting, self.drafts)
-        return np.column_stack((step, requests, context, reads, draft, reads_drafting))
+        parts = np.array([astuple(load) for load in loads]).T
+        tokens, requests, context, reads, drafting, reads_drafting, laws, laws_drafting = parts
+        step, draft = _rising(self._padded(tokens), self.tokens), _rising(drafting, self.drafts)
+        return np.column_stack((step, requests, context, reads, laws, draft, reads_drafting, laws_drafting))
 
 
 def _rising(values: NDArray[np.int64], knots: tuple[int, ...]) -> Numbers:
