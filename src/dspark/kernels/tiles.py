@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 
@@ -21,13 +22,16 @@ import torch
 from llvmlite import ir
 from torch import Tensor
 
+from dspark.kernels.blocks import Blocks, step_bytes, unpack
 from dspark.kernels.machine import F32, I8, I16, I64, POINTER, Call, Code, Kernel, Rooms, Value, can_compile
 from dspark.kernels.numbers import brain
+from dspark.kernels.product import Form
 
 _ROWS = 16  # of a tile; as many fp32 sums stand in each
 _STEP = 32  # inputs of a tile
 _PANEL = 2 * _ROWS
 _TILE_BYTES = 1024
+_AT_ONCE = 4  # steps of blocks that are written out before they are multiplied
 _BLOCK = 512  # rows whose bf16 numbers stay in the second cache while all panels go by
 _TABLE = (
     "x",
@@ -43,6 +47,8 @@ _TABLE = (
     "more",
     "more_row",
 )
+_OF_BLOCKS = ("scales", "unpacked")
+Scratch = tuple[Tensor, Tensor | None]  # rows in tiles; panels in tiles, where weights are blocks
 # Linux: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA), which a process asks once before its first tile.
 _ARCH_PRCTL, _REQUEST, _TILE_DATA = 158, 0x1023, 18
 
@@ -65,21 +71,32 @@ def fits(width: int) -> bool:
 
 
 class Tiles:
-    """A frozen weight ``[O, I]`` rounded to bf16, and its bias; used as ``Panels`` are."""
+    """A frozen weight ``[O, I]`` rounded to bf16 (beforehand, or ``Blocks`` at every use), and its bias; used as
+    ``Panels`` are.
+    """
 
-    name = "bfloat16"
-
-    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None = None) -> None:
-        self.outputs, self.width = weight_OI.shape
-        assert fits(self.width), self.width
-        short = -self.outputs % _PANEL
-        self.padded = self.outputs + short
-        weights = torch.nn.functional.pad(weight_OI.to(torch.bfloat16), (0, 0, 0, short))
-        # outputs: panel, tile, column; inputs: step, pair, which of the pair
-        parts = weights.view(-1, 2, _ROWS, self.width // _STEP, _STEP // 2, 2)
-        self._weights = parts.permute(0, 3, 1, 4, 2, 5).contiguous()
+    def __init__(self, weight_OI: Tensor | Blocks, bias_O: Tensor | None = None, outputs: int = 0) -> None:
+        """``Blocks`` stand for all outputs of whole panels; ``outputs``: how many there are really."""
+        if isinstance(weight_OI, Blocks):
+            self._weights: Tensor | Blocks = weight_OI
+            self.outputs, self.width, panels = outputs, weight_OI.width, len(weight_OI.numbers)
+        else:
+            self.outputs, self.width = weight_OI.shape
+            assert fits(self.width), self.width
+            weights = torch.nn.functional.pad(weight_OI.to(torch.bfloat16), (0, 0, 0, -self.outputs % _PANEL))
+            # outputs: panel, tile, column; inputs: step, pair, which of the pair
+            parts = weights.view(-1, 2, _ROWS, self.width // _STEP, _STEP // 2, 2)
+            self._weights = parts.permute(0, 3, 1, 4, 2, 5).contiguous()
+            panels = len(self._weights)
+        self.padded = panels * _PANEL
         self._zeros = torch.zeros(self.padded)
+        short = self.padded - self.outputs
         self._bias = self._zeros if bias_O is None else torch.nn.functional.pad(bias_O.float(), (0, short))
+
+    @property
+    def name(self) -> str:
+        """Of the form that the weight is kept in."""
+        return self._weights.form.value if isinstance(self._weights, Blocks) else "bfloat16"
 
     @property
     def nbytes(self) -> int:
@@ -103,28 +120,42 @@ class Tiles:
         kernel(*table)
         return out_TO[:, : self.outputs] if more_TO is None else more_TO
 
-    def scratch(self, rows: int) -> Tensor:
-        """Room for that many rows in tiles."""
-        return torch.empty(-(-rows // _ROWS) * _ROWS, self.width, dtype=torch.bfloat16)
+    def scratch(self, rows: int) -> Scratch:
+        """Room for that many rows in tiles, and for panels."""
+        return torch.empty(-(-rows // _ROWS) * _ROWS, self.width, dtype=torch.bfloat16), self._unpacked()
 
-    def room(self, rooms: Rooms, rows: int) -> Tensor:
-        """``scratch`` that programs share."""
-        return rooms.room("rows in tiles", self.width, -(-rows // _ROWS) * _ROWS, torch.bfloat16)
+    def shared_call(self, rooms: Rooms, x_TI: Tensor, out_TO: Tensor, more_TO: Tensor | None) -> Call:
+        """``call`` with scratch that programs share."""
+        tiles = rooms.room("rows in tiles", self.width, -(-len(x_TI) // _ROWS) * _ROWS, torch.bfloat16)
+        return self.call(x_TI, out_TO, more_TO, (tiles, rooms.fixed(self._unpacked())))
 
-    def call(self, x_TI: Tensor, out_TO: Tensor, more_TO: Tensor | None, scratch: Tensor | None) -> Call:
+    def _unpacked(self) -> Tensor | None:
+        """Two panels of every thread, where weights are blocks."""
+        if not isinstance(self._weights, Blocks):
+            return None
+        return torch.empty(torch.get_num_threads(), 2 * _PANEL, self.width, dtype=torch.bfloat16)
+
+    def call(self, x_TI: Tensor, out_TO: Tensor, more_TO: Tensor | None, scratch: Scratch) -> Call:
         """``Panels.call``, with factors rounded to bf16."""
-        assert scratch is not None
-        x = x_TI.data_ptr(), self.width, len(x_TI), self.width // _STEP, scratch.data_ptr()
+        tiles, unpacked = scratch
+        x = x_TI.data_ptr(), self.width, len(x_TI), self.width // _STEP, tiles.data_ptr()
         out = out_TO.data_ptr(), self.padded, self._bias.data_ptr()
         more = (self._zeros.data_ptr(), 0) if more_TO is None else (more_TO.data_ptr(), self.padded)
-        return _kernel(), (*x, self._weights.data_ptr(), len(self._weights), *out, *more)
+        panels, weights = self.padded // _PANEL, self._weights
+        if not isinstance(weights, Blocks):
+            return _kernel(), (*x, weights.data_ptr(), panels, *out, *more)
+        assert unpacked is not None
+        numbers, scales = weights.addresses
+        return _kernel(weights.form), (*x, numbers, panels, *out, *more, scales, unpacked.data_ptr())
 
 
 @cache
-def _kernel() -> Kernel:
-    """Rows times panels, plus a bias, plus rows of their own; the table is ``_TABLE``."""
+def _kernel(form: Form | None = None) -> Kernel:
+    """Rows times panels, plus a bias, plus rows of their own; ``form`` of weights that are blocks. The table is
+    ``_TABLE``, and ``_OF_BLOCKS`` behind it.
+    """
     assert can_tile(), "this process may not use the units"
-    return Kernel(_Product().module, "tiles")
+    return Kernel(_Product(form).module, "tiles")
 
 
 class _Product:
@@ -132,12 +163,12 @@ class _Product:
     share of the panels, and blocks of rows go by.
     """
 
-    def __init__(self) -> None:
-        self.module = ir.Module()
+    def __init__(self, form: Form | None) -> None:
+        self.module, self._form = ir.Module(), form
         self._code = code = Code(self.module, "tiles", (POINTER,))
-        build = code.build
-        table = [code.load(code.function.args[0], code.number(i), I64) for i in range(len(_TABLE))]
-        self._at = at = dict(zip(_TABLE, table, strict=True))
+        build, names = code.build, (*_TABLE, *(_OF_BLOCKS if form else ()))
+        table = [code.load(code.function.args[0], code.number(i), I64) for i in range(len(names))]
+        self._at = at = dict(zip(names, table, strict=True))
         self._sums = code.room(2 * _ROWS * _PANEL)
         self._row_tile_bytes = build.mul(at["steps"], code.number(_TILE_BYTES))
         self._panel_bytes = build.mul(at["steps"], code.number(2 * _TILE_BYTES))
@@ -177,17 +208,33 @@ class _Product:
         self._tile("ldtilecfg", [place])
 
     def _few(self, first: Value, last: Value) -> None:
-        """One tile of rows: two panels at a time, then one that is left. Weights are read once, so the two behind are
-        asked for meanwhile: tiles are loaded too few at a time to hide what memory takes.
-        """
-        code, end = self._code, self._at["rows"]
-        whole = code.build.sub(last, code.build.srem(code.build.sub(last, first), code.number(2)))
+        """One tile of rows: two panels at a time, then one that is left."""
+        code, build = self._code, self._code.build
+        whole = build.sub(last, build.srem(build.sub(last, first), code.number(2)))
 
-        def tile(row: Value, _: list[Value]) -> list[Value]:
-            code.loop(first, whole, 2, [], lambda panel, _: self._multiply(row, end, panel, (1, 2)))
-            return code.loop(whole, last, 1, [], lambda panel, _: self._multiply(row, end, panel, (1, 1)))
+        def panels(panel: Value, count: int) -> list[Value]:
+            these = [build.add(panel, code.number(number)) for number in range(count)]
+            return self._summed(code.number(0), self._at["rows"], these, 1, lambda x: self._read_once(x, these))
 
-        code.loop(code.number(0), end, _ROWS, [], tile)
+        code.loop(first, whole, 2, [], lambda panel, _: panels(panel, 2))
+        code.loop(whole, last, 1, [], lambda panel, _: panels(panel, 1))
+
+    def _read_once(self, x: Value, panels: Sequence[Value]) -> None:
+        """All inputs of one tile of rows. Blocks become tiles a few steps at a time, which the cache nearest holds."""
+        code, steps = self._code, self._at["steps"]
+        if self._form is None:
+            return self._multiply(x, [self._weights(panel) for panel in panels], steps, 1, once=True)
+
+        def some(step: Value, _: list[Value]) -> list[Value]:
+            end = code.least(code.build.add(step, code.number(_AT_ONCE)), steps)
+            ahead = code.build.mul(steps, code.number(len(panels)))  # the panels behind these, as weights are read once
+            weights = [self._unpacked(panel, step, end, number, ahead) for number, panel in enumerate(panels)]
+            here = code.at(x, code.build.mul(step, code.number(_TILE_BYTES)), I8)
+            self._multiply(here, weights, code.build.sub(end, step), 1)
+            return []
+
+        code.loop(code.number(0), steps, _AT_ONCE, [], some)
+        return None
 
     def _many(self, first: Value, last: Value) -> None:
         """Blocks of rows, panel by panel: two tiles of rows at a time, then one that is left."""
@@ -199,57 +246,89 @@ class _Product:
             odd = build.add(row, build.mul(build.sdiv(tiles, code.number(2)), code.number(2 * _ROWS)))
 
             def panel(panel: Value, _: list[Value]) -> list[Value]:
-                code.loop(row, odd, 2 * _ROWS, [], lambda at, _: self._multiply(at, end, panel, (2, 1)))
-                return code.loop(odd, end, _ROWS, [], lambda at, _: self._multiply(at, end, panel, (1, 1)))
+                whole = self._form is None
+                weights = self._weights(panel) if whole else self._unpacked(panel, code.number(0), at["steps"])
+
+                def tiles(at_row: Value, count: int) -> list[Value]:
+                    steps = at["steps"]
+                    return self._summed(
+                        at_row, end, [panel], count, lambda x: self._multiply(x, [weights], steps, count)
+                    )
+
+                code.loop(row, odd, 2 * _ROWS, [], lambda at_row, _: tiles(at_row, 2))
+                return code.loop(odd, end, _ROWS, [], lambda at_row, _: tiles(at_row, 1))
 
             return code.loop(first, last, 1, [], panel)
 
         code.loop(code.number(0), at["rows"], _BLOCK, [], block)
 
-    def _multiply(self, row: Value, end: Value, panel: Value, shape: tuple[int, int]) -> list[Value]:
-        """Tiles of rows from ``row`` on times panels from ``panel`` on, so many of each: in all, four tiles of sums."""
+    def _weights(self, panel: Value) -> Value:
+        """Where the tiles of a panel are."""
+        code = self._code
+        return code.at(code.pointer(self._at["weights"]), code.build.mul(panel, self._panel_bytes), I8)
+
+    def _unpacked(self, panel: Value, first: Value, last: Value, number: int = 0, ahead: Value | None = None) -> Value:
+        """The same of steps ``first`` to ``last`` of a panel of blocks, written to this thread's room ``number``."""
+        code, build, at, form = self._code, self._code.build, self._at, self._form
+        assert form is not None
+        thread, _ = code.team()
+        room = build.add(build.mul(thread, code.number(2)), code.number(number))
+        out = code.at(code.pointer(at["unpacked"]), build.mul(room, self._panel_bytes), I8)
+        step = build.add(build.mul(panel, at["steps"]), first)
+        numbers, scales = (
+            code.at(code.pointer(at[name]), build.mul(step, code.number(size)), I8)
+            for name, size in zip(("weights", "scales"), step_bytes(form), strict=True)
+        )
+        unpack(code, form, numbers, scales, build.sub(last, first), out, ahead)
+        return out
+
+    def _summed(
+        self, row: Value, end: Value, panels: Sequence[Value], tiles: int, add: Callable[[Value], None]
+    ) -> list[Value]:
+        """So many tiles of rows from ``row`` on times ``panels``: what ``add`` sums of their numbers, in all four tiles
+        at most, is written.
+        """
         code, build, at = self._code, self._code.build, self._at
         first = build.mul(build.sdiv(row, code.number(_ROWS)), self._row_tile_bytes)
-        x = code.at(code.pointer(at["narrow"]), first, I8)
-        weights = code.at(code.pointer(at["weights"]), build.mul(panel, self._panel_bytes), I8)
-        self._sum(x, weights, shape)
-        rows = code.least(code.number(shape[0] * _ROWS), build.sub(end, row))
-        for number in range(shape[1]):
-            column = build.mul(build.add(panel, code.number(number)), code.number(_PANEL))
-            self._write(row, rows, column, (number * _PANEL, shape[1] * _PANEL))
+        columns = 2 * len(panels)
+        for number in range(tiles * columns):
+            self._tile("tilezero", [number])
+        add(code.at(code.pointer(at["narrow"]), first, I8))
+        for number in range(tiles * columns):
+            down, right = divmod(number, columns)
+            place = code.at(self._sums, code.number((down * _ROWS * columns + right) * _ROWS), F32)
+            self._tile("tilestored64", [number, place, code.number(4 * _ROWS * columns)])
+        rows = code.least(code.number(tiles * _ROWS), build.sub(end, row))
+        for number, panel in enumerate(panels):
+            column = build.mul(panel, code.number(_PANEL))
+            self._write(row, rows, column, (number * _PANEL, len(panels) * _PANEL))
         return []
 
-    def _sum(self, x: Value, weights: Value, shape: tuple[int, int]) -> None:
-        """All inputs, step by step: sums in the first tiles, rows in the next, weights in the last two by turns."""
+    def _multiply(self, x: Value, panels: Sequence[Value], steps: Value, tiles: int, once: bool = False) -> None:
+        """Add so many steps of ``tiles`` of rows at ``x`` times those of ``panels``: sums are the first tiles, rows the
+        next, weights the last two by turns. Weights that are read ``once`` come from memory, so those of the panels
+        behind are asked for meanwhile: tiles are loaded too few at a time to hide what that takes.
+        """
         code, build = self._code, self._code.build
-        line, (rows, panels) = code.number(2 * _STEP), shape
-        columns, once = 2 * panels, rows == 1
-        sums = rows * columns
-        for number in range(sums):
-            self._tile("tilezero", [number])
+        line, columns = code.number(2 * _STEP), 2 * len(panels)
 
         def step(index: Value, _: list[Value]) -> list[Value]:
-            there = code.at(weights, build.mul(index, code.number(2 * _TILE_BYTES)), I8)
             here = code.at(x, build.mul(index, code.number(_TILE_BYTES)), I8)
-            for number in range(rows):
+            for number in range(tiles):
                 place = code.at(here, build.mul(self._row_tile_bytes, code.number(number)), I8)
-                self._tile("tileloadd64", [sums + number, place, line])
+                self._tile("tileloadd64", [tiles * columns + number, place, line])
             for column in range(columns):
-                panel = code.at(there, build.mul(self._panel_bytes, code.number(column // 2)), I8)
-                place = code.at(panel, code.number(column % 2 * _TILE_BYTES), I8)
+                there = code.at(panels[column // 2], build.mul(index, code.number(2 * _TILE_BYTES)), I8)
+                place = code.at(there, code.number(column % 2 * _TILE_BYTES), I8)
                 if once:
-                    later = code.at(place, build.mul(self._panel_bytes, code.number(panels)), I8)
+                    later = code.at(place, build.mul(self._panel_bytes, code.number(len(panels))), I8)
                     code.prefetch(later, _TILE_BYTES)
                 self._tile("tileloadd64", [6 + column % 2, place, line])
-                for row in range(rows):
-                    self._tile("tdpbf16ps", [row * columns + column, sums + row, 6 + column % 2])
+                for number in range(tiles):
+                    self._tile("tdpbf16ps", [number * columns + column, tiles * columns + number, 6 + column % 2])
             return []
 
-        code.loop(code.number(0), self._at["steps"], 1, [], step)
-        for number in range(sums):
-            row, column = divmod(number, columns)
-            place = code.at(self._sums, code.number((row * _ROWS * columns + column) * _ROWS), F32)
-            self._tile("tilestored64", [number, place, code.number(4 * _ROWS * columns)])
+        code.loop(code.number(0), steps, 1, [], step)
 
     def _write(self, first: Value, rows: Value, column: Value, sums: tuple[int, int]) -> list[Value]:
         """The rows that are there of a panel's sums, with what is added; ``sums``: where they begin, row by row."""

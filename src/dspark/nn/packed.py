@@ -56,8 +56,10 @@ class PanelLinear(nn.Module):
         """From now on round weight and rows to bf16 and multiply on matrix units, where the hardware has them: 16 rows
         take little longer than one.
         """
-        if isinstance(self.panels, Panels) and fits(self.in_features) and can_tile():
-            self.panels = Tiles(self.panels.weight(), self.panels.bias)
+        panels = self.panels
+        if isinstance(panels, Panels) and fits(self.in_features) and can_tile():
+            kept = panels.weight() if (blocks := panels.blocks()) is None else blocks
+            self.panels = Tiles(kept, panels.bias, panels.outputs)
 
     def extra_repr(self) -> str:
         """Shape and form."""

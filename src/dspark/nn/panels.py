@@ -7,6 +7,7 @@ import sys
 import torch
 from torch import Tensor
 
+from dspark.kernels.blocks import HALF, Blocks, can_unpack
 from dspark.kernels.machine import Call, Rooms, lanes
 from dspark.kernels.product import DIRECT, GROUP, Form, product_kernel
 
@@ -65,22 +66,34 @@ class Panels:
 
     def weight(self) -> Tensor:
         """The weight ``[out, in]``, fp32, every number as it was."""
-        numbers = self.weights
-        if self.form is Form.NIBBLE:
-            numbers = torch.stack((numbers & 15, numbers >> 4), dim=2).flatten(1, 2)
-        wide = numbers.float()  # panel, input, output of the panel
+        wide = self._counts().float()
         if self.scales is not None:
             scale, *offset = self.scales.float().repeat_interleave(GROUP, dim=1).unbind(dim=2)
             wide = wide * scale + (offset[0] if offset else 0.0)
         return wide.transpose(1, 2).flatten(0, 1)[: self.outputs]
 
+    def blocks(self) -> Blocks | None:
+        """The weight as tiles unpack it; None where it is no blocks, or this CPU has no use for them."""
+        if not self.form.grouped or not can_unpack() or lanes() != 2 * HALF:
+            return None
+        assert self.scales is not None
+        numbers_OI = self._counts().transpose(1, 2).flatten(0, 1)
+        scales = [scale_PGN.transpose(1, 2).flatten(0, 1) for scale_PGN in self.scales.unbind(dim=2)]
+        return Blocks(self.form, numbers_OI, scales)
+
+    def _counts(self) -> Tensor:
+        """Numbers as they are written, one a place: panel, input, output of the panel."""
+        if self.form is not Form.NIBBLE:
+            return self.weights
+        return torch.stack((self.weights & 15, self.weights >> 4), dim=2).flatten(1, 2)
+
     def scratch(self, rows: int) -> Tensor | None:
         """Room for a panel of every thread, where that many rows need it."""
         return torch.empty(torch.get_num_threads(), self._scratch) if rows > self._direct else None
 
-    def room(self, rooms: Rooms, rows: int) -> Tensor | None:
-        """``scratch`` that programs share."""
-        return rooms.fixed(self.scratch(rows))
+    def shared_call(self, rooms: Rooms, x_TI: Tensor, out_TO: Tensor, more_TO: Tensor | None) -> Call:
+        """``call`` with scratch that programs share."""
+        return self.call(x_TI, out_TO, more_TO, rooms.fixed(self.scratch(len(x_TI))))
 
     def call(self, x_TI: Tensor, out_TO: Tensor, more_TO: Tensor | None, scratch: Tensor | None) -> Call:
         """The product of ``x_TI``, plus ``more_TO`` if given, written to ``out_TO``, which may be ``more_TO``.

@@ -143,8 +143,7 @@ class Stack:
 def product_call(linear: nn.Module, source: Tensor, out: Tensor, rooms: Rooms, more: Tensor | None = None) -> Call:
     """The product of the rows of ``source`` with a packed weight, plus ``more``, to ``out`` (``Panels.call``)."""
     assert isinstance(linear, PanelLinear)
-    panels = linear.panels
-    return panels.call(source, out, more, panels.room(rooms, len(source)))
+    return linear.panels.shared_call(rooms, source, out, more)
 
 
 def _layer_calls(layer: StackLayer, x_Td: Tensor, cache: KVCache, rooms: Rooms) -> list[Call]:

@@ -19,7 +19,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from dspark.foundation.devices import resolve_device, resolve_dtype
 from dspark.foundation.errors import UserError, first_line
 from dspark.foundation.identity import ModelIdentity
-from dspark.kernels.tiles import can_tile
+from dspark.kernels.blocks import can_unpack
+from dspark.kernels.tiles import can_tile, fits
 from dspark.nn.cache import KVCache
 from dspark.nn.ends import Ends
 from dspark.nn.forms import rounded_to_bytes
@@ -94,7 +95,7 @@ class Target:
         self._tiled = rounding == torch.bfloat16 and packs and can_tile()
         self.weights_hash  # noqa: B018  # hashed before rounding, and before packing replaces the head
         if rounding is not None:
-            _round(model, rounding, self.name)
+            _round(model, rounding, self.name, _spared(model) if self._tiled and can_unpack() else ())
         with torch.inference_mode():
             model.set_attn_implementation("eager")
             ids = probe_ids(self.vocab_size).to(self.device)
@@ -316,9 +317,25 @@ def _rounds(precision: torch.dtype) -> bool:
     return precision in (torch.float16, torch.int8) or (precision == torch.bfloat16 and can_tile())
 
 
-def _round(model: PreTrainedModel, dtype: torch.dtype, name: str) -> None:
-    """Round weights in place: all to half precision, or matrices to bytes; UserError where one is too large."""
+def _spared(model: PreTrainedModel) -> list[Tensor]:
+    """Weights of products, which tiles round themselves, be it when they are multiplied: blocks stay blocks until then.
+
+    The head gets one of its own, since what it shares with the embedding, and with drafters, is rounded now.
+    """
+    head: Any = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    linears = (each for each in model.modules() if type(each) is torch.nn.Linear)
+    return [each.weight for each in linears if fits(each.in_features)]
+
+
+def _round(model: PreTrainedModel, dtype: torch.dtype, name: str, spared: Sequence[Tensor] = ()) -> None:
+    """Round weights in place, but for those that are ``spared``: all to half precision, or matrices to bytes;
+    UserError where one is too large.
+    """
+    kept = {id(each) for each in spared}
     for parameter in model.parameters():
+        if id(parameter) in kept:
+            continue
         if dtype == torch.int8:
             rounded = rounded_to_bytes(parameter.data.float()) if parameter.dim() == 2 else parameter.data
         else:
