@@ -14,6 +14,7 @@ as they are there, a run that has its row is not made again; drafters of the two
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import time
 from collections import defaultdict
@@ -227,6 +228,7 @@ class Comparison:
         with JsonlWriter(self._path) as writer:
             writer.append([row])
         self.rows.append(row)
+        gc.collect()  # the caches that it was decoded with
         held, real = row.get("validation"), row["decoded"]
         told = f"held out {held['tau']:.3f} {held['greedy_tau']:.3f}" if held else ""
         if real:

@@ -8,9 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dspark.kernels.machine import Program
+from dspark.kernels.blocks import can_unpack
+from dspark.kernels.machine import Program, Rooms
 from dspark.kernels.tiles import Tiles, can_tile, fits
+from dspark.nn.forms import rounded_to_bytes
 from dspark.nn.packed import PanelLinear
+from dspark.nn.panels import Panels
 
 needs_units = pytest.mark.skipif(not can_tile(), reason="this CPU has no matrix units (AMX)")
 
@@ -123,3 +126,52 @@ def test_a_width_of_no_whole_tiles_stays_exact() -> None:
 def test_a_product_is_added_to_another_product_only(other: Tensor) -> None:
     with pytest.raises(AssertionError, match="not a product of ours"):
         Tiles(random(48, 32))(random(40, 32), other)
+
+
+def nibbles(outputs: int, width: int, seed: int = 0) -> Tensor:
+    """A weight as GGUF's Q4_1 holds it: ``d * q + m``, both ends of every block reached."""
+    counts = torch.randint(0, 16, (outputs, width // 32, 32), generator=torch.Generator().manual_seed(seed)).float()
+    counts[..., 3], counts[..., 17] = 0, 15
+    scale, offset = (random(outputs, width // 32, 1, seed=seed + n).half().float() for n in (1, 2))
+    return (counts * scale.abs() + offset).flatten(1)
+
+
+BLOCKS = {"int4": nibbles, "int8": lambda outputs, width, seed=0: rounded_to_bytes(random(outputs, width, seed=seed))}
+needs_blocks = pytest.mark.skipif(not (can_tile() and can_unpack()), reason="this CPU unpacks no blocks (AVX512_BF16)")
+
+
+@needs_blocks
+@pytest.mark.parametrize("form", BLOCKS)
+@given(
+    rows=st.sampled_from([0, 1, 5, 16, 17, 33, 64, 515]),
+    outputs=st.sampled_from([32, 64, 70, 160]),
+    steps=st.integers(1, 9),
+)
+def test_blocks_multiply_as_the_numbers_they_stand_for_do(form: str, rows: int, outputs: int, steps: int) -> None:
+    weight, x, bias = BLOCKS[form](outputs, 32 * steps), random(rows, 32 * steps, seed=7), random(outputs, seed=8)
+    product = PanelLinear(weight, bias)
+    assert product.panels.name == form
+    product.round()
+    assert isinstance(product.panels, Tiles) and product.panels.name == form, "they stay what they are"
+    whole = Tiles(weight, bias)
+    assert torch.equal(product(x), whole(x))
+    assert product.panels.nbytes <= (0.32 if form == "int4" else 0.54) * whole.nbytes
+
+
+@needs_blocks
+@pytest.mark.parametrize("form", BLOCKS)
+def test_programs_share_the_room_for_what_was_blocks(form: str) -> None:
+    first, second = PanelLinear(BLOCKS[form](64, 96), None), PanelLinear(BLOCKS[form](96, 64, 5), None)
+    rows, rooms = 20, Rooms()
+    rooms.too_small(rows)
+    x, between, out = random(rows, 96), torch.zeros(rows, 64), torch.zeros(rows, 96)
+    first.round()
+    second.round()
+    calls = [first.panels.shared_call(rooms, x, between, None), second.panels.shared_call(rooms, between, out, None)]
+    Program(calls).run()
+    assert torch.equal(out, second(first(x)))
+
+
+def test_other_weights_are_no_blocks() -> None:
+    product = PanelLinear(random(64, 96), None)
+    assert isinstance(product.panels, Panels) and product.panels.blocks() is None

@@ -12,7 +12,9 @@ from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
 
 from dspark.foundation.errors import UserError
+from dspark.kernels.blocks import can_unpack
 from dspark.kernels.tiles import can_tile
+from dspark.nn.forms import rounded_to_bytes
 from dspark.nn.lean import LeanMLP, LeanNorm, paired, turn
 from dspark.targets.lean import LeanAttention
 from dspark.targets.model import Target
@@ -211,6 +213,27 @@ def test_bfloat16_rounds_weights_and_rows_and_nothing_else() -> None:
     assert 1e-6 < apart < 2e-2
     assert torch.equal(logits(target, [1] * 36), logits(target, [36]))
     assert set(target.weights) == {"bfloat16"}
+
+
+@pytest.mark.skipif(not (can_tile() and can_unpack()), reason="this CPU unpacks no blocks (AMX, AVX512_BF16)")
+@pytest.mark.parametrize("tied", [False, True])
+def test_blocks_decode_in_bfloat16_as_their_rounded_weights_do(tied: bool) -> None:
+    """Logits, embeddings and what drafters are given, to the bit; only memory differs."""
+    models = []
+    for rounded in (False, True):
+        model = tiny_llama(hidden_size=64, intermediate_size=64, initializer_range=0.1, tie_word_embeddings=tied)
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                blocks = rounded_to_bytes(parameter.data)
+                parameter.data = blocks.bfloat16().float() if rounded else blocks
+        models.append(model)
+    kept, whole = (tiny_target(model, rounding=torch.bfloat16) for model in models)
+    assert set(kept.weights) == {"int8"} and set(whole.weights) == {"bfloat16"}
+    found, expected = (TargetSession(each, 40).extend(TEXTS[0].tolist(), 40).logits_NV for each in (kept, whole))
+    assert torch.equal(found, expected)
+    ids = torch.arange(20)
+    assert torch.equal(kept.embed(ids), whole.embed(ids))
+    assert torch.equal(kept.ends.head, whole.ends.head) and torch.equal(kept.ends.embedding, whole.ends.embedding)
 
 
 def test_weights_that_half_precision_holds_take_half_the_bytes_unasked() -> None:

@@ -208,16 +208,19 @@ class _Product:
         self._tile("ldtilecfg", [place])
 
     def _few(self, first: Value, last: Value) -> None:
-        """One tile of rows: two panels at a time, then one that is left."""
-        code, build = self._code, self._code.build
+        """One tile of rows, or none: two panels at a time, then one that is left."""
+        code, build, end = self._code, self._code.build, self._at["rows"]
         whole = build.sub(last, build.srem(build.sub(last, first), code.number(2)))
 
-        def panels(panel: Value, count: int) -> list[Value]:
-            these = [build.add(panel, code.number(number)) for number in range(count)]
-            return self._summed(code.number(0), self._at["rows"], these, 1, lambda x: self._read_once(x, these))
+        def tile(row: Value, _: list[Value]) -> list[Value]:
+            def panels(panel: Value, count: int) -> list[Value]:
+                these = [build.add(panel, code.number(number)) for number in range(count)]
+                return self._summed(row, end, these, 1, lambda x: self._read_once(x, these))
 
-        code.loop(first, whole, 2, [], lambda panel, _: panels(panel, 2))
-        code.loop(whole, last, 1, [], lambda panel, _: panels(panel, 1))
+            code.loop(first, whole, 2, [], lambda panel, _: panels(panel, 2))
+            return code.loop(whole, last, 1, [], lambda panel, _: panels(panel, 1))
+
+        code.loop(code.number(0), end, _ROWS, [], tile)
 
     def _read_once(self, x: Value, panels: Sequence[Value]) -> None:
         """All inputs of one tile of rows. Blocks become tiles a few steps at a time, which the cache nearest holds."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -95,7 +95,8 @@ class Target:
         self._tiled = rounding == torch.bfloat16 and packs and can_tile()
         self.weights_hash  # noqa: B018  # hashed before rounding, and before packing replaces the head
         if rounding is not None:
-            _round(model, rounding, self.name, _spared(model) if self._tiled and can_unpack() else ())
+            theirs = [*model.parameters()]
+            _round(theirs, rounding, self.name, _spared(model) if self._tiled and can_unpack() else ())
         with torch.inference_mode():
             model.set_attn_implementation("eager")
             ids = probe_ids(self.vocab_size).to(self.device)
@@ -320,7 +321,7 @@ def _rounds(precision: torch.dtype) -> bool:
 def _spared(model: PreTrainedModel) -> list[Tensor]:
     """Weights of products, which tiles round themselves, be it when they are multiplied: blocks stay blocks until then.
 
-    The head gets one of its own, since what it shares with the embedding, and with drafters, is rounded now.
+    The head gets one of its own, since what it shared with the embedding, and with drafters, is rounded now.
     """
     head: Any = model.get_output_embeddings()
     head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
@@ -328,12 +329,12 @@ def _spared(model: PreTrainedModel) -> list[Tensor]:
     return [each.weight for each in linears if fits(each.in_features)]
 
 
-def _round(model: PreTrainedModel, dtype: torch.dtype, name: str, spared: Sequence[Tensor] = ()) -> None:
+def _round(parameters: Iterable[Tensor], dtype: torch.dtype, name: str, spared: Iterable[Tensor] = ()) -> None:
     """Round weights in place, but for those that are ``spared``: all to half precision, or matrices to bytes;
     UserError where one is too large.
     """
     kept = {id(each) for each in spared}
-    for parameter in model.parameters():
+    for parameter in parameters:
         if id(parameter) in kept:
             continue
         if dtype == torch.int8:
