@@ -1,0 +1,105 @@
+"""What was measured as one HTML page that stands alone, from the records that the verbs wrote.
+
+Whatever comes from a record passes through ``literal``. The same records give the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import dspark
+from dspark.report.chart import LARGE, SMALL, chart, swatch
+from dspark.report.document import document, facts, section, tiles
+from dspark.report.figures import Cell, Column, Figure, Section, Table
+from dspark.report.markup import literal
+from dspark.report.reading import Reading
+from dspark.report.records.kind import Kind
+from dspark.report.records.kinds import KINDS
+from dspark.report.verdict import verdict_of
+
+_SHEET = "report/page.css"
+
+
+def sections(reading: Reading) -> list[Section]:
+    """Those that there are records for, in the order of the page."""
+    by_kind = [(kind, [each.value for each in reading.found if each.kind is kind]) for kind in KINDS]
+    return [kind.section(values) for kind, values in by_kind if values]
+
+
+def results_page(reading: Reading) -> str:
+    """The HTML document."""
+    shown = sections(reading)
+    verdict = verdict_of(reading.found)
+    header = (
+        f'<header>\n<p class="kicker">dspark report</p>\n<h1>{literal(verdict.headline)}</h1>\n'
+        f"<p>{literal(verdict.sentence)}</p>\n{tiles(verdict.tiles) if verdict.tiles else ''}\n</header>"
+    )
+    alarm = f'<aside class="warning failure"><p>{literal(verdict.alarm)}</p></aside>' if verdict.alarm else ""
+    body = "\n".join([header, alarm, *map(_section, shown), _absent(reading), _records(reading)])
+    return document(f"dspark report: {verdict.headline}", body, _SHEET)
+
+
+def absent(reading: Reading) -> list[Kind[Any]]:
+    """Kinds that there are no records of."""
+    return [kind for kind in KINDS if not any(each.kind is kind for each in reading.found)]
+
+
+def _section(shown: Section) -> str:
+    return section(shown.title, "\n".join(_figure(figure, shown.names) for figure in shown.figures))
+
+
+def _figure(figure: Figure, names: Sequence[str]) -> str:
+    """Drawn, with its table behind a fold; a table that nothing is drawn of lies open."""
+    table = _table(figure.table)
+    if figure.panels:
+        used = {line.name for panel in figure.panels for line in panel.lines}
+        legend = "".join(f"<li>{swatch(i)}{literal(name)}</li>" for i, name in enumerate(names) if name in used)
+        paper, size = (SMALL, "panels small") if figure.small else (LARGE, "panels")
+        panels = "".join(
+            "<div>"
+            + (f"<h4>{literal(panel.title)}</h4>" if panel.title else "")
+            + chart(panel, names, paper)
+            + "</div>"
+            for panel in figure.panels
+        )
+        shown = f'<ul class="lines">{legend}</ul>\n<div class="{size}">{panels}</div>'
+        table = f"{shown}\n<details><summary>The figures</summary>{table}</details>"
+    return (
+        f'<figure id="{literal(figure.id)}">\n<h3>{literal(figure.title)}</h3>\n'
+        f"<figcaption>{literal(figure.caption)}</figcaption>\n{table}\n</figure>"
+    )
+
+
+def _table(table: Table) -> str:
+    head = "".join(f'<th scope="col">{literal(column.name)}</th>' for column in table.columns)
+    body = "".join(f"<tr>{''.join(_cells(table, row))}</tr>" for row in table.rows)
+    return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _cells(table: Table, row: Sequence[Cell]) -> list[str]:
+    cells = [_cell(column, cell) for column, cell in zip(table.columns, row, strict=True)]
+    heads = [f'<th scope="row">{cell}</th>' for cell in cells[: table.heads]]
+    return heads + [f"<td>{cell}</td>" for cell in cells[table.heads :]]
+
+
+def _cell(column: Column, cell: Cell) -> str:
+    text, interval = column.shown(cell)
+    return literal(text) + (f" <small>{literal(interval)}</small>" if interval else "")
+
+
+def _absent(reading: Reading) -> str:
+    lines = "".join(
+        f"<li>{literal(kind.brings)}: <code>{literal(kind.command)}</code></li>" for kind in absent(reading)
+    )
+    return section("Not on this page", f'<ul class="absent">{lines}</ul>') if lines else ""
+
+
+def _records(reading: Reading) -> str:
+    """What every figure was made from."""
+    body = ""
+    for each in reading.found:
+        known = {"kind": each.kind.name, "SHA-256": f"{each.record.digest}..."} | dict(each.facts)
+        body += f"<article>\n<h3>{literal(each.record.name)}</h3>\n{facts(known)}\n</article>\n"
+    left = f"Left out, no records: {', '.join(reading.left_out)}. " if reading.left_out else ""
+    return section("Records", f'{body}<p class="note">{literal(left)}Page made by dspark {dspark.__version__}.</p>')
