@@ -247,7 +247,7 @@ def comparison() -> list[Row]:
         for seed in (0, 1)
     ]
     lookup = {"layers": None, "lr": None, "kind": "ngram", "validation": None, "seconds": 0.0, "tokens": 0}
-    rows.append(run("prompt lookup", 1.25, ["tokens", "time"], **lookup))
+    rows.append(run("prompt lookup", 1.5, ["tokens", "time"], **lookup))
     for layers in (1, 2):
         for arm, tau in (("DSpark vanilla", 2.0), ("DFlash", 1.7)):
             rows.append(

@@ -179,7 +179,7 @@ def test_page_replaces_the_old_one_only_when_whole(
         path.write_text(text[:100], encoding="utf-8")
         raise OSError("gone")
 
-    monkeypatch.setattr("dspark.report.page._write", fail)
+    monkeypatch.setattr("dspark.report.document._write", fail)
     with pytest.raises(OSError, match="gone"):
         write_page(path, record)
     assert path.read_bytes() == before

@@ -127,6 +127,8 @@ class Figure:
     panels: tuple[Panel, ...] = ()
     small: bool = False
     """Many small panels."""
+    open: bool = False
+    """The table is as much worth reading as what is drawn of it."""
 
     def asdict(self) -> dict[str, Any]:
         """What ``--json`` tells of it."""

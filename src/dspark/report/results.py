@@ -50,7 +50,7 @@ def _section(shown: Section) -> str:
 
 
 def _figure(figure: Figure, names: Sequence[str]) -> str:
-    """Drawn, with its table behind a fold; a table that nothing is drawn of lies open."""
+    """Drawn, with its table behind a fold; a table that nothing is drawn of has none."""
     table = _table(figure.table)
     if figure.panels:
         used = {line.name for panel in figure.panels for line in panel.lines}
@@ -64,7 +64,7 @@ def _figure(figure: Figure, names: Sequence[str]) -> str:
             for panel in figure.panels
         )
         shown = f'<ul class="lines">{legend}</ul>\n<div class="{size}">{panels}</div>'
-        table = f"{shown}\n<details><summary>The figures</summary>{table}</details>"
+        table = f"{shown}\n<details{' open' if figure.open else ''}><summary>The figures</summary>{table}</details>"
     return (
         f'<figure id="{literal(figure.id)}">\n<h3>{literal(figure.title)}</h3>\n'
         f"<figcaption>{literal(figure.caption)}</figcaption>\n{table}\n</figure>"
@@ -72,7 +72,9 @@ def _figure(figure: Figure, names: Sequence[str]) -> str:
 
 
 def _table(table: Table) -> str:
-    head = "".join(f'<th scope="col">{literal(column.name)}</th>' for column in table.columns)
+    names = [literal(column.name) for column in table.columns]
+    head = "".join(f'<th scope="col" class="of">{name}</th>' for name in names[: table.heads])
+    head += "".join(f'<th scope="col">{name}</th>' for name in names[table.heads :])
     body = "".join(f"<tr>{''.join(_cells(table, row))}</tr>" for row in table.rows)
     return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
@@ -102,4 +104,5 @@ def _records(reading: Reading) -> str:
         known = {"kind": each.kind.name, "SHA-256": f"{each.record.digest}..."} | dict(each.facts)
         body += f"<article>\n<h3>{literal(each.record.name)}</h3>\n{facts(known)}\n</article>\n"
     left = f"Left out, no records: {', '.join(reading.left_out)}. " if reading.left_out else ""
-    return section("Records", f'{body}<p class="note">{literal(left)}Page made by dspark {dspark.__version__}.</p>')
+    made = f'<p class="note">{literal(left)}Page made by dspark {dspark.__version__}.</p>'
+    return section("Records", f'<div class="records">{body}</div>\n{made}')

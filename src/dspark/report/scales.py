@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from dspark.report.figures import Axis
 
 _AIR = 0.04  # of the range, beyond the outermost values
-_DECADES = 1.6  # above so many only powers of ten are labelled
+_DECADES = 2.2  # above so many only powers of ten are labelled
 
 
 @dataclass(frozen=True)

@@ -122,8 +122,9 @@ def _budget(index: int, bench: Bench) -> Figure:
 
 
 def _facts(record: Record) -> dict[str, str]:
-    names = ("target", "drafter", "dtype", "weights", "device", "sampling", "max_tokens", "seed", "repeats", "prompts")
-    return known(record.data, names) | known(machine := record.data.get("machine") or {}, machine)
+    names = ("target", "drafter", "dtype", "weights", "device", "max_tokens", "seed", "repeats", "prompts")
+    machine = record.data.get("machine") or {}
+    return known(record.data, names) | {"sampling": regime_of(record.data["sampling"])} | known(machine, machine)
 
 
 BENCH = Kind(

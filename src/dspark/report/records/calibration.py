@@ -11,7 +11,7 @@ from dspark.report.records.kind import Kind
 from dspark.report.records.record import Record, count, drafter_name, known, numbers
 from dspark.report.records.regime import regime_of
 
-TRAINED, CALIBRATED, TILTED = "as trained", "calibrated", "and tilted"
+TRAINED, CALIBRATED, TILTED = "as trained", "calibrated", "calibrated and tilted"
 # Names of the curves in a record, in the order that they are drawn in.
 _CURVES = {"before": TRAINED, "chosen": CALIBRATED, "tilted": TILTED}
 _SCORES = {"ece": "ECE", "perfect_ece": "ECE of a perfect predictor", "brier": "Brier score", "auc": "AUC"}
@@ -41,7 +41,7 @@ class Calibration:
 
 def _read(record: Record) -> Calibration:
     data, kind = record.data, str(record.data["chosen"]["kind"])
-    who = {TRAINED: "before", "temperatures (STS)": "after", f"{kind}, {CALIBRATED}": "chosen", TILTED: "tilted"}
+    who = {TRAINED: "before", "temperatures (STS)": "after", f"{CALIBRATED}: {kind}": "chosen", TILTED: "tilted"}
     who |= {"a constant": "constant", "the oracle": "oracle"}
     scores = {name: {key: numbers(data[at][key]) for key in _SCORES} for name, at in who.items()}
     drawn = {name: tuple(map(_curve, data["reliability"][key])) for key, name in _CURVES.items()}
@@ -79,8 +79,9 @@ def _reliable(index: int, one: Calibration) -> Figure:
     return Figure(
         numbered("reliability", index),
         f"Reliability before and after calibration (Fig. 6): {one.title}",
-        f"How often so many first drafts stood over how often they were said to, in bins of equal mass, on {one.rounds}"
-        f" rounds of prompts that the {one.kind} map was not fitted to; on the diagonal confidence means what it says.",
+        f"How often so many first drafts stood over how often they were said to, in bins of equal mass, on"
+        f" {one.rounds:,} rounds of prompts that the {one.kind} map was not fitted to; on the diagonal confidence means"
+        " what it says.",
         Table(columns, tuple(rows), heads=2),
         tuple(panels),
         small=True,
@@ -132,7 +133,9 @@ def _scored(index: int, one: Calibration) -> Figure:
 
 
 def _facts(record: Record) -> dict[str, str]:
-    return known(record.data, ("drafter", "sampling", "max_tokens", "seed", "prompts", "judge", "rounds"))
+    names = ("target", "drafter", "dtype", "max_tokens", "seed", "prompts", "judge", "rounds")
+    machine = record.data.get("machine") or {}
+    return known(record.data, names) | {"sampling": regime_of(record.data["sampling"])} | known(machine, machine)
 
 
 CALIBRATION = Kind(

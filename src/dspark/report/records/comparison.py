@@ -62,7 +62,7 @@ def _section(files: Sequence[tuple[Trial, ...]]) -> Section:
 def _facts(record: Record) -> dict[str, str]:
     arms = dict.fromkeys(str(row["arm"]) for row in record.rows)
     seeds = sorted({count(row["seed"]) for row in record.rows})
-    facts = {"runs": str(len(record.rows)), "arms": ", ".join(arms), "seeds": ", ".join(map(str, seeds))}
+    facts = {"runs": str(len(record.rows)), "arms": "; ".join(arms), "seeds": ", ".join(map(str, seeds))}
     return facts | known(record.data, ("target", "dtype", "date", "settings", "machine"))
 
 

@@ -45,6 +45,7 @@ def _contrast(table: str, title: str, arms: Sequence[Arm]) -> Figure:
         " (the widest of several seeds); held-out tau is teacher-forced, at temperature 1.",
         Table((*head, *(Column(f"tau, {name}") for name in domains), *told), rows, heads=2),
         (Panel("", x, Axis("", reaches=(0.5, 0.5 - len(arms)), ticks=ticks), tuple(lines), across=True),),
+        open=True,
     )
 
 

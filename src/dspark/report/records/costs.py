@@ -9,7 +9,8 @@ from dspark.report.figures import Axis, Column, Figure, Line, Panel, Point, Sect
 from dspark.report.records.kind import Kind
 from dspark.report.records.record import Record, count, known, number, numbers
 
-MEASURED, FITTED, OTHERS = "measured", "fitted model", "steps that it was not fitted to"
+MEASURED, FITTED = "measured", "fitted model"
+OF_THE_FIT, OTHERS = "steps of the fit", "other steps"
 CONTEXT = 256  # of the steps that the model is asked about
 
 
@@ -72,7 +73,10 @@ def _capacity(index: int, costs: Costs) -> Figure:
     rows += [("drafts for requests", n, ms, None) for n, ms in costs.drafts_ms]
     columns = (Column("what"), Column("how many", 0), Column("ms", 1), Column("a second", 1))
     drafts = Line(FITTED, tuple(Point(*each) for each in costs.drafts_ms))
-    requests = Axis("requests", "log", ticks=tuple((n, f"{n:.0f}") for n, _ in costs.drafts_ms if _round(n)))
+    requests, tokens = (
+        Axis(label, "log", ticks=tuple((n, f"{n:.0f}") for n, _ in pairs if _power_of_two(n)))
+        for label, pairs in (("requests", costs.drafts_ms), ("tokens of a step", costs.steps_ms))
+    )
     return Figure(
         numbered("capacity", index),
         f"Capacity (SPS): {costs.title}",
@@ -81,15 +85,15 @@ def _capacity(index: int, costs: Costs) -> Figure:
         " to verify.",
         Table(columns, tuple(rows), heads=2),
         (
-            Panel("", Axis("tokens of a step", "log"), Axis("steps a second", "log"), (measured, fitted)),
+            Panel("", tokens, Axis("steps a second", "log"), (measured, fitted)),
             Panel("", requests, Axis("drafting adds, ms", reaches=(0.0,)), (drafts,)),
         ),
     )
 
 
-def _round(requests: float) -> bool:
-    """Powers of two have room on an axis."""
-    return requests >= 1 and requests == 1 << (int(requests).bit_length() - 1)
+def _power_of_two(number: float) -> bool:
+    """These have room on an axis."""
+    return number >= 1 and number == 1 << (int(number).bit_length() - 1)
 
 
 def _foretold(index: int, costs: Costs) -> Figure:
@@ -99,7 +103,7 @@ def _foretold(index: int, costs: Costs) -> Figure:
             tuple(Point(each.measured_ms, each.foretold_ms) for each in costs.timed if each.fitted == fitted),
             "marks",
         )
-        for name, fitted in ((MEASURED, True), (OTHERS, False))
+        for name, fitted in ((OF_THE_FIT, True), (OTHERS, False))
     ]
     names = ("tokens", "requests", "drafted", "measured, ms", "foretold, ms", "fitted to")
     rows = tuple(

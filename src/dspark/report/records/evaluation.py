@@ -115,6 +115,7 @@ def _main(index: int, one: Evaluation) -> Figure:
         " intervals over prompts; identical: texts that equal plain decoding's.",
         Table(head, tuple(rows), heads=2),
         (_by_part(one, "tau"), _by_part(one, "speedup")),
+        open=True,
     )
 
 
@@ -160,9 +161,10 @@ def _positions(index: int, one: Evaluation) -> Figure:
 
 def _facts(record: Record) -> dict[str, str]:
     data = record.data
-    names = ("target", "drafter", "dtype", "weights", "device", "sampling", "max_tokens", "seed", "planned", "lookup")
+    names = ("target", "drafter", "dtype", "weights", "device", "max_tokens", "seed", "planned", "lookup")
     drafters = [each["drafter"] for each in data.get("drafters", [])]
     facts = known({**data, "drafter": drafters or data.get("drafter")}, names)
+    facts["sampling"] = regime_of(data["sampling"])
     return facts | known(data, ("prompts", "limit", "files", "kept")) | known(data.get("machine", {}), data["machine"])
 
 

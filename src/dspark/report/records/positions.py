@@ -37,7 +37,9 @@ def acceptance_panel(title: str, acceptances: Sequence[Acceptance]) -> Panel:
         for each in acceptances
     ]
     ticks = tuple((k, str(k)) for k in range(1, longest + 1))
-    return Panel(title, Axis("position in the block", ticks=ticks), Axis("accepted", reaches=(0.0, 1.0)), tuple(lines))
+    return Panel(
+        title, Axis("position in the block", ticks=ticks), Axis("share accepted", reaches=(0.0, 1.0)), tuple(lines)
+    )
 
 
 def acceptance_table(acceptances: Sequence[Acceptance]) -> Table:
