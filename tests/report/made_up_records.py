@@ -22,6 +22,7 @@ def part(tau: float, speedup: float, prompts: int = 40, equal: int | None = None
         "plain_tok_s": 100.0,
         "ngram_tau": 1.25,
         "ngram_speedup": 1.05,
+        "repeat_share": 0.04,
         "tau_without_repeats": tau - 0.1,
         "intervals": {"tau": [tau - 0.15, tau + 0.15], "speedup": [speedup - 0.06, speedup + 0.07]},
         "identical": {

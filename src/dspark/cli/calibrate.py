@@ -127,11 +127,8 @@ def calibrate(
 
     if kind not in (_BEST, *FITS):
         raise UserError(f"--map is {kind!r}; expected {_BEST}, {', '.join(FITS)}")
-    load, sampling, file = (
-        load_now(),
-        Sampling(temperature, top_k, top_p),
-        out or resolve_drafter(drafter) / CALIBRATION,
-    )
+    load, sampling = load_now(), Sampling(temperature, top_k, top_p)
+    file = out or resolve_drafter(drafter) / CALIBRATION
     writable("--out")(file)
     sets = _sets(prompts, judge)
     loaded, model = load_drafting(target, drafter, dtype, device)

@@ -16,7 +16,7 @@ from dspark.report.markup import literal
 from dspark.report.reading import Reading
 from dspark.report.records.kind import Kind
 from dspark.report.records.kinds import KINDS
-from dspark.report.verdict import verdict_of
+from dspark.report.verdict import cautions_of, verdict_of
 
 _SHEET = "report/page.css"
 
@@ -35,9 +35,15 @@ def results_page(reading: Reading) -> str:
         f'<header>\n<p class="kicker">dspark report</p>\n<h1>{literal(verdict.headline)}</h1>\n'
         f"<p>{literal(verdict.sentence)}</p>\n{tiles(verdict.tiles) if verdict.tiles else ''}\n</header>"
     )
-    alarm = f'<aside class="warning failure"><p>{literal(verdict.alarm)}</p></aside>' if verdict.alarm else ""
-    body = "\n".join([header, alarm, *map(_section, shown), _absent(reading), _records(reading)])
+    alarms = _aside("warning failure", [verdict.alarm] if verdict.alarm else [])
+    alarms += _aside("warning", cautions_of(reading.found))
+    body = "\n".join([header, alarms, *map(_section, shown), _absent(reading), _records(reading)])
     return document(f"dspark report: {verdict.headline}", body, _SHEET)
+
+
+def _aside(kind: str, notes: Sequence[str]) -> str:
+    paragraphs = "".join(f"<p>{literal(note)}</p>" for note in notes)
+    return f'<aside class="{kind}">{paragraphs}</aside>' if notes else ""
 
 
 def absent(reading: Reading) -> list[Kind[Any]]:

@@ -12,6 +12,7 @@ from dspark.report.records.bench import BENCH, Bench
 from dspark.report.records.comparison import COMPARISON
 from dspark.report.records.evaluation import EVALUATION, Drafter, Evaluation
 from dspark.report.records.regime import Same
+from dspark.report.story import busy, figure
 
 
 @dataclass(frozen=True)
@@ -41,21 +42,31 @@ def verdict_of(found: Sequence[Found]) -> Verdict:
     return _of_arms(arms, found) if arms else Verdict("What was measured", _files(found))
 
 
+def cautions_of(found: Sequence[Found]) -> list[str]:
+    """What a reader must know before believing the speeds."""
+    return [
+        f"{each.record.name}: the machine was busy when it began (load {each.facts['load before']}), which disturbs"
+        " its speeds."
+        for each in found
+        if busy(each.facts)
+    ]
+
+
 def _of_evaluation(one: Evaluation, found: Sequence[Found]) -> Verdict:
     """The fastest drafter's gain, as far as its interval allows to speak of one."""
     best = max(one.drafters, key=lambda each: _or_least(each.all.speedup.value))
     speed, same = best.all.speedup, best.all.same
     tiles = {
-        "times plain decoding's tokens a second": f"{speed.value:.2f}" if math.isfinite(speed.value) else "-",
-        "tokens gained a round (tau)": f"{best.all.tau.value:.2f}" if math.isfinite(best.all.tau.value) else "-",
+        "times plain decoding's tokens a second": figure(speed.value),
+        "tokens gained a round (tau)": figure(best.all.tau.value),
     }
     if same:
         tiles["texts identical to plain decoding"] = f"{same.equal}/{same.total}"
     among = f", of {len(one.drafters)} drafters the fastest" if len(one.drafters) > 1 else ""
-    interval = f" [{speed.low:.2f}, {speed.high:.2f}]" if math.isfinite(speed.low) else ""
+    interval = f", speed-up {speed.value:.2f} [{speed.low:.2f}, {speed.high:.2f}]" if math.isfinite(speed.low) else ""
     sentence = (
-        f"{one.target} with the drafter {best.name}{among}: {speed.value:.2f}{interval} times plain decoding on"
-        f" {best.all.prompts} prompts ({one.regime}). {_files(found)}"
+        f"{one.target} with the drafter {best.name}{among}, on {best.all.prompts} prompts{interval}; {one.regime}."
+        f" {_files(found)}"
     )
     return Verdict(_headline(best), sentence, tiles)
 
@@ -77,7 +88,7 @@ def _of_arms(arms: Sequence[Arm], found: Sequence[Found]) -> Verdict:
     best = max(arms, key=lambda arm: _or_least(arm.macro(regime).value))
     tau = best.macro(regime).value
     sentence = f"Of {len(arms)} drafters under equal conditions, {regime}. {_files(found)}"
-    return Verdict(f"{best.name} gains most a round: macro tau {tau:.2f}", sentence)
+    return Verdict(f"{best.name} gains most a round: macro tau {figure(tau)}", sentence)
 
 
 def _or_least(value: float) -> float:

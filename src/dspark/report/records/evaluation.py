@@ -26,6 +26,8 @@ class Part:
     tok_s: float
     plain_tok_s: float
     same: Same | None
+    repeats: float
+    """Share of tokens inside verbatim repeats, which any drafter foresees, and tau without them."""
     tau_without_repeats: float
     benchmark: bool = False
 
@@ -91,6 +93,7 @@ def _part(name: str, row: Mapping[str, Any]) -> Part:
         number(row["tok_s"]),
         number(row["plain_tok_s"]),
         Same.of(row.get("identical")),
+        number(row["repeat_share"]),
         number(row["tau_without_repeats"]),
         benchmark="domain" in row,
     )
@@ -106,13 +109,14 @@ def _main(index: int, one: Evaluation) -> Figure:
     digits = {"tok/s": 1, "plain tok/s": 1}
     rows = [row for drafter in one.drafters for row in _rows(drafter)]
     lookup = one.drafters[0].lookup
-    rows.append(("prompt lookup", ALL, one.drafters[0].all.prompts, lookup[0], lookup[1], None, None, None, None))
-    head = (*(Column(name, digits.get(name, 2)) for name in columns), Column("tau without repeats"))
+    rows.append(("prompt lookup", ALL, one.drafters[0].all.prompts, lookup[0], lookup[1], *(None,) * 5))
+    head = (*(Column(name, digits.get(name, 2)) for name in columns), Column("in repeats, %", 0), Column("tau without"))
     return Figure(
         numbered("evaluation", index),
         f"{one.target}: {one.regime}",
         "Tokens gained a round (tau), the target's own included, and tokens a second over plain decoding's, with 95 %"
-        " intervals over prompts; identical: texts that equal plain decoding's.",
+        " intervals over prompts; identical: texts that equal plain decoding's; in repeats: the share of tokens inside"
+        " verbatim repeats, which any drafter foresees, and tau without them.",
         Table(head, tuple(rows), heads=2),
         (_by_part(one, "tau"), _by_part(one, "speedup")),
         open=True,
@@ -123,11 +127,11 @@ def _rows(drafter: Drafter) -> list[tuple[Any, ...]]:
     rows: list[tuple[Any, ...]] = [
         (
             *(drafter.name, part.name, part.prompts, part.tau, part.speedup, part.tok_s, part.plain_tok_s),
-            *(part.same.said if part.same else None, part.tau_without_repeats),
+            *(part.same.said if part.same else None, 100 * part.repeats, part.tau_without_repeats),
         )
         for part in drafter.parts
     ]
-    rows.insert(-1, (drafter.name, MACRO, None, drafter.macro_tau, None, None, None, None, None))
+    rows.insert(-1, (drafter.name, MACRO, None, drafter.macro_tau, *(None,) * 6))
     return rows
 
 
