@@ -200,3 +200,10 @@ def test_json_keeps_the_records_own_figures(tmp_path: Path) -> None:
     (tmp_path / "calibrate.json").write_text(json.dumps(calibration()))
     swept = figures_of(tmp_path / "calibrate.json")["thresholds"].asdict()
     assert len(swept["data"]["rows"]) == 40 and swept["id"] == "thresholds"
+
+
+def test_control_nothing_to_draw_is_no_failure() -> None:
+    for axis in (Axis("x", reaches=(0.0,)), Axis("x", "log"), Axis("x")):
+        tree = drawn(Panel("", axis, Axis("y", reaches=(0.0,)), (Line("a", ()), Line("b", (Point(math.nan, 1.0),)))))
+        assert not paths(tree, "mark")
+        assert "nan" not in ElementTree.tostring(tree, encoding="unicode")

@@ -28,8 +28,9 @@ class Scale:
         log = axis.scale == "log"
         asked, known = _places(axis.reaches, log), _places((*values, *(at for at, _ in axis.ticks)), log)
         low, high = min((*known, *asked), default=0.0), max((*known, *asked), default=1.0)
-        air = _AIR * (high - low) or 0.1 * abs(high) or 0.5
-        # An end that was asked for needs no air beyond it.
+        if low == high:
+            return cls(low - (0.1 * abs(low) or 0.5), high + (0.1 * abs(high) or 0.5), log, start, end)
+        air = _AIR * (high - low)  # which an end that was asked for does not need
         return cls(low - air * (low not in asked), high + air * (high not in asked), log, start, end)
 
     def at(self, value: float) -> float:

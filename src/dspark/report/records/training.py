@@ -49,31 +49,39 @@ def _section(runs: Sequence[Run]) -> Section:
     losses = [Line(run.name, tuple(Point(*each) for each in run.losses), "curve") for run in runs]
     taus = [Line(run.name, tuple(Point(each.step, each.tau) for each in run.validations)) for run in runs]
     greedy = [Line(run.name, tuple(Point(each.step, each.greedy_tau) for each in run.validations)) for run in runs]
+    drawn = {"loss": losses, "held-out tau, temperature 1": taus, "held-out tau, greedy": greedy}
     figure = Figure(
         "training",
         "Training",
         "Loss of the last steps, and the tokens that a round would gain on held-out answers (teacher-forced, whole"
         " blocks), when drafts are drawn at temperature 1 and when they are greedy.",
         _table(runs),
-        (
-            Panel("", x, Axis("loss"), tuple(losses)),
-            Panel("", x, Axis("held-out tau, temperature 1"), tuple(taus)),
-            Panel("", x, Axis("held-out tau, greedy"), tuple(greedy)),
+        tuple(
+            Panel("", x, Axis(label), tuple(lines))
+            for label, lines in drawn.items()
+            if any(each.points for each in lines)
         ),
     )
     return Section("Training", (figure,))
 
 
 def _table(runs: Sequence[Run]) -> Table:
+    """A row a logged step."""
     longest = max((len(each.acceptance) for run in runs for each in run.validations), default=0)
-    rows: list[tuple[Cell, ...]] = [
-        (run.name, each.step, each.tau, each.greedy_tau, *each.acceptance, *(None,) * (longest - len(each.acceptance)))
-        for run in runs
-        for each in run.validations
-    ]
-    columns = (Column("run"), Column("step"), Column("tau"), Column("greedy tau"))
+    rows: list[tuple[Cell, ...]] = []
+    for run in runs:
+        losses, validations = dict(run.losses), {each.step: each for each in run.validations}
+        for step in sorted(losses | validations):
+            rows.append((run.name, step, losses.get(step), *_told(validations.get(step), longest)))
+    columns = (Column("run"), Column("step"), Column("loss", 3), Column("tau"), Column("greedy tau"))
     accepted = (Column(f"accepted at {k}") for k in range(1, longest + 1))
     return Table((*columns, *accepted), tuple(rows), heads=2)
+
+
+def _told(found: Validation | None, longest: int) -> tuple[Cell, ...]:
+    if found is None:
+        return (None,) * (2 + longest)
+    return (found.tau, found.greedy_tau, *found.acceptance, *(None,) * (longest - len(found.acceptance)))
 
 
 def _facts(record: Record) -> dict[str, str]:
