@@ -157,7 +157,9 @@ def test_the_headline_says_no_more_than_the_interval(tmp_path: Path, within: lis
 def test_a_busy_machine_is_told(tmp_path: Path) -> None:
     for load, told in (("2.5", 1), ("0.1", 0), ("unknown", 0)):
         run = write(tmp_path / "eval.json", evaluation(machine={"load before": load}))
-        assert page_of(run).text.count(f"the machine was busy when it began (load {load})") == told
+        assert (
+            page_of(run).text.count(f"which disturbs their speeds: {run.parent.name}/eval.json (load {load}).") == told
+        )
 
 
 def test_drawn_texts_have_no_verdict_and_undefined_figures_a_dash(tmp_path: Path) -> None:

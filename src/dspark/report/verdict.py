@@ -44,12 +44,10 @@ def verdict_of(found: Sequence[Found]) -> Verdict:
 
 def cautions_of(found: Sequence[Found]) -> list[str]:
     """What a reader must know before believing the speeds."""
-    return [
-        f"{each.record.name}: the machine was busy when it began (load {each.facts['load before']}), which disturbs"
-        " its speeds."
-        for each in found
-        if busy(each.facts)
-    ]
+    disturbed = [f"{each.record.name} (load {each.facts['load before']})" for each in found if busy(each.facts)]
+    if not disturbed:
+        return []
+    return [f"The machine was busy when these began, which disturbs their speeds: {', '.join(disturbed)}."]
 
 
 def _of_evaluation(one: Evaluation, found: Sequence[Found]) -> Verdict:

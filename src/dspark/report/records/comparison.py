@@ -19,17 +19,17 @@ def _read(record: Record) -> tuple[Trial, ...]:
 
 
 def _trial(row: Mapping[str, Any]) -> Trial:
-    held = row["validation"] or {}
+    held = row.get("validation") or {}  # a baseline that needs no training has none, nor what comes with it
     return Trial(
         arm=str(row["arm"]),
         tables=frozenset(map(str, row["tables"])),
         seed=count(row["seed"]),
-        layers=number(row["layers"]),
+        layers=number(row.get("layers")),
         block=number(row["block_size"]),
-        lr=number(row["lr"]),
+        lr=number(row.get("lr")),
         tokens=number(row["tokens"]),
         seconds=number(row["seconds"]),
-        head_share=number(row["head_share"]),
+        head_share=number(row.get("head_share")),
         held_out=number(held.get("tau")),
         held_out_greedy=number(held.get("greedy_tau")),
         decoded={str(regime): _decoded(each) for regime, each in (row["decoded"] or {}).items()},
