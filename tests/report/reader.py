@@ -66,7 +66,8 @@ def check_alone(text: str, allowed: set[str]) -> Reader:
     assert reader.tags <= allowed, reader.tags - allowed
     names = {name for name, _ in reader.attributes}
     assert not {name for name in names if name.startswith("on")}
-    assert not names & {"src", "href", "srcset", "action", "data", "background", "poster", "xlink:href"}
+    assert not names & {"src", "srcset", "action", "data", "background", "poster", "xlink:href"}
+    assert all(value.startswith("#") for name, value in reader.attributes if name == "href")
     style = text.partition("<style>")[2].partition("</style>")[0]
     assert "://" not in text
     assert "url(" not in style

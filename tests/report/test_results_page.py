@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 from made_up import HOSTILE
-from made_up_records import bench, drafter, evaluation, write_all, write_rows
+from made_up_records import bench, drafter, evaluation, part, write_all, write_rows
 from reader import ALLOWED, Reader, check_alone
 
 from dspark.report.reading import Reading, read
 from dspark.report.records.kinds import KINDS
 from dspark.report.results import results_page, sections
 
-HERE = ALLOWED | {"figure", "figcaption", "details", "summary", "g", "text", "ul", "li", "code"}
+HERE = ALLOWED | {"figure", "figcaption", "details", "summary", "g", "text", "ul", "li", "code", "nav", "a"}
 SHOWN = HOSTILE.replace("\x1b", "\ufffd").replace("\x00", "\ufffd")
 
 
@@ -47,6 +47,8 @@ def test_all_records_on_one_page(runs: list[Path]) -> None:
     for number in (2, 3, 4, 5, 6, 7, 8):
         assert f"(Fig. {number})" in reader.text
     assert "Not on this page" not in reader.text
+    links = [value[1:] for name, value in reader.attributes if name == "href"]
+    assert len(links) == 7 and set(links) <= {value for name, value in reader.attributes if name == "id"}
     assert "prefers-color-scheme: dark" in reader.text
 
 
@@ -74,10 +76,10 @@ def test_any_kind_alone_or_missing_makes_a_page(runs: list[Path], kind: str) -> 
     alone, without = page_of(by_name[kind]), page_of(*(run for name, run in by_name.items() if name != kind))
     title = one.section([read([by_name[kind]]).found[0].value]).title
     for reader, present, absent in ((alone, [one], others), (without, others, [one])):
-        assert reader.text.count("Not on this page") == 1
+        assert reader.text.count("Not on this page") == 2  # the contents and the section
         assert all(f"{each.brings}: {each.command}" in reader.text for each in absent)
         assert not any(f"{each.brings}: " in reader.text for each in present)
-    assert title in alone.text and title not in without.text.partition("Not on this page")[0]
+    assert title in alone.text and title not in without.text
 
 
 def test_the_same_records_give_the_same_bytes_wherever_they_lie(runs: list[Path], tmp_path: Path) -> None:
@@ -179,6 +181,21 @@ def test_two_evaluations_do_not_share_a_table(tmp_path: Path) -> None:
     (section,) = sections(read(runs))
     assert [figure.id for figure in section.figures if "acceptance" not in figure.id] == ["evaluation", "evaluation-2"]
     assert [("greedy" in figure.title) for figure in section.figures[::2]] == [True, False]
+
+
+def test_benchmarks_stand_before_their_domain_in_the_table_and_are_not_drawn(tmp_path: Path) -> None:
+    row = drafter("one", 1.0)
+    row["benchmarks"] = {name: part(2.0, 1.3) | {"domain": domain} for name, domain in (("a", "code"), ("b", "math"))}
+    (section,) = sections(read([write(tmp_path / "eval.json", evaluation(row))]))
+    figure = section.figures[0]
+    assert [line[1] for line in figure.table.rows] == ["b", "math", "a", "code", "chat", "macro", "all", "all"]
+    assert [text for _, text in figure.panels[0].y.ticks] == ["math", "code", "chat", "all"]
+
+
+def test_how_a_record_was_made_is_told(tmp_path: Path) -> None:
+    made = {"command": "dspark eval --limit 8", "date": "2026-11-29", "commit": "abc"}
+    text = page_of(write(tmp_path / "eval.json", evaluation(made=made))).text
+    assert all(each in text for each in made.values())
 
 
 def test_records_name_their_files_versions_and_settings(runs: list[Path]) -> None:

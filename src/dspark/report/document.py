@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
 
@@ -27,8 +28,18 @@ def document(title: str, body: str, *sheets: str) -> str:
 
 
 def section(title: str, body: str) -> str:
-    """A part of the page under its title."""
-    return f"<section>\n<h2>{literal(title)}</h2>\n{body}\n</section>"
+    """A part of the page under its title, by which ``contents`` finds it."""
+    return f'<section id="{_slug(title)}">\n<h2>{literal(title)}</h2>\n{body}\n</section>'
+
+
+def contents(titles: Iterable[str]) -> str:
+    """Links to the sections with these titles."""
+    links = "".join(f'<li><a href="#{_slug(title)}">{literal(title)}</a></li>' for title in titles)
+    return f'<nav aria-label="Contents"><ul>{links}</ul></nav>'
+
+
+def _slug(title: str) -> str:
+    return "section-" + "-".join(re.findall(r"[a-z0-9]+", title.lower()))
 
 
 def tiles(figures: Mapping[str, str]) -> str:

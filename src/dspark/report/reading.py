@@ -14,7 +14,7 @@ from dspark.foundation.errors import UserError
 from dspark.foundation.records import read_jsonl
 from dspark.report.records.kind import Kind
 from dspark.report.records.kinds import KINDS, NO_RECORDS
-from dspark.report.records.record import Record
+from dspark.report.records.record import Record, known
 
 _SUFFIXES = (".json", ".jsonl")
 _LOG, _RECIPE = "log.jsonl", "recipe.yaml"
@@ -70,7 +70,8 @@ def _read(path: Path, kind: Kind[Any]) -> Found:
     rows = tuple(row for _, row in read_jsonl(path)) if path.suffix == ".jsonl" else (read_json(path),)
     record = Record(_name(path), sha256_file(path)[:_DIGITS], rows, _recipe_beside(path))
     try:
-        value, facts = kind.read(record), kind.facts(record)
+        value, made = kind.read(record), record.data.get("made", {})
+        facts = {**kind.facts(record), **known(made, made)}
         kind.section([value])  # figures that do not fit together are found here, where the file is known
         return Found(kind, record, value, facts)
     except KeyError as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 import dspark
 from dspark.report.chart import LARGE, SMALL, chart, swatch
-from dspark.report.document import document, facts, section, tiles
+from dspark.report.document import contents, document, facts, section, tiles
 from dspark.report.figures import Cell, Column, Figure, Section, Table
 from dspark.report.markup import literal
 from dspark.report.reading import Reading
@@ -19,6 +19,7 @@ from dspark.report.records.kinds import KINDS
 from dspark.report.verdict import cautions_of, verdict_of
 
 _SHEET = "report/page.css"
+_ABSENT, _RECORDS = "Not on this page", "Records"
 
 
 def sections(reading: Reading) -> list[Section]:
@@ -37,7 +38,10 @@ def results_page(reading: Reading) -> str:
     )
     alarms = _aside("warning failure", [verdict.alarm] if verdict.alarm else [])
     alarms += _aside("warning", cautions_of(reading.found))
-    body = "\n".join([header, alarms, *map(_section, shown), _absent(reading), _records(reading)])
+    titles = [*(each.title for each in shown), *([_ABSENT] if absent(reading) else []), _RECORDS]
+    body = "\n".join(
+        [header, alarms, contents(titles), *map(_section, shown), _absent(reading), _records(reading)],
+    )
     return document(f"dspark report: {verdict.headline}", body, _SHEET)
 
 
@@ -100,7 +104,7 @@ def _absent(reading: Reading) -> str:
     lines = "".join(
         f"<li>{literal(kind.brings)}: <code>{literal(kind.command)}</code></li>" for kind in absent(reading)
     )
-    return section("Not on this page", f'<ul class="absent">{lines}</ul>') if lines else ""
+    return section(_ABSENT, f'<ul class="absent">{lines}</ul>') if lines else ""
 
 
 def _records(reading: Reading) -> str:
@@ -111,4 +115,4 @@ def _records(reading: Reading) -> str:
         body += f"<article>\n<h3>{literal(each.record.name)}</h3>\n{facts(known)}\n</article>\n"
     left = f"Left out, no records: {', '.join(reading.left_out)}. " if reading.left_out else ""
     made = f'<p class="note">{literal(left)}Page made by dspark {dspark.__version__}.</p>'
-    return section("Records", f'<div class="records">{body}</div>\n{made}')
+    return section(_RECORDS, f'<div class="records">{body}</div>\n{made}')

@@ -155,7 +155,7 @@ def _positions(index: int, one: Evaluation) -> Figure:
     acceptances = [drafter.acceptance for drafter in one.drafters]
     return Figure(
         numbered("evaluation-acceptance", index),
-        "Acceptance by position (Fig. 2)",
+        f"Acceptance by position (Fig. 2): {one.regime}",
         "How often the draft at each position is accepted, given that those before it were, of the drafter's own"
         " rounds; hollow: reached in fewer than 200 rounds, reported and not judged.",
         acceptance_table(acceptances),
