@@ -87,6 +87,19 @@ def test_a_name_keeps_its_colour_throughout_a_section_and_shapes_differ_where_co
     assert marks[0] != marks[COLOURS] and len({each.partition("m")[2] for each in marks}) == 4
 
 
+def test_notes_do_not_stand_on_each_other() -> None:
+    lines = tuple(Line(name, (Point(0, 0, note=name), Point(x, 1, note=name))) for name, x in (("a", 1), ("b", 0.99)))
+    notes = [
+        each.text
+        for each in drawn(Panel("", Axis("x"), Axis("y"), lines)).iter("text")
+        if each.attrib["class"] == "beside"
+    ]
+    assert len(notes) == 2 and notes[0] == "b"  # of the last line first
+    apart = (lines[0], Line("b", (Point(0, 0.5, note="b"),)))
+    tree = drawn(Panel("", Axis("x"), Axis("y"), apart))
+    assert sum(each.attrib["class"] == "beside" for each in tree.iter("text")) == 3
+
+
 def test_labels_without_end_are_cut() -> None:
     tree = drawn(Panel("", Axis("x"), Axis("", ticks=((0, "a" * 500),)), (Line("a", (Point(1, 0),)),), across=True))
     assert max(len(text.text or "") for text in tree.iter("text")) < 30

@@ -54,7 +54,7 @@ def chart(panel: Panel, names: Sequence[str], paper: Paper) -> str:
     if panel.across:
         paper = Paper(paper.width, 20 + _FOOT + _ROW * len(panel.y.ticks), paper.ticks)
     plot = _Plot.of(panel, paper)
-    body = plot.frame() + "".join(plot.line(line, names.index(line.name)) for line in panel.lines)
+    body = plot.frame() + "".join(plot.line(line, names.index(line.name)) for line in panel.lines) + plot.notes(names)
     what = f"{panel.y.label} over {panel.x.label}" if panel.y.label else panel.x.label
     label = f"{panel.title}: {what}" if panel.title else what
     return (
@@ -106,7 +106,7 @@ class _Plot:
         return f'<path class="grid" d="{grid}"/><path class="axis" d="{foot}"/>{guide}{texts}'
 
     def line(self, line: Line, index: int) -> str:
-        """Its pieces, intervals, marks and notes."""
+        """Its pieces, intervals and marks."""
         points = [point for point in line.points if self.x.holds(point.x) and self.y.holds(point.y)]
         places = [(self.x.at(point.x), self.y.at(point.y)) for point in points]
         body = ""
@@ -117,9 +117,25 @@ class _Plot:
             body += self._interval(point, x, y)
             if line.look != "curve":
                 body += _mark(x, y, index, point.firm, self._said(line, point))
-            if point.note:
-                body += _text(x + 7, y - 6, point.note, "start", "note")
         return f'<g class="{look(index)}">{body}</g>'
+
+    def notes(self, names: Sequence[str]) -> str:
+        """Those of the last line first; one that would stand on a mark or on another is left out."""
+        seen = [
+            (line, point, (self.x.at(point.x), self.y.at(point.y)))
+            for line in reversed(self.panel.lines)
+            for point in line.points
+            if self.x.holds(point.x) and self.y.holds(point.y)
+        ]
+        body, taken = "", [place for _, _, place in seen]
+        for line, point, (x, y) in seen:
+            middle = (x + 6 + _LETTER * len(point.note) / 2, y - 5)
+            near = (abs(middle[0] - a) < 9 and abs(middle[1] - b) < 8.5 for a, b in taken)
+            if point.note and not any(near):
+                taken.append(middle)
+                note = _text(*middle, point.note, kind="beside")
+                body += f'<g class="{look(names.index(line.name))}">{note}</g>'
+        return body
 
     def _interval(self, point: Point, x: float, y: float) -> str:
         scale = self.x if self.panel.across else self.y

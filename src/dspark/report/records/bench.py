@@ -94,8 +94,8 @@ def _frontier(index: int, bench: Bench) -> Figure:
     return Figure(
         numbered("frontier", index),
         f"Throughput over the speed of a user (Fig. 7): {bench.title}",
-        "Every point is a number of users (beside it), every line a mode; further up and to the right is better. The"
-        " table has medians of turns with quartiles, and ratios with 95 % intervals.",
+        "Every point is a number of users (beside it, where there is room), every line a mode; further up and to the"
+        " right is better. The table has medians of turns with quartiles, and ratios with 95 % intervals.",
         Table((*head, *more), tuple(rows), heads=2),
         (panel,),
     )
