@@ -122,6 +122,7 @@ def without(data: dict[str, Any], key: str) -> dict[str, Any]:
         ("profile.json", costs() | {"step_ms": [1.0]}, "is broken"),
         ("profile.json", costs() | {"step_ms": [True] * 7}, "True stands where a number is expected"),
         ("log.jsonl", log()[0] | {"step": 1.5}, "1.5 stands where a whole number is expected"),
+        ("log.jsonl", log()[0] | {"step": 10**400}, "stands where a whole number is expected"),
         ("comparison.jsonl", without(comparison()[0], "decoded"), "lacks 'decoded'"),
         ("comparison.jsonl", comparison()[0] | {"lr": 1e300}, "1e+300 stands where a number is expected"),
     ],

@@ -205,6 +205,15 @@ def test_records_name_their_files_versions_and_settings(runs: list[Path]) -> Non
     assert "prompts/math.jsonl" in text and "layers 3" in text and "answers/train.xz" in text
 
 
+def test_the_documentation_explains_every_figure_and_names_every_key(runs: list[Path]) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
+    figures = [figure for section in sections(read(runs)) for figure in section.figures if figure.id != "evaluation"]
+    explained = [line.partition(" |")[0].removeprefix("| ") for line in text.splitlines() if line.startswith("| ")]
+    titles = {title for each in explained for title in each.split("; ")}
+    assert {figure.title.partition(":")[0] for figure in figures} <= titles
+    assert all(f"`{key}`" in text for kind in KINDS for keys in kind.keys for key in keys)
+
+
 def test_control_an_empty_reading_is_a_page_of_what_is_missing() -> None:
     reader = check_alone(results_page(Reading((), ())), HERE)
     assert all(kind.command in reader.text for kind in KINDS)

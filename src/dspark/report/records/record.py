@@ -51,7 +51,7 @@ def numbers(values: Any) -> tuple[float, ...]:
 
 def count(value: Any) -> int:
     """A whole number."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > _LARGEST:
         raise ValueError(f"{_short(value)} stands where a whole number is expected")
     return value
 
