@@ -19,7 +19,7 @@ def _page(folder: Path) -> Path:
 
 RunsArgument = Annotated[
     list[Path],
-    typer.Argument(metavar="RUN...", help="Files that verbs wrote with --json, folders of them, runs of `train`."),
+    typer.Argument(metavar="RUN", help="Files that verbs wrote with --json, folders of them, runs of `train`."),
 ]
 OutOption = Annotated[
     Path, typer.Option("--out", metavar="DIR", callback=_page, help=f"Folder of the page ({PAGE}) that is written.")
