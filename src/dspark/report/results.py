@@ -74,7 +74,8 @@ def _figure(figure: Figure, names: Sequence[str]) -> str:
             for panel in figure.panels
         )
         shown = f'<ul class="lines">{legend}</ul>\n<div class="{size}">{panels}</div>'
-        table = f"{shown}\n<details{' open class="whole"' if figure.open else ''}><summary>The figures</summary>{table}</details>"
+        fold = '<details open class="whole">' if figure.open else "<details>"
+        table = f"{shown}\n{fold}<summary>The figures</summary>{table}</details>"
     return (
         f'<figure id="{literal(figure.id)}">\n<h3>{literal(figure.title)}</h3>\n'
         f"<figcaption>{literal(figure.caption)}</figcaption>\n{table}\n</figure>"
