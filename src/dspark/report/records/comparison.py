@@ -23,7 +23,7 @@ def _trial(row: Mapping[str, Any]) -> Trial:
     return Trial(
         arm=str(row["arm"]),
         tables=frozenset(map(str, row["tables"])),
-        seed=count(row["seed"]),
+        seed=count(row.get("seed") or 0),
         layers=number(row.get("layers")),
         block=number(row["block_size"]),
         lr=number(row.get("lr")),
@@ -61,7 +61,7 @@ def _section(files: Sequence[tuple[Trial, ...]]) -> Section:
 
 def _facts(record: Record) -> dict[str, str]:
     arms = dict.fromkeys(str(row["arm"]) for row in record.rows)
-    seeds = sorted({count(row["seed"]) for row in record.rows})
+    seeds = sorted({trial.seed for trial in _read(record)})
     facts = {"runs": str(len(record.rows)), "arms": "; ".join(arms), "seeds": ", ".join(map(str, seeds))}
     return facts | known(record.data, ("target", "dtype", "date", "settings", "machine"))
 
