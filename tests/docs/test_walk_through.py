@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dspark.foundation.settings import load_settings
+from dspark.training.curves import Curves
 from dspark.training.recipe import Recipe
 from pages import blocks, commands
 from tiny_pair import Cli
@@ -34,6 +35,7 @@ SMALL: dict[str, list[str]] = {
         *FP32,
     ],
     "eval": ["--limit", "2", "--max-tokens", "24", *FP32],
+    "report": [],
 }
 
 
@@ -80,6 +82,20 @@ def test_a_pair_is_measured_as_the_page_says(
     left = ["plots/reliability.svg", "plots/thresholds.svg", "costs.json", "costs.svg"]
     left += ["bench/runs.jsonl", "bench/frontier.svg", "bench/load.svg"]
     assert not [name for name in left if not (tmp_path / name).stat().st_size]
+
+
+def test_what_was_measured_becomes_a_page_as_the_page_says(
+    walk: Callable[[str], list[str]], tiny_drafter: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_drafter, tmp_path / "my-run" / "drafter")
+    with Curves(tmp_path / "my-run" / "log.jsonl", 0, 20) as curves:
+        curves.training(10, 1.5, {"loss": 2.0, "l1": 0.8})
+    assert walk("docs/report.md") == ["eval", "calibrate", "bench", "profile", "report"]
+    page = (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
+    titles = ["Drafters on prompts", "Confidence", "Under load", "What steps cost", "Training", "Records"]
+    assert all(f"<h2>{title}</h2>" in page for title in titles)
+    absent = page.partition("<h2>Not on this page</h2>")[2].partition("</ul>")[0]
+    assert absent.count("<li>") == 1 and "compare_drafters" in absent
 
 
 @pytest.mark.parametrize("document", ["docs/quick_start.md", "docs/api.md"])

@@ -9,13 +9,14 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from chromium import chromium, prefer, resize
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 from standin import StandIn, rounds_of, serving
+
+from chromium import chromium, prefer, resize
 
 pytestmark = pytest.mark.browser
 

@@ -119,6 +119,7 @@ def calibrate(
     judged on the prompts of --judge. The map without a fit, the maps with one and a constant are shown side by side.
     """
     from dspark.calibration.choose import FITS, Split, best_kind, compare
+    from dspark.cli.machine import load_now
     from dspark.cli.pair import load_drafting, resolve_drafter
     from dspark.drafters.checkpoint import CALIBRATION
     from dspark.foundation.artifacts import write_json
@@ -126,7 +127,8 @@ def calibrate(
 
     if kind not in (_BEST, *FITS):
         raise UserError(f"--map is {kind!r}; expected {_BEST}, {', '.join(FITS)}")
-    sampling, file = Sampling(temperature, top_k, top_p), out or resolve_drafter(drafter) / CALIBRATION
+    load, sampling = load_now(), Sampling(temperature, top_k, top_p)
+    file = out or resolve_drafter(drafter) / CALIBRATION
     writable("--out")(file)
     sets = _sets(prompts, judge)
     loaded, model = load_drafting(target, drafter, dtype, device)
@@ -147,9 +149,16 @@ def calibrate(
     figures |= _curves(FITS[chosen](split.fitted.outcomes), split, plots, f"{loaded.name}, {_name(sampling)}")
     if json is not None:
         settings = {"sampling": vars(sampling), "max_tokens": max_tokens, "seed": seed, "drafter": drafter}
-        write_json(
-            json, figures | settings | {"prompts": list(map(str, prompts)), "judge": list(map(str, judge or []))}
-        )
+        files = {"prompts": [*map(str, prompts)], "judge": [*map(str, judge or [])]}
+        write_json(json, figures | settings | files | _circumstances(loaded, load))
+
+
+def _circumstances(target: Target, load: str) -> dict[str, Any]:
+    """What was measured with, and on what."""
+    from dspark.cli.machine import machine_facts
+
+    dtype = str(target.precision).removeprefix("torch.")
+    return {"target": target.name, "dtype": dtype, "machine": machine_facts(target.device, load)}
 
 
 def _sets(prompts: list[Path], judge: list[Path] | None) -> list[list[Path]]:

@@ -26,6 +26,7 @@ from dspark.cli.generate import generate
 from dspark.cli.pack import pack
 from dspark.cli.profile import profile
 from dspark.cli.regenerate import regenerate
+from dspark.cli.report import report
 from dspark.cli.serve import serve
 from dspark.cli.topics import ByTopic
 from dspark.cli.train import train
@@ -64,6 +65,7 @@ app.command("train")(train)
 app.command("calibrate")(calibrate)
 app.command("profile")(profile)
 app.command("bench")(bench)
+app.command("report")(report)
 app.command("serve", cls=ByTopic)(serve)
 data.command("regenerate")(regenerate)
 data.command("pack")(pack)

@@ -66,6 +66,7 @@ def profile(
     measured, checked = steps[: len(settings)], steps[len(settings) :]
     costs = fit_costs(measured)
     figures = _figures(costs, measured, block) | {"median_error": _error(costs, checked)}
+    figures["timed"] = _timed(costs, measured, fitted=True) + _timed(costs, checked, fitted=False)
     figures |= {"target": loaded.name, "drafter": drafter, "machine": machine_facts(loaded.device, load)}
     _print(figures)
     if out is not None:
@@ -89,6 +90,22 @@ def _figures(costs: CostModel, measured: Sequence[tuple[Load, float]], block: in
         "steps": len(measured),
         "model": costs.asdict(),
     }
+
+
+def _timed(costs: CostModel, steps: Sequence[tuple[Load, float]], fitted: bool) -> list[dict[str, object]]:
+    """Steps with what they took and what the model says of them; ``fitted``: whether it was fitted to them."""
+    return [
+        {
+            "tokens": load.tokens,
+            "requests": load.requests,
+            "context": load.context,
+            "drafting": load.drafting,
+            "measured_ms": 1000 * seconds,
+            "foretold_ms": 1000 * costs.seconds(load),
+            "fitted": fitted,
+        }
+        for load, seconds in steps
+    ]
 
 
 def _draw(path: Path, costs: CostModel, steps: Sequence[tuple[Load, float]]) -> None:

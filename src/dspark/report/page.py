@@ -5,63 +5,48 @@ Whatever comes from a model, a file or a command line passes through ``literal``
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 
-from dspark.foundation.artifacts import write_atomic
 from dspark.report.bars import bar, strip
 from dspark.report.demo import DemoRecord, PairFigures, Showing, Spread
+from dspark.report.document import document, facts, section, tiles, write_document
 from dspark.report.markup import literal
 from dspark.report.spans import Span
 from dspark.report.story import cautions, explanation, figure, headline, method
 
-# The page asks for nothing and runs nothing, whatever a text on it says.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-
 
 def write_page(path: Path, record: DemoRecord) -> None:
     """Write the page whole or not at all."""
-    text = page(record)
-    write_atomic(path, lambda temporary: _write(temporary, text))
+    write_document(path, page(record))
 
 
 def page(record: DemoRecord) -> str:
     """The HTML document."""
-    style = (files("dspark") / "assets" / "demo" / "page.css").read_text(encoding="utf-8")
     body = "\n".join(
         [
             _header(record),
             _warnings(record),
             _speeds(record),
-            _section("What happened", "".join(f"<p>{literal(p)}</p>" for p in explanation(record))),
+            section("What happened", "".join(f"<p>{literal(p)}</p>" for p in explanation(record))),
             _texts(record),
             _setting(record),
         ]
     )
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta name="color-scheme" content="light dark">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        f"<title>DSpark demo: {literal(record.target)}</title>\n<style>\n{style}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
-    )
+    return document(f"DSpark demo: {record.target}", body)
 
 
 def _header(record: DemoRecord) -> str:
     pair = record.overall
-    same = f"{pair.equal}/{pair.total}"
-    facts = [
-        (f"{pair.spec.median:.1f}", f"tokens a second, {pair.plain.median:.1f} without drafting"),
-        (figure(pair.tau), "tokens gained a round (tau)"),
-        (same, "texts identical to plain decoding"),
-    ]
-    tiles = "".join(f"<div><dt>{literal(label)}</dt><dd>{literal(figure)}</dd></div>" for figure, label in facts)
+    figures = {
+        f"tokens a second, {pair.plain.median:.1f} without drafting": f"{pair.spec.median:.1f}",
+        "tokens gained a round (tau)": figure(pair.tau),
+        "texts identical to plain decoding": f"{pair.equal}/{pair.total}",
+    }
     return (
         f'<header>\n<p class="kicker">DSpark demo</p>\n'
         f"<h1>{literal(headline(record))}</h1>\n"
         f"<p>{literal(record.target)} answering {len(record.showings)} prompts, plain and with the drafter"
-        f' {literal(record.drafter)}.</p>\n<dl class="tiles">{tiles}</dl>\n</header>'
+        f" {literal(record.drafter)}.</p>\n{tiles(figures)}\n</header>"
     )
 
 
@@ -88,7 +73,7 @@ def _speeds(record: DemoRecord) -> str:
         )
     )
     body = "".join(_row(pair) for pair in rows)
-    return _section(
+    return section(
         "Tokens a second",
         f'<div class="bars">{groups}</div>\n<div class="scroll"><table><thead><tr>{head}</tr></thead>'
         f'<tbody>{body}</tbody></table></div>\n<p class="note">{literal(method(record))}</p>',
@@ -127,7 +112,7 @@ def _texts(record: DemoRecord) -> str:
         ' <span class="key"><i class="copied"></i>accepted copies</span>'
         ' <span class="key"><i class="rejected"></i>rejected drafts</span></p>'
     )
-    return _section("The texts", legend + "".join(_showing(one) for one in record.showings))
+    return section("The texts", legend + "".join(_showing(one) for one in record.showings))
 
 
 def _showing(one: Showing) -> str:
@@ -157,7 +142,7 @@ def _span(span: Span, one: Showing) -> str:
 
 
 def _setting(record: DemoRecord) -> str:
-    facts = {
+    rows = {
         "target": record.target,
         "drafter": f"{record.drafter} (blocks of {record.block})",
         "dtype": record.dtype,
@@ -166,13 +151,4 @@ def _setting(record: DemoRecord) -> str:
         "took": f"{record.seconds:.0f} s, without loading",
         "command": record.command,
     }
-    rows = "".join(f"<div><dt>{literal(key)}</dt><dd>{literal(value)}</dd></div>" for key, value in facts.items())
-    return _section("Setting", f'<dl class="facts">{rows}</dl>')
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section>\n<h2>{literal(title)}</h2>\n{body}\n</section>"
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    return section("Setting", facts(rows))

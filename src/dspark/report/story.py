@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from dspark.report.demo import DemoRecord
 
@@ -99,7 +100,7 @@ def cautions(record: DemoRecord) -> list[str]:
             f"Plain decoding's own speed varied from {plain.low:.1f} to {plain.high:.1f} tokens a second between"
             " repeats: something else used the machine, and the speeds say little."
         )
-    if _number(record.machine.get("load before")) >= BUSY_LOAD:
+    if busy(record.machine):
         found.append(
             f"The machine was busy when the demo began (load {record.machine['load before']}): the speeds are"
             " disturbed."
@@ -107,8 +108,9 @@ def cautions(record: DemoRecord) -> list[str]:
     return found
 
 
-def _number(text: str | None) -> float:
+def busy(machine: Mapping[str, str]) -> bool:
+    """Whether something else used a machine when a measurement began, as far as its facts tell."""
     try:
-        return float(text or 0)
+        return float(machine.get("load before") or 0) >= BUSY_LOAD
     except ValueError:
-        return 0.0
+        return False
