@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -156,3 +157,19 @@ def test_without_a_folder_the_hub_is_asked_and_the_demo_is_the_load() -> None:
     by_verb = {each.verb: [*options_of(each, False, None)] for each in MEASUREMENTS if each.verb in ("eval", "bench")}
     assert by_verb["eval"][-2:] == ["--benchmark", ALL]
     assert "--prompts" not in by_verb["bench"]
+
+
+@pytest.mark.parametrize(("prompts", "words"), [("", " "), ("PROMPTS=dir", " --prompts dir ")])
+def test_make_runs_it(prompts: str, words: str) -> None:
+    command = [
+        "make",
+        "--no-print-directory",
+        "-n",
+        "-o",
+        ".venv/.installed",
+        "results",
+        *prompts.split(),
+        "RESULTS_ARGS=--again",
+    ]
+    done = subprocess.run(command, cwd=results.ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1].replace("  ", " ") == f".venv/bin/python benchmarks/results.py{words}--again"
