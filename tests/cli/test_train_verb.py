@@ -37,7 +37,8 @@ def test_answers_training_and_decoding_follow_each_other(
     prompts = prompts_file("p.jsonl", *(f"question {i}" for i in range(12)))
     line = ["data", "regenerate", "--prompts", prompts, "--out", "responses.jsonl", "--target", tiny_target]
     assert cli(*line, "--max-tokens", 24).code == 0
-    assert cli("data", "pack", "--responses", "responses.jsonl", "responses.jsonl", "--out", "answers.xz").code == 0
+    done = cli("data", "pack", "--responses", "responses.jsonl", "responses.jsonl", "--out", "answers.xz")
+    assert done.code == 0 and f"{(tmp_path / 'answers.xz').stat().st_size / 1e3:.1f} kB" in done.out
     wrong = cli("data", "pack", "--responses", "responses.jsonl", "--out", "answers.zip")
     assert wrong.code == 2 and "ends in .xz" in wrong.err
     packed, plain = (list(read_answers(tmp_path / name)) for name in ("answers.xz", "responses.jsonl"))

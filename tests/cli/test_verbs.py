@@ -154,8 +154,9 @@ def test_eval_says_who_drafted(evaluated: Callable[..., Any]) -> None:
 
 
 def test_eval_verifies_every_draft_unless_it_is_told_to_plan(evaluated: Callable[..., Any]) -> None:
-    whole, planned = evaluated()[0], evaluated("--planned")[0]
+    (whole, said), (planned, silent) = evaluated(), evaluated("--planned")
     assert (whole["planned"], planned["planned"]) == (False, True)
+    assert "--planned judges the speed" in said and "--planned" not in silent
     assert len(planned["round_ms"]) == 5 and planned["round_ms"] == sorted(planned["round_ms"])
     assert whole["verified"] > 0.8 * whole["drafted"], "all but those that the end of an answer has no room for"
     assert planned["identical"] == whole["identical"]
@@ -266,6 +267,7 @@ def test_calibration_is_kept_by_sampling_and_used(
         line = ["calibrate", *pair, "--prompts", prompts, "--max-tokens", 60, "--slots", 4, *more]
         done = cli(*line, "--json", out, "--rounds", tmp_path / "rounds.npz", "--plots", tmp_path / "plots")
         assert done.code == 0, done.err
+        assert "nan" not in done.out
         figures = read(out)
         assert figures["rounds"] > figures["judged_rounds"] > 10
         kept, judges = Recorded.load(tmp_path / "rounds.npz")

@@ -41,6 +41,7 @@ def test_the_three_forms_of_a_prompt(tmp_path: Path) -> None:
         ({"id": "b", "messages": [{"role": "user"}]}, "line 2: each entry of 'messages' needs 'role' and 'content'"),
         ({"id": "a", "turns": ["again"]}, "line 2: the id 'a' was already used at .*line 1"),
         ("{broken", "line 2: not valid JSON"),
+        ("What is 2 + 2?", "expected one object {...} a line"),
     ],
 )
 def test_a_bad_row_is_named_by_its_line(tmp_path: Path, row: Any, message: str) -> None:

@@ -28,9 +28,9 @@ def test_plain_lines_come_at_most_every_ten_seconds_and_at_the_end() -> None:
             clock.now += 0.5
             bar.advance(1, loss=0.25)
     lines = stream.getvalue().splitlines()
-    assert len(lines) == 60 / 10 + 1  # the last step's line and the closing one
+    assert len(lines) == 60 / 10  # the last step's line is the closing one
     assert lines[0] == "training: 20/120 steps, 2 steps/s, 0:50 left, loss 0.25"
-    assert lines[-1] == "training: 120/120 steps, 2 steps/s, 1:00 so far, loss 0.25"
+    assert lines[-1] == "training: 120/120 steps, 2 steps/s, 1:00 in all, loss 0.25"
 
 
 def test_plain_lines_without_a_known_total_and_after_a_failure() -> None:

@@ -84,6 +84,7 @@ def test_killed_it_begins_again_at_once_at_the_same_port(tiny: Tiny, options: li
             said = "".join(server.said)
             assert server.url is not None, said
             assert "127.0.0.1" in server.url
+            assert said.startswith(f"loading   {tiny.folder};"), "it is told before the wait"
             assert re.search(r"^mode +adaptive", said, re.MULTILINE)
             assert port in (0, server.port)
             port = server.port

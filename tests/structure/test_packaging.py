@@ -6,8 +6,10 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +122,64 @@ def test_ignored_patterns_hide_no_source() -> None:
         assert line.startswith("/") or not any((ROOT / "src").rglob(name)) or name in {"__pycache__", ".mypy_cache"}, (
             line
         )
+
+
+def built(kind: str, folder: Path) -> Path:
+    """A wheel or an sdist of the working tree, by the backend itself: no network, no environment of its own."""
+    pytest.importorskip("hatchling", reason="`make setup` installs it")
+    code = "import sys; from hatchling import build; print(getattr(build, f'build_{sys.argv[1]}')(sys.argv[2]))"
+    command = [sys.executable, "-c", code, kind, str(folder)]
+    return folder / subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def shipped() -> set[str]:
+    """Every file of the package, from the top of an installation."""
+    files = (each for each in (ROOT / "src" / "dspark").rglob("*") if each.is_file())
+    left = ("__pycache__", ".mypy_cache")
+    return {str(each.relative_to(ROOT / "src")) for each in files if not set(left) & {*each.parts}}
+
+
+def test_a_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
+    with zipfile.ZipFile(built("wheel", tmp_path)) as wheel:
+        names = {name for name in wheel.namelist() if ".dist-info/" not in name}
+        (entry,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
+        assert "dspark = dspark.cli.main:run" in wheel.read(entry).decode()
+    assert names == shipped()
+
+
+def test_an_sdist_holds_what_its_tests_read(tmp_path: Path, project: dict[str, Any]) -> None:
+    with tarfile.open(built("sdist", tmp_path)) as sdist:
+        names = {name.partition("/")[2] for name in sdist.getnames()}
+    assert {f"src/{name}" for name in shipped()} <= names
+    wanted = project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    assert all(each.startswith("/") for each in wanted), "a bare name is taken wherever it is found"
+    assert {name.partition("/")[0] for name in names} == {
+        *(each.split("/")[1] for each in wanted),
+        *(".gitignore", "PKG-INFO", "pyproject.toml"),
+    }
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        "assets/demo/prompts.jsonl",
+        "assets/demo/page.css",
+        "assets/drafters/smollm2-135m/calibration.json",
+        "assets/drafters/smollm2-135m/model.safetensors",
+        "py.typed",
+        "recipes/smollm2-135m.yaml",
+        "serving/grafana.json",
+        "serving/playground/index.html",
+        "serving/playground/app.js",
+    ],
+)
+def test_what_the_program_reads_lies_in_the_package_where_no_pattern_hides_it(wanted: str) -> None:
+    file = ROOT / "src" / "dspark" / wanted
+    assert file.is_file()
+    for pattern in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines():
+        assert not file.relative_to(ROOT).match(pattern.strip("/")), pattern
+    assert f"dspark/{wanted}" in shipped()
+
+
+def test_the_package_holds_no_tests_and_no_answers() -> None:
+    assert not [name for name in shipped() if Path(name).name.startswith(("test_", "conftest")) or name.endswith(".xz")]

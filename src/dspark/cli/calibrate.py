@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -263,4 +264,5 @@ def _print(figures: dict[str, Any]) -> None:
     table = (("ECE", "ece"), ("perfect", "perfect_ece"), ("Brier", "brier"), ("log-loss", "log_loss"), ("AUC", "auc"))
     for label, key in table:
         for name, column in rows.items():
-            print(f"{label:8} {name:20}" + "".join(f"{value:8.3f}" for value in column[key]))
+            cells = ("-" if math.isnan(value) else f"{value:.3f}" for value in column[key])
+            print(f"{label:8} {name:20}" + "".join(f"{cell:>8}" for cell in cells))

@@ -40,7 +40,7 @@ def print_figures(figures: dict[str, Any]) -> None:
         tables, notes = [_speeds(rows, figures["macro_tau"], style), _positions(rows, style)], _notes(figures)
     for table in tables:
         console.print(table)
-    for line in notes + _kept(figures):
+    for line in [*notes, *_whole(figures), *_kept(figures)]:
         console.print(line, markup=False, highlight=False)
 
 
@@ -117,6 +117,12 @@ def _differences(figures: dict[str, Any]) -> list[str]:
 
 def _notes_of_drafters(rows: Sequence[dict[str, Any]]) -> list[str]:
     return [f"{row['drafter']}: {line}" for row in rows for line in _differences(row)]
+
+
+def _whole(figures: dict[str, Any]) -> list[str]:
+    """Why a speed-up may be poor that `generate` does not show."""
+    said = "every draft was verified, which judges the drafter; --planned judges the speed, as `generate` decodes"
+    return [] if figures["planned"] else [said]
 
 
 def _kept(figures: dict[str, Any]) -> list[str]:

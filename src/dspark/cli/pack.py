@@ -38,6 +38,7 @@ def pack(
     write_archive(out, list(found.values()))
     tokens = sum(len(each.output_ids) for each in found.values())
     size = out.stat().st_size
-    print(f"{len(found)} answers, {tokens} tokens, {size / 1e6:.1f} MB: {out}")
+    shown = f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+    print(f"{len(found)} answers, {tokens} tokens, {shown}: {out}")
     if json is not None:
         write_json(json, {"responses": len(found), "tokens": tokens, "bytes": size})

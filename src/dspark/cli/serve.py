@@ -139,6 +139,7 @@ def serve(
     Speculation.named(mode, _ANY_BLOCK)  # refuses a mode that is none before anything is loaded
     with listen(host, port) as listener:
         started = time.perf_counter()
+        print(f"loading   {target}; 'listening' says when it may be asked", flush=True)
         pair, speculation, adaptive = _prepared(target, drafter, dtype, device, mode, slots, costs)
         limits = _limits(pair.target, slots, cache_tokens)
         drafting = pair.decoder.drafter

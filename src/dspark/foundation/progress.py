@@ -64,7 +64,7 @@ class _Lines:
     def advance(self, n: int = 1, **figures: float) -> None:
         self._done += n
         self._figures = figures or self._figures
-        if self._clock() - self._last >= PLAIN_EVERY_S:
+        if self._clock() - self._last >= PLAIN_EVERY_S and self._done != self._total:
             self._print()
 
     def close(self) -> None:
@@ -78,7 +78,7 @@ class _Lines:
         if self._total is not None and 0 < self._done < self._total and rate > 0:
             parts.append(f"{_clock_text((self._total - self._done) / rate)} left")
         else:
-            parts.append(f"{_clock_text(elapsed)} so far")
+            parts.append(f"{_clock_text(elapsed)} {'in all' if self._done == self._total else 'so far'}")
         print(f"{self._label}: {', '.join(parts + _shown(self._figures))}", file=self._stream, flush=True)
 
 

@@ -151,7 +151,9 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
         row = json.loads(line)
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
         reason = error.msg if isinstance(error, json.JSONDecodeError) else "not UTF-8"
-        raise UserError(f"{where}: not valid JSON ({reason}); mend or remove that line") from error
+        raise UserError(
+            f"{where}: not valid JSON ({reason}); expected one object {{...}} a line: mend or remove that line"
+        ) from error
     if not isinstance(row, dict):
         raise UserError(f"{where}: holds a JSON {type(row).__name__}, expected an object {{...}}")
     return row
