@@ -11,8 +11,8 @@ from torch import Tensor
 from dspark.decoding.proposer import _as_program, _slot_by_slot
 from dspark.decoding.request import Request, Running
 from dspark.drafters.blocks import _WAITING, DrafterBlocks
+from dspark.drafters.choice import Chance
 from dspark.drafters.dspark import DSparkDrafter
-from dspark.drafters.program import Chance
 from dspark.kernels.tiles import can_tile
 from dspark.nn.blocks import BlockTable
 from dspark.nn.packed import bytes_by_form

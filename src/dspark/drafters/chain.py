@@ -18,6 +18,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from dspark.drafters.chain_program import ChainProgram, chain_program
+from dspark.drafters.choice import Chance, Drafted
+from dspark.drafters.compiled import compiles
+from dspark.drafters.compiled_chain import CompiledChain, LeanJoin
 from dspark.drafters.config import ChainConfig
 from dspark.drafters.drafter import Drafter
 from dspark.drafters.heads import NoMarkovHead
@@ -53,6 +57,10 @@ class PairLayer(nn.Module):
         """
 
     @abstractmethod
+    def lean_join(self) -> LeanJoin:
+        """``join``, frozen."""
+
+    @abstractmethod
     def started_as(self, layer: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of this layer with which it is a target's layer, given its weights, and does not look at tokens."""
 
@@ -72,9 +80,12 @@ class ChainDrafter(Drafter):
     """Token after token. In the state dict the layer is ``layers.0``."""
 
     config: ChainConfig
+    program: ChainProgram | None
 
     def __init__(self, config: ChainConfig, ends: Ends) -> None:
         super().__init__(config, ends)
+        self.compiled: CompiledChain | None = None
+        """Once the drafter is packed: the layer, which is no module any more then."""
         self.layers = nn.ModuleList([self.make_layer(config.layer_shape)])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.markov_head = NoMarkovHead(config.vocab_size, config.draft_vocab_size, 0, config.hidden_size)
@@ -83,9 +94,14 @@ class ChainDrafter(Drafter):
     def make_layer(self, shape: LayerShape) -> PairLayer:
         """A new layer."""
 
-    @abstractmethod
+    @property
+    def projection(self) -> nn.Module | None:
+        """What makes the hidden states that pairs begin with of tapped ones; None: they are the same."""
+        return None
+
     def project(self, taps: Tensor) -> Tensor:
         """The hidden states ``[..., d]`` that pairs begin with, of tapped ones ``[..., F]``."""
+        return taps if self.projection is None else self.projection(taps)
 
     def reset(self) -> None:
         """Let hidden states begin as those of the last tapped layer."""
@@ -124,14 +140,21 @@ class ChainDrafter(Drafter):
         return can_compile() and can_pack(self.layer.mlp.up_proj.weight)
 
     def pack(self, rounds_rows: bool = False) -> None:
+        """Where kernels can be compiled ``compiled`` takes the place of the layer."""
         if self.packed_head is not None:
             return
+        layer = self.layer
+        if compiles(self):
+            self.layers = nn.ModuleList()
         lean_drafter(self)
         pack_linears(self)
         if can_pack(self.head):
             self.packed_head = frozen_linear(self.head)
+        if not self.layers:
+            self.compiled = CompiledChain(self, layer)
         if rounds_rows:
             round_products(self)
+        self.program = chain_program(self)
 
     def new_room(self, blocks: int, size: int) -> ChainRoom:
         return ChainRoom(self, blocks, size)
@@ -153,7 +176,11 @@ class ChainRoom:
     ) -> None:
         assert following_T is not None, "a pair is a hidden state and the token behind it"
         drafter = self.drafter
-        hidden_Td = drafter.project(features_TF.to(device=drafter.device, dtype=drafter.dtype))
+        features_TF = features_TF.to(device=drafter.device, dtype=drafter.dtype)
+        if drafter.compiled is not None:
+            drafter.compiled.take(features_TF, following_T, (positions_T, rows_T), self.cache, self.hidden_Sd)
+            return
+        hidden_Td = drafter.project(features_TF)
         at = drafter.rotary(positions_T[None])
         new = drafter.layer.rows(hidden_Td[None], drafter.embed(following_T)[None], at)
         self.cache.store(0, rows_T, new.k[0], new.v[0])
@@ -161,6 +188,22 @@ class ChainRoom:
 
     def begin(self, anchors: Sequence[int], tables: Sequence[BlockTable], slots: int | None = None) -> ChainDrafting:
         return ChainDrafting(self, tables, slots or self.drafter.config.block_size)
+
+    def draft(
+        self,
+        anchors: Sequence[int],
+        tables: Sequence[BlockTable],
+        slots: int | None = None,
+        chance: Chance | None = None,
+    ) -> Drafted:
+        program, slots = self.drafter.program, slots or self.drafter.config.block_size
+        assert program is not None, "drafts of this drafter are no program"
+        before, size, device = _before_anchors(tables), self.cache.size, self.drafter.device
+        rows_KR = torch.tensor([table.rows(slots, size) for table in before], device=device).T.contiguous()
+        starts_R = torch.tensor([table.length for table in before], device=device)
+        positions_KR = torch.arange(slots, device=device)[:, None] + starts_R
+        seen = Plan(before, [slots] * len(before), size, device).seen.by_slot(slots)
+        return program.run(anchors, self.hidden_Sd[rows_KR[0]], (positions_KR, rows_KR, seen), self.cache, chance)
 
     def grown(self, size: int) -> ChainRoom:
         bigger, blocks = ChainRoom(self.drafter, self.cache.blocks, size), self.cache.blocks
@@ -176,19 +219,21 @@ class ChainDrafting:
     """
 
     def __init__(self, room: ChainRoom, tables: Sequence[BlockTable], slots: int) -> None:
-        assert all(table.length for table in tables), "there is no pair before the first token"
-        self.slots, self._room = slots, room
-        self._tables = [BlockTable(table.blocks, table.length - 1) for table in tables]
+        self.slots, self._room, self._tables = slots, room, _before_anchors(tables)
         self._hidden_Rd = room.hidden_Sd[self._rows()]
 
     def logits(self, previous_R: Tensor) -> Tensor:
         drafter, cache, tables = self._room.drafter, self._room.cache, self._tables
-        plan = Plan(tables, [1] * len(tables), cache.size, drafter.device)
-        context = BlockContext(cache.keys[0], cache.values[0], self._rows(), plan)
+        plan, rows_R = Plan(tables, [1] * len(tables), cache.size, drafter.device), self._rows()
         positions_R = torch.tensor([table.length for table in tables], device=drafter.device)
-        hidden_R11d, embedded_R11d = (each[:, None, None] for each in (self._hidden_Rd, drafter.embed(previous_R)))
-        out_R11d = drafter.layer(hidden_R11d, embedded_R11d, drafter.rotary(positions_R[:, None, None]), context)
-        self._hidden_Rd = out_R11d[:, 0, 0]
+        if drafter.compiled is not None:
+            places = positions_R, rows_R, plan.seen
+            self._hidden_Rd = drafter.compiled.step(self._hidden_Rd, previous_R, places, cache)
+        else:
+            context = BlockContext(cache.keys[0], cache.values[0], rows_R, plan)
+            hidden_R11d, embedded_R11d = (each[:, None, None] for each in (self._hidden_Rd, drafter.embed(previous_R)))
+            out_R11d = drafter.layer(hidden_R11d, embedded_R11d, drafter.rotary(positions_R[:, None, None]), context)
+            self._hidden_Rd = out_R11d[:, 0, 0]
         self._tables = [BlockTable(table.blocks, table.length + 1) for table in tables]
         logits_RV = drafter.base_logits(drafter.norm(self._hidden_Rd))
         return logits_RV.to(torch.promote_types(logits_RV.dtype, drafter.dtype))
@@ -200,3 +245,9 @@ class ChainDrafting:
         """Of the pairs that come next."""
         rows = [row for table in self._tables for row in table.rows(1, self._room.cache.size)]
         return torch.tensor(rows, device=self._room.drafter.device)
+
+
+def _before_anchors(tables: Sequence[BlockTable]) -> list[BlockTable]:
+    """Up to the last committed pairs, which are drafted from."""
+    assert all(table.length for table in tables), "there is no pair before the first token"
+    return [BlockTable(table.blocks, table.length - 1) for table in tables]
