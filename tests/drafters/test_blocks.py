@@ -112,6 +112,17 @@ def test_compiled_kernels_give_the_modules_numbers() -> None:
 
 
 @torch.inference_mode()
+def test_context_rows_that_are_no_whole_vectors_are_the_modules_numbers() -> None:
+    """Keys and values of a position: 16 numbers, where a vector may hold 32."""
+    modules, packed = (
+        tiny_drafter(TARGET, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1) for _ in range(2)
+    )
+    packed.pack()
+    found, expected = (filled(each, TABLES).hidden(ANCHORS, TABLES) for each in (packed, modules))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.inference_mode()
 def test_a_compiled_block_is_the_same_to_the_bit_in_any_company() -> None:
     together = filled(DRAFTERS["compiled"], TABLES).hidden(ANCHORS, TABLES)
     for i, table in enumerate(TABLES):

@@ -6,7 +6,8 @@ what attention reads.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,16 +27,20 @@ from dspark.nn.stack import TURN, Aim, ReadingLayer, product_call
 if TYPE_CHECKING:
     from dspark.drafters.chain import ChainDrafter, PairLayer
 
+Half = Literal["hidden", "embedded"]
+
 
 class LeanJoin(nn.Module):
     """``PairLayer.join`` as calls: two norms side by side and, where there is a product, what it makes of them, normed
     for attention.
     """
 
-    def __init__(self, hidden: RMSNorm, embedded: RMSNorm, projection: tuple[nn.Linear, RMSNorm] | None = None) -> None:
-        """``projection``: of ``[norm(h) ; norm(embed)]`` and the norm behind it; without one embeddings come first."""
+    def __init__(self, norms: Mapping[Half, RMSNorm], projection: tuple[nn.Linear, RMSNorm] | None = None) -> None:
+        """``norms``: of a pair's halves, in the order in which these stand. ``projection``: of both (2d -> d), and the
+        norm behind it.
+        """
         super().__init__()
-        self.hidden_norm, self.embedded_norm = lean_norm(hidden), lean_norm(embedded)
+        self._norms = {half: lean_norm(norm) for half, norm in norms.items()}
         self.product = None if projection is None else frozen_linear(projection[0].weight)
         self.norm = None if projection is None else lean_norm(projection[1])
 
@@ -45,11 +50,11 @@ class LeanJoin(nn.Module):
         """
         rows, width = hidden_Td.shape
         pair_Tw = rooms.room("pair", 2 * width, rows).view(rows, -1)
-        halves = [(hidden_Td, self.hidden_norm), (embedded_Td, self.embedded_norm)]
-        outs = pair_Tw.split(width, dim=1)
-        if self.product is None:
-            halves.reverse()
-        calls = [norm_call(x, out, norm.weight, norm.eps) for (x, norm), out in zip(halves, outs, strict=True)]
+        given: dict[Half, Tensor] = {"hidden": hidden_Td, "embedded": embedded_Td}
+        calls = [
+            norm_call(given[half], out_Td, norm.weight, norm.eps)
+            for (half, norm), out_Td in zip(self._norms.items(), pair_Tw.split(width, dim=1), strict=True)
+        ]
         if self.product is None or self.norm is None:
             return pair_Tw, calls
         read_Td = rooms.room("read", width, rows).view(rows, -1)

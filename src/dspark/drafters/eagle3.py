@@ -33,7 +33,7 @@ class Eagle3Layer(PairLayer):
         return hidden, torch.cat((self.input_layernorm(embedded), self.hidden_norm(hidden)), dim=-1)
 
     def lean_join(self) -> LeanJoin:
-        return LeanJoin(self.hidden_norm, self.input_layernorm)
+        return LeanJoin({"embedded": self.input_layernorm, "hidden": self.hidden_norm})
 
     def started_as(self, layer: Mapping[str, Tensor]) -> dict[str, Tensor]:
         own = dict(layer)

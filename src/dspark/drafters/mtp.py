@@ -32,7 +32,7 @@ class MTPLayer(PairLayer):
         return x, self.input_layernorm(x)
 
     def lean_join(self) -> LeanJoin:
-        return LeanJoin(self.hnorm, self.enorm, (self.eh_proj, self.input_layernorm))
+        return LeanJoin({"hidden": self.hnorm, "embedded": self.enorm}, (self.eh_proj, self.input_layernorm))
 
     def started_as(self, layer: Mapping[str, Tensor]) -> dict[str, Tensor]:
         width = self.eh_proj.out_features
