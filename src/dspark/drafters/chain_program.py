@@ -49,12 +49,12 @@ class ChainProgram:
         rotations = self.compiled.rotations.at(positions_KR.flatten()).split(requests)
         with self._shelf.lock:
             sizes = (requests, slots, int(chance is not None))
-            program = self._shelf.get(cache, requests * slots, sizes, lambda rooms: _Program(self, sizes, cache, rooms))
-            program.choice.load(anchors, chance)
-            program.x_Rd.copy_(hidden_Rd)
-            program.aim(rotations, list(rows_KR), seen)
-            program.program.run()
-            ids_KR, p_KRV, peaks_KR = program.choice.chosen()
+            prepared = self._shelf.get(cache, requests * slots, sizes, lambda rooms: _Program(self, sizes, cache, rooms))
+            prepared.choice.load(anchors, chance)
+            prepared.x_Rd.copy_(hidden_Rd)
+            prepared.aim(rotations, list(rows_KR), seen)
+            prepared.program.run()
+            ids_KR, p_KRV, peaks_KR = prepared.choice.chosen()
         return Drafted(ids_KR[1:], p_KRV, peaks_KR, peaks_KR)
 
 
