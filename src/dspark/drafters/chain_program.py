@@ -48,14 +48,18 @@ class ChainProgram:
         slots, requests = rows_KR.shape
         rotations = self.compiled.rotations.at(positions_KR.flatten()).split(requests)
         with self._shelf.lock:
-            sizes = (requests, slots, int(chance is not None))
-            prepared = self._shelf.get(cache, requests * slots, sizes, lambda rooms: _Program(self, sizes, cache, rooms))
+            prepared = self.prepare(requests, slots, cache, chance is not None)
             prepared.choice.load(anchors, chance)
             prepared.x_Rd.copy_(hidden_Rd)
             prepared.aim(rotations, list(rows_KR), seen)
             prepared.program.run()
             ids_KR, p_KRV, peaks_KR = prepared.choice.chosen()
         return Drafted(ids_KR[1:], p_KRV, peaks_KR, peaks_KR)
+
+    def prepare(self, requests: int, slots: int, cache: KVCache, sampled: bool = False) -> _Program:
+        """The program for so many requests and slots."""
+        sizes = (requests, slots, int(sampled))
+        return self._shelf.get(cache, requests * slots, sizes, lambda rooms: _Program(self, sizes, cache, rooms))
 
 
 class _Program:
