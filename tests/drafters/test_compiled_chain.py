@@ -10,9 +10,10 @@ from torch import Tensor
 
 from dspark.decoding.proposer import _as_program, _slot_by_slot, propose
 from dspark.decoding.request import Request, Running
-from dspark.drafters.chain import ChainDrafter, ChainRoom
+from dspark.drafters.chain import ChainDrafter
 from dspark.drafters.chain_program import ChainProgram
 from dspark.drafters.choice import Chance
+from dspark.drafters.pairs import ChainRoom
 from dspark.kernels.tiles import can_tile
 from dspark.nn.blocks import BlockTable
 from dspark.nn.packed import bytes_by_form
