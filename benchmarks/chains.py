@@ -4,7 +4,8 @@
 
 Random weights of the recipes' sizes, rounded to bytes as a loaded drafter's are, beside the bundled target; greedy
 drafts, all ways in turn, lower quartiles (neighbours only ever add). "in kernels": the share of the time that passes
-inside compiled kernels; the rest is Python and PyTorch's small operations. One thread gives steadier ratios than two.
+inside compiled kernels; the rest is Python and PyTorch's small operations. With OMP_NUM_THREADS=1 it is the processor's
+time, in which a neighbour's turns do not count.
 """
 
 from __future__ import annotations
@@ -42,6 +43,11 @@ BLOCK = 64  # positions of a block of the cache
 ACCEPTED = 3  # context rows a request adds in a round
 KINDS = {"eagle3": "smollm2-135m-eagle3.yaml", "mtp": "smollm2-135m-mtp.yaml"}
 Work = Callable[[], Any]
+
+
+def clock() -> float:
+    """Seconds: of the processor where one thread does all, else of the wall."""
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def drafter_of(target: Target, recipe: str, compiled: bool) -> Drafter:
@@ -99,9 +105,9 @@ def inside_kernels() -> Iterator[list[float]]:
 
     def timed(run: Callable[..., None]) -> Callable[..., None]:
         def watched(*arguments: Any) -> None:
-            started = time.perf_counter()
+            started = clock()
             run(*arguments)
-            spent[0] += time.perf_counter() - started
+            spent[0] += clock() - started
 
         return watched
 
@@ -117,17 +123,17 @@ def in_turn(works: dict[str, Work], repeats: int) -> dict[str, dict[str, float]]
     taken: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(repeats + 3):
         for name, work in works.items():
-            started = time.perf_counter()
+            started = clock()
             work()
             if turn >= 3:
-                taken[name].append(time.perf_counter() - started)
+                taken[name].append(clock() - started)
     found = {name: {"ms": 1e3 * statistics.quantiles(each, n=4)[0]} for name, each in taken.items()}
     for name, work in works.items():
         with inside_kernels() as spent:
-            started = time.perf_counter()
+            started = clock()
             for _ in range(repeats):
                 work()
-            found[name]["kernels"] = spent[0] / (time.perf_counter() - started)
+            found[name]["kernels"] = spent[0] / (clock() - started)
     return found
 
 
