@@ -11,8 +11,8 @@ from torch import Tensor
 from dspark.decoding.proposer import _as_program, _slot_by_slot
 from dspark.decoding.request import Request, Running
 from dspark.drafters.blocks import _WAITING, DrafterBlocks
+from dspark.drafters.choice import Chance
 from dspark.drafters.dspark import DSparkDrafter
-from dspark.drafters.program import Chance
 from dspark.kernels.tiles import can_tile
 from dspark.nn.blocks import BlockTable
 from dspark.nn.packed import bytes_by_form
@@ -109,6 +109,17 @@ def test_compiled_kernels_give_the_modules_numbers() -> None:
     # Rotated by half an angle more, or seeing one row less, they would not.
     elsewhere = [BlockTable(table.blocks, max(0, table.length - 1)) for table in TABLES]
     assert not torch.allclose(filled(DRAFTERS["compiled"], TABLES).hidden(ANCHORS, elsewhere), expected, atol=1e-3)
+
+
+@torch.inference_mode()
+def test_context_rows_that_are_no_whole_vectors_are_the_modules_numbers() -> None:
+    """Keys and values of a position: 16 numbers, where a vector may hold 32."""
+    modules, packed = (
+        tiny_drafter(TARGET, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1) for _ in range(2)
+    )
+    packed.pack()
+    found, expected = (filled(each, TABLES).hidden(ANCHORS, TABLES) for each in (packed, modules))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @torch.inference_mode()

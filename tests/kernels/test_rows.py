@@ -17,6 +17,7 @@ from dspark.kernels.rows import (
     follow_call,
     gate_name,
     gate_rows,
+    norm_call,
     norm_rows,
     turn_and_store,
 )
@@ -33,6 +34,17 @@ def test_norms(tokens: int) -> None:
     found = norm_rows(x, weight, 1e-5)
     torch.testing.assert_close(found, rms_norm(x, (64,), weight, 1e-5), rtol=2e-6, atol=1e-7)
     assert torch.equal(found[:, -1:], norm_rows(x[:, -1:].contiguous(), weight, 1e-5)), "alone or in a team"
+
+
+@pytest.mark.parametrize("tokens", [1, 7, _ALONE // 64 + 5])
+def test_norms_beside_each_other(tokens: int) -> None:
+    """Rows of two norms lie in one tensor; nothing else of it is written."""
+    some, others, weight, out = random(tokens, 64), random(tokens, 32, seed=1), random(64), torch.zeros(tokens + 1, 104)
+    for x, place in ((some, slice(0, 64)), (others, slice(64, 96))):
+        kernel, table = norm_call(x, out[:tokens, place], weight[: x.shape[1]], 1e-5)
+        kernel(*table)
+        assert torch.equal(out[:tokens, place], norm_rows(x, weight[: x.shape[1]], 1e-5))
+    assert not out[tokens:].any() and not out[:, 96:].any()
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 300])

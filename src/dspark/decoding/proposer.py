@@ -12,10 +12,9 @@ from torch import Tensor
 
 from dspark.decoding.request import Running
 from dspark.decoding.sampler import sample
-from dspark.drafters.blocks import DrafterBlocks
+from dspark.drafters.choice import Chance, draws
 from dspark.drafters.drafter import Room
 from dspark.drafters.heads import peaks
-from dspark.drafters.program import Chance, draws
 from dspark.speculation.acceptance import Source
 from dspark.speculation.draws import Purpose
 from dspark.speculation.loop import Draft
@@ -59,7 +58,7 @@ def _together(
     slot by slot, blocks of one length.
     """
     groups: dict[tuple[bool, bool, bool, int | None], list[int]] = {}
-    compiled = isinstance(room, DrafterBlocks) and room.drafter.program is not None
+    compiled = room is not None and room.drafter.program is not None
     for i in asking:
         sampling, coupled = rows[i].request.sampling, rows[i].coupling is not None
         program = compiled and (sampling.greedy or (draws(sampling) and not coupled))
@@ -72,20 +71,19 @@ def _copied(row: Running) -> Draft:
     return row.lookup.draft(row.ids, None, _no_sample)
 
 
-def _as_program(blocks: Room, rows: Sequence[Running], length: int | None, lap: Timer) -> list[Draft]:
-    """Both stages at once."""
-    assert isinstance(blocks, DrafterBlocks), "only blocks are drafted by programs"
+def _as_program(room: Room, rows: Sequence[Running], length: int | None, lap: Timer) -> list[Draft]:
+    """Every slot of all requests at once."""
     chance = None
     if not rows[0].request.sampling.greedy:
-        block = range(length or blocks.drafter.config.block_size)
+        block = range(length or room.drafter.config.block_size)
         u = [
             [row.draws.uniform(round=len(row.rounds), slot=slot, purpose=Purpose.DRAFT) for row in rows]
             for slot in block
         ]
         chance = Chance([row.request.sampling for row in rows], torch.tensor(u, dtype=torch.float64))
-    drafted = blocks.draft([row.anchor for row in rows], [row.table for row in rows], length, chance)
+    drafted = room.draft([row.anchor for row in rows], [row.table for row in rows], length, chance)
     probs = [None] * len(rows) if drafted.p_KRV is None else drafted.p_KRV.transpose(0, 1)
-    support = None if chance is None else blocks.drafter.support
+    support = None if chance is None else room.drafter.support
     each = zip(drafted.ids_KR.T.tolist(), probs, drafted.confidence_KR.T, drafted.peaks_KR.T, strict=True)
     drafts = [Draft(tokens, p_KV, support, c_K, peaks_K) for tokens, p_KV, c_K, peaks_K in each]
     lap("draft")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dspark.drafters.program import Chance, Drafted
+from dspark.drafters.choice import Chance, Drafted
 from dspark.nn.blocks import BlockTable, Plan
 from dspark.nn.cache import KVCache, KVLayer
 from dspark.nn.context import BlockContext
@@ -97,10 +97,7 @@ class DrafterBlocks:
         slots: int | None = None,
         chance: Chance | None = None,
     ) -> Drafted:
-        """Both stages for greedy requests (``chance`` None) or sampled ones.
-
-        Arguments as for ``hidden``; only for a drafter with a ``program``.
-        """
+        """Both stages at once."""
         self._take()
         program, slots = self.drafter.program, slots or self.drafter.config.block_size
         assert program is not None, "drafts of this drafter are no program"

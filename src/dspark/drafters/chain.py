@@ -5,26 +5,27 @@ Pair i joins the target's hidden state at i with token i + 1 and stands at posit
 and takes the place of hidden state i + 1 where the target has not been there yet. Keys and values of a pair depend on
 it alone, for there is no layer below.
 
-Legend: B sequences, S positions, F = L*d tapped features, A anchors of a sequence, K slots, R requests, T tokens, d
-hidden size, V_d draft vocabulary.
+Legend: B sequences, S positions, F = L*d tapped features, A anchors of a sequence, K slots, d hidden size.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from dspark.drafters.chain_program import ChainProgram, chain_program
+from dspark.drafters.compiled import compiles
+from dspark.drafters.compiled_chain import CompiledChain, LeanJoin
 from dspark.drafters.config import ChainConfig
 from dspark.drafters.drafter import Drafter
 from dspark.drafters.heads import NoMarkovHead
+from dspark.drafters.pairs import ChainRoom
 from dspark.kernels.machine import can_compile
-from dspark.nn.blocks import BlockTable, Plan
-from dspark.nn.cache import KVCache, KVLayer
-from dspark.nn.context import BlockContext, Context, ContextRows
+from dspark.nn.context import Context, ContextRows
 from dspark.nn.ends import Ends
 from dspark.nn.layer import BlockAttention, LayerShape
 from dspark.nn.lean import lean_drafter
@@ -53,6 +54,10 @@ class PairLayer(nn.Module):
         """
 
     @abstractmethod
+    def lean_join(self) -> LeanJoin:
+        """``join``, frozen."""
+
+    @abstractmethod
     def started_as(self, layer: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of this layer with which it is a target's layer, given its weights, and does not look at tokens."""
 
@@ -72,9 +77,12 @@ class ChainDrafter(Drafter):
     """Token after token. In the state dict the layer is ``layers.0``."""
 
     config: ChainConfig
+    program: ChainProgram | None
 
     def __init__(self, config: ChainConfig, ends: Ends) -> None:
         super().__init__(config, ends)
+        self.compiled: CompiledChain | None = None
+        """Once the drafter is packed: the layer, which is no module any more then."""
         self.layers = nn.ModuleList([self.make_layer(config.layer_shape)])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.markov_head = NoMarkovHead(config.vocab_size, config.draft_vocab_size, 0, config.hidden_size)
@@ -83,9 +91,14 @@ class ChainDrafter(Drafter):
     def make_layer(self, shape: LayerShape) -> PairLayer:
         """A new layer."""
 
-    @abstractmethod
+    @property
+    def projection(self) -> nn.Module | None:
+        """What makes the hidden states that pairs begin with of tapped ones; None: they are the same."""
+        return None
+
     def project(self, taps: Tensor) -> Tensor:
         """The hidden states ``[..., d]`` that pairs begin with, of tapped ones ``[..., F]``."""
+        return taps if self.projection is None else self.projection(taps)
 
     def reset(self) -> None:
         """Let hidden states begin as those of the last tapped layer."""
@@ -124,79 +137,21 @@ class ChainDrafter(Drafter):
         return can_compile() and can_pack(self.layer.mlp.up_proj.weight)
 
     def pack(self, rounds_rows: bool = False) -> None:
+        """Where kernels can be compiled ``compiled`` takes the place of the layer."""
         if self.packed_head is not None:
             return
+        layer = self.layer
+        if compiles(self):
+            self.layers = nn.ModuleList()
         lean_drafter(self)
         pack_linears(self)
         if can_pack(self.head):
             self.packed_head = frozen_linear(self.head)
+        if not self.layers:
+            self.compiled = CompiledChain(self, layer)
         if rounds_rows:
             round_products(self)
+        self.program = chain_program(self)
 
     def new_room(self, blocks: int, size: int) -> ChainRoom:
         return ChainRoom(self, blocks, size)
-
-
-class ChainRoom:
-    """Pairs of committed positions: keys, values, and the hidden states that they began with."""
-
-    reads_next = True
-
-    def __init__(self, drafter: ChainDrafter, blocks: int, size: int) -> None:
-        self.drafter, config = drafter, drafter.config
-        layer = KVLayer(config.num_key_value_heads, config.head_dim, 0)
-        self.cache = KVCache([layer], blocks, size, drafter.dtype, drafter.device)
-        self.hidden_Sd = torch.zeros(blocks * size, config.hidden_size, dtype=drafter.dtype, device=drafter.device)
-
-    def extend(
-        self, features_TF: Tensor, positions_T: Tensor, rows_T: Tensor, following_T: Tensor | None = None
-    ) -> None:
-        assert following_T is not None, "a pair is a hidden state and the token behind it"
-        drafter = self.drafter
-        hidden_Td = drafter.project(features_TF.to(device=drafter.device, dtype=drafter.dtype))
-        at = drafter.rotary(positions_T[None])
-        new = drafter.layer.rows(hidden_Td[None], drafter.embed(following_T)[None], at)
-        self.cache.store(0, rows_T, new.k[0], new.v[0])
-        self.hidden_Sd[rows_T] = hidden_Td
-
-    def begin(self, anchors: Sequence[int], tables: Sequence[BlockTable], slots: int | None = None) -> ChainDrafting:
-        return ChainDrafting(self, tables, slots or self.drafter.config.block_size)
-
-    def grown(self, size: int) -> ChainRoom:
-        bigger, blocks = ChainRoom(self.drafter, self.cache.blocks, size), self.cache.blocks
-        old, new = (each.cache.both(0).unflatten(1, (blocks, -1)) for each in (self, bigger))
-        new[:, :, : old.shape[2]] = old
-        bigger.hidden_Sd.unflatten(0, (blocks, -1))[:, : self.cache.size] = self.hidden_Sd.unflatten(0, (blocks, -1))
-        return bigger
-
-
-class ChainDrafting:
-    """Blocks of R requests: the first logits are those of the last committed pair, whose token is the anchor; rows
-    behind it are the drafter's own, and the next committed ones overwrite them.
-    """
-
-    def __init__(self, room: ChainRoom, tables: Sequence[BlockTable], slots: int) -> None:
-        assert all(table.length for table in tables), "there is no pair before the first token"
-        self.slots, self._room = slots, room
-        self._tables = [BlockTable(table.blocks, table.length - 1) for table in tables]
-        self._hidden_Rd = room.hidden_Sd[self._rows()]
-
-    def logits(self, previous_R: Tensor) -> Tensor:
-        drafter, cache, tables = self._room.drafter, self._room.cache, self._tables
-        plan = Plan(tables, [1] * len(tables), cache.size, drafter.device)
-        context = BlockContext(cache.keys[0], cache.values[0], self._rows(), plan)
-        positions_R = torch.tensor([table.length for table in tables], device=drafter.device)
-        hidden_R11d, embedded_R11d = (each[:, None, None] for each in (self._hidden_Rd, drafter.embed(previous_R)))
-        out_R11d = drafter.layer(hidden_R11d, embedded_R11d, drafter.rotary(positions_R[:, None, None]), context)
-        self._hidden_Rd = out_R11d[:, 0, 0]
-        self._tables = [BlockTable(table.blocks, table.length + 1) for table in tables]
-        logits_RV = drafter.base_logits(drafter.norm(self._hidden_Rd))
-        return logits_RV.to(torch.promote_types(logits_RV.dtype, drafter.dtype))
-
-    def confidence(self, previous_RK: Tensor, peaks_RK: Tensor) -> Tensor:
-        return peaks_RK
-
-    def _rows(self) -> Tensor:
-        """Of the pairs that come next."""
-        rows = [row for table in self._tables for row in table.rows(1, self._room.cache.size)]
-        return torch.tensor(rows, device=self._room.drafter.device)

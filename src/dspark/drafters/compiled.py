@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, silu
+from torch.nn.functional import embedding
 
-from dspark.kernels.machine import Program, Rooms, can_compile, lanes
-from dspark.kernels.rows import HeadNorms, norm_call, turn_call
+from dspark.kernels.machine import Program, Rooms, lanes
+from dspark.kernels.rows import HeadNorms, can_row, norm_call, turn_call
 from dspark.nn.blocks import Plan
 from dspark.nn.cache import KVCache
 from dspark.nn.layer import BlockAttention, DraftLayer
-from dspark.nn.lean import LeanMLP, LeanNorm, head_norms, paired
-from dspark.nn.norm import RMSNorm
+from dspark.nn.lean import LeanNorm, head_norms, lean_mlp, lean_norm, paired
 from dspark.nn.packed import can_pack, frozen_linear
 from dspark.nn.rope import RotationTable, rotary
 from dspark.nn.shelf import Shelf
@@ -27,6 +26,7 @@ from dspark.nn.stack import Stack, StackLayer, product_call
 
 if TYPE_CHECKING:
     from dspark.drafters.dflash import DFlashBackbone
+    from dspark.drafters.drafter import Drafter
 
 
 class LeanBlockAttention(nn.Module):
@@ -58,14 +58,14 @@ class CompiledBackbone(nn.Module):
         super().__init__()
         config = backbone.config
         self.config, self._embedding = config, backbone.embedding
-        self.fc, self.hidden_norm = frozen_linear(backbone.fc.weight), _lean(backbone.hidden_norm)
-        self.norm = _lean(backbone.norm)
+        self.fc, self.hidden_norm = frozen_linear(backbone.fc.weight), lean_norm(backbone.hidden_norm)
+        self.norm = lean_norm(backbone.norm)
         layers: list[DraftLayer] = list(backbone.layers)  # type: ignore[arg-type]  # made in its __init__
         self.attentions = nn.ModuleList(
             LeanBlockAttention(each.self_attn, i, config.draft_window or None) for i, each in enumerate(layers)
         )
         own = [each for each in self.attentions if isinstance(each, LeanBlockAttention)]
-        self.context = frozen_linear(torch.cat([_context_weight(layer.self_attn) for layer in layers]))
+        self.context = frozen_linear(torch.cat([context_weight(layer.self_attn) for layer in layers]))
         self.head_norms = [each.head_norms for each in own]
         self.stack = Stack([_stack_layer(layer, each) for layer, each in zip(layers, own, strict=True)])
         self.mlps = nn.ModuleList(each.mlp for each in self.stack.layers)
@@ -122,26 +122,23 @@ class _TakeProgram:
         self._program.run()
 
 
-def compiles(backbone: DFlashBackbone) -> bool:
-    """Whether the backbone can run on compiled kernels: fp32 on a CPU, its sizes whole vectors."""
-    config = backbone.config
-    if not can_compile() or not can_pack(backbone.fc.weight) or backbone.embedding.dtype != torch.float32:
+def compiles(drafter: Drafter) -> bool:
+    """Whether the drafter can run on compiled kernels: fp32 on a CPU, its sizes whole vectors."""
+    config = drafter.config
+    if not can_pack(drafter.norm.weight) or not can_row(drafter.embedding, config.hidden_size):
         return False
-    heads = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
-    widths = (heads, config.hidden_size, 2 * config.intermediate_size)
+    cached = 2 * config.num_key_value_heads * config.head_dim
+    heads = config.num_attention_heads * config.head_dim + cached
+    widths = (heads, cached * config.num_hidden_layers, config.hidden_size, 2 * config.intermediate_size)
     return config.head_dim % 8 == config.intermediate_size % 8 == 0 and not any(width % lanes() for width in widths)
 
 
 def _stack_layer(layer: DraftLayer, attention: LeanBlockAttention) -> StackLayer:
-    mlp = LeanMLP(layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj, silu)
-    return StackLayer(_lean(layer.input_layernorm), attention, _lean(layer.post_attention_layernorm), mlp)
+    inner_norm, mlp = lean_norm(layer.post_attention_layernorm), lean_mlp(layer.mlp)
+    return StackLayer(lean_norm(layer.input_layernorm), attention, inner_norm, mlp)
 
 
-def _lean(norm: RMSNorm) -> LeanNorm:
-    return LeanNorm(norm.weight, norm.eps)
-
-
-def _context_weight(attention: BlockAttention) -> Tensor:
+def context_weight(attention: BlockAttention) -> Tensor:
     """Of keys and values alone, for rows that ask nothing."""
     return torch.cat((_in_order(attention.k_proj.weight, attention.head_dim), attention.v_proj.weight)).detach()
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dspark.drafters.compiled import CompiledBackbone, compiles
 from dspark.drafters.config import DSparkConfig
 from dspark.drafters.drafter import Drafter
+from dspark.drafters.program import DraftProgram
 from dspark.nn.context import Context, ContextRows
 from dspark.nn.ends import Ends
 from dspark.nn.layer import DraftLayer
@@ -30,6 +31,7 @@ class DFlashBackbone(Drafter):
     """Context projection, draft layers and final norm."""
 
     config: DSparkConfig
+    program: DraftProgram | None
 
     def __init__(self, config: DSparkConfig, ends: Ends) -> None:
         super().__init__(config, ends)

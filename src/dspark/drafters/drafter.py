@@ -24,6 +24,8 @@ from dspark.nn.forms import rounded_to_bytes
 from dspark.nn.norm import RMSNorm
 
 if TYPE_CHECKING:
+    from dspark.drafters.chain_program import ChainProgram
+    from dspark.drafters.choice import Chance, Drafted
     from dspark.drafters.program import DraftProgram
 
 
@@ -38,7 +40,7 @@ class Drafter(nn.Module):
     """Behind the last layer."""
     markov_head: MarkovHead
     """What the previous token adds to a slot's logits."""
-    program: DraftProgram | None
+    program: DraftProgram | ChainProgram | None
     """How it drafts once it is packed, where that can be a program."""
 
     def __init__(self, config: DrafterConfig, ends: Ends) -> None:
@@ -158,6 +160,19 @@ class Room(Protocol):
     def begin(self, anchors: Sequence[int], tables: Sequence[BlockTable], slots: int | None = None) -> Drafting:
         """A block of each request. ``tables``: of everything before the anchors, with room for K positions more.
         ``slots``: K, that of the drafter's training if None.
+        """
+        ...
+
+    def draft(
+        self,
+        anchors: Sequence[int],
+        tables: Sequence[BlockTable],
+        slots: int | None = None,
+        chance: Chance | None = None,
+    ) -> Drafted:
+        """Whole drafts of greedy requests (``chance`` None) or sampled ones; only of a drafter with a ``program``.
+
+        Other arguments as for ``begin``.
         """
         ...
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dspark.drafters.chain import ChainDrafter, PairLayer
+from dspark.drafters.compiled_chain import LeanJoin
 from dspark.drafters.config import Eagle3Config
 from dspark.nn.ends import Ends
 from dspark.nn.layer import LayerShape
@@ -30,6 +31,9 @@ class Eagle3Layer(PairLayer):
 
     def join(self, hidden: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor]:
         return hidden, torch.cat((self.input_layernorm(embedded), self.hidden_norm(hidden)), dim=-1)
+
+    def lean_join(self) -> LeanJoin:
+        return LeanJoin({"embedded": self.input_layernorm, "hidden": self.hidden_norm})
 
     def started_as(self, layer: Mapping[str, Tensor]) -> dict[str, Tensor]:
         own = dict(layer)
@@ -57,6 +61,6 @@ class Eagle3Drafter(ChainDrafter):
     def make_layer(self, shape: LayerShape) -> Eagle3Layer:
         return Eagle3Layer(shape)
 
-    def project(self, taps: Tensor) -> Tensor:
-        projected: Tensor = self.fc(taps)
-        return projected
+    @property
+    def projection(self) -> nn.Module:
+        return self.fc

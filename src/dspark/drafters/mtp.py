@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dspark.drafters.chain import ChainDrafter, PairLayer
+from dspark.drafters.compiled_chain import LeanJoin
 from dspark.drafters.config import MTPConfig
 from dspark.nn.layer import LayerShape
 from dspark.nn.norm import RMSNorm
@@ -30,6 +31,9 @@ class MTPLayer(PairLayer):
         x: Tensor = self.eh_proj(torch.cat((self.hnorm(hidden), self.enorm(embedded)), dim=-1))
         return x, self.input_layernorm(x)
 
+    def lean_join(self) -> LeanJoin:
+        return LeanJoin({"hidden": self.hnorm, "embedded": self.enorm}, (self.eh_proj, self.input_layernorm))
+
     def started_as(self, layer: Mapping[str, Tensor]) -> dict[str, Tensor]:
         width = self.eh_proj.out_features
         own = {f"{name}.weight": torch.ones(width) for name in ("hnorm", "enorm")}
@@ -43,6 +47,3 @@ class MTPDrafter(ChainDrafter):
 
     def make_layer(self, shape: LayerShape) -> MTPLayer:
         return MTPLayer(shape)
-
-    def project(self, taps: Tensor) -> Tensor:
-        return taps

@@ -76,6 +76,16 @@ class Seen:
         turned._tokens_T4[:, 3] = torch.arange(len(self._tokens_T4)).view(slots, -1).T.flatten()
         return turned
 
+    def by_slot(self, slots: int) -> list[Seen]:
+        """A step of its own for each slot, where every request has ``slots`` tokens."""
+        tokens_KR4 = self._tokens_T4.view(-1, slots, 4).transpose(0, 1).clone(memory_format=torch.contiguous_format)
+        tokens_KR4[..., 3] = torch.arange(tokens_KR4.shape[1])
+        shares = _shares(tokens_KR4[0, :, 2].tolist(), torch.get_num_threads())
+        steps = [copy(self) for _ in range(slots)]
+        for step, tokens_R4 in zip(steps, tokens_KR4, strict=True):
+            step._tokens_T4, step._shares = tokens_R4, shares
+        return steps
+
 
 def _shares(reads: Sequence[int], count: int) -> Tensor:
     """``count``, then where that many parts of the tokens begin and the last one ends: each reads about the same (where

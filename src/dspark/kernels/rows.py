@@ -49,9 +49,11 @@ def norm_rows(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def norm_call(x: Tensor, out: Tensor, weight: Tensor, eps: float) -> Call:
-    """``norm_rows`` written to ``out``."""
+    """``norm_rows`` written to ``out``, whose rows may lie apart."""
     width = weight.numel()
-    return _norm(), (x.data_ptr(), out.data_ptr(), x.numel() // width, weight.data_ptr(), width, bits(eps))
+    assert out.stride(-1) == 1, "the numbers of a row lie together"
+    apart = out.stride(-2) if out.dim() > 1 else width
+    return _norm(), (x.data_ptr(), out.data_ptr(), x.numel() // width, weight.data_ptr(), width, bits(eps), apart)
 
 
 def copy_call(x: Tensor, out: Tensor) -> Call:
@@ -189,12 +191,12 @@ def row_kernel(count: int, body: Callable[[Code, list[Value], Value], None], row
 def _norm() -> Kernel:
     def body(code: Code, table: list[Value], row: Value) -> None:
         build = code.build
-        source, destination, _, weights, width, eps = table
-        offset = build.mul(row, width)
-        x, out = (code.at(code.pointer(each), offset, F32) for each in (source, destination))
+        source, destination, _, weights, width, eps, apart = table
+        x = code.at(code.pointer(source), build.mul(row, width), F32)
+        out = code.at(code.pointer(destination), build.mul(row, apart), F32)
         _normed(code, x, out, weights, width, eps)
 
-    return row_kernel(6, body, rows_at=2)
+    return row_kernel(7, body, rows_at=2)
 
 
 def _normed(code: Code, x: Value, out: Value, weights: Value, width: Value, eps: Value) -> None:

@@ -79,9 +79,19 @@ def lean_drafter(module: nn.Module) -> None:
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, RMSNorm):
-                setattr(parent, name, LeanNorm(child.weight, child.eps))
+                setattr(parent, name, lean_norm(child))
             elif isinstance(child, SwiGLU):
-                setattr(parent, name, LeanMLP(child.gate_proj, child.up_proj, child.down_proj, silu))
+                setattr(parent, name, lean_mlp(child))
+
+
+def lean_norm(norm: RMSNorm) -> LeanNorm:
+    """One of our own norms, frozen."""
+    return LeanNorm(norm.weight, norm.eps)
+
+
+def lean_mlp(mlp: SwiGLU) -> LeanMLP:
+    """One of our own MLPs, frozen."""
+    return LeanMLP(mlp.gate_proj, mlp.up_proj, mlp.down_proj, silu)
 
 
 def paired(head_dim: int) -> Tensor:

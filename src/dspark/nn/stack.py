@@ -48,23 +48,95 @@ class Attention(Protocol):
 
 
 @dataclass(frozen=True)
-class StackLayer:
-    """One layer's parts."""
+class ReadingLayer:
+    """A layer's parts behind what its attention reads: ``x + attention(read)``, then ``x + mlp(norm(x))``."""
 
-    input_norm: LeanNorm
     attention: Attention
     inner_norm: LeanNorm
     mlp: LeanMLP
 
     def compiles(self) -> bool:
         """Whether every part is of a form that a program knows."""
-        norms, attention, mlp = (self.input_norm, self.inner_norm), self.attention, self.mlp
-        weights = [norm.weight for norm in norms]
+        attention, mlp = self.attention, self.mlp
+        weights = [self.inner_norm.weight]
         weights += [] if attention.head_norms is None else list(attention.head_norms[:2])
         products = (attention.product, attention.output, mlp.both, mlp.down)
         whole = all(isinstance(each, PanelLinear) and each.panels.padded == each.out_features for each in products)
         rows = all(can_row(weight, weight.numel()) for weight in weights)
         return can_compile() and whole and rows and mlp.gate is not None and attention.width % 8 == 0
+
+    def calls(self, x_Td: Tensor, read_Tw: Tensor, cache: KVCache, rooms: Rooms) -> list[Call]:
+        """What turns ``x_Td`` into the layer's output; call number ``TURN`` rotates, the one behind it attends."""
+
+        def room(name: str, width: int) -> Tensor:
+            return rooms.room(name, width, len(x_Td)).view(len(x_Td), width)
+
+        own, mlp, norm = self.attention, self.mlp, self.inner_norm
+        assert mlp.gate is not None
+        normed_Td = room("normed", x_Td.shape[1])
+        heads_TND = room("heads", _width(own.product)).unflatten(1, (-1, own.width))
+        query_TQD = heads_TND[:, : own.queries]
+        out_TQD = room("out", own.queries * own.width).view(query_TQD.shape)
+        both, gated = room("both", _width(mlp.both)), room("gated", _width(mlp.both) // 2)
+        return [
+            product_call(own.product, read_Tw, heads_TND, rooms),
+            turn_call(heads_TND, own.rotated, own.queries, cache.both(own.layer_idx), own.head_norms, 0, 0),
+            _attention(own, query_TQD, cache, out_TQD),
+            product_call(own.output, out_TQD.flatten(1), x_Td, rooms, x_Td),
+            norm_call(x_Td, normed_Td, norm.weight, norm.eps),
+            product_call(mlp.both, normed_Td, both, rooms),
+            gate_call(both, gated, mlp.gate),
+            product_call(mlp.down, gated, x_Td, rooms, x_Td),
+        ]
+
+
+@dataclass(frozen=True)
+class StackLayer:
+    """One layer's parts; its attention reads ``norm(x)``."""
+
+    input_norm: LeanNorm
+    attention: Attention
+    inner_norm: LeanNorm
+    mlp: LeanMLP
+
+    @property
+    def behind_norm(self) -> ReadingLayer:
+        """The layer without its first norm."""
+        return ReadingLayer(self.attention, self.inner_norm, self.mlp)
+
+    def compiles(self) -> bool:
+        """Whether every part is of a form that a program knows."""
+        weight = self.input_norm.weight
+        return self.behind_norm.compiles() and can_row(weight, weight.numel())
+
+    def calls(self, x_Td: Tensor, cache: KVCache, rooms: Rooms) -> list[Call]:
+        """A norm, and what follows it."""
+        normed_Td = rooms.room("normed", x_Td.shape[1], len(x_Td)).view(x_Td.shape)
+        norm = norm_call(x_Td, normed_Td, self.input_norm.weight, self.input_norm.eps)
+        return [norm, *self.behind_norm.calls(x_Td, normed_Td, cache, rooms)]
+
+
+TURN = 1  # which call of a ``ReadingLayer`` rotates
+
+
+class Aim:
+    """Where a program's layers are told which rows they work on; ``turns``: the call of each that rotates."""
+
+    def __init__(self, program: Program, turns: Sequence[int]) -> None:
+        starts = program.starts
+        self._table = program.table
+        self._rotations = _begins([starts[turn] for turn in turns], 2)
+        self._seen = _begins([starts[turn + 1] for turn in turns], 3)
+
+    def __call__(self, rotations: Sequence[Tensor], rows: Sequence[Tensor], seen: Sequence[Seen]) -> None:
+        """One of each for all layers, or one for each layer; they must live until the program has run. See
+        ``Stack.run``.
+        """
+        assert all(each.dtype == torch.complex64 and each.is_contiguous() for each in rotations)
+        assert all(each.dtype == torch.int64 and each.is_contiguous() for each in rows)
+        where = [(rotation.data_ptr(), row.data_ptr()) for rotation, row in zip(rotations, rows, strict=True)]
+        self._table[self._rotations] = torch.tensor(where)
+        self._table[self._seen] = torch.tensor([each.addresses for each in seen])
 
 
 class StackProgram:
@@ -86,23 +158,17 @@ class StackProgram:
         self.x_Td = rooms.room("x", layers[0].input_norm.weight.numel(), rows).view(rows, -1)
         before, after = ends(self.x_Td)
         self.kept = {tap: rooms.room(f"tap {tap}", self.x_Td.shape[1], rows).view(rows, -1) for tap in taps}
-        own, firsts = list(before), []
+        own, turns = list(before), []
         for index, layer in enumerate(layers):
-            firsts.append(len(own))
-            own += _layer_calls(layer, self.x_Td, cache, rooms)
+            turns.append(len(own) + 1 + TURN)
+            own += layer.calls(self.x_Td, cache, rooms)
             own += [copy_call(self.x_Td, self.kept[index])] if index in self.kept else []
         self.program, self._layers = Program([*own, *after]), (len(before), len(own))
-        starts = self.program.starts
-        self._rotations = _begins([starts[first + 2] for first in firsts], 2)
-        self._seen = _begins([starts[first + 3] for first in firsts], 3)
+        self._aim = Aim(self.program, turns)
 
     def aim(self, rotation_T1C: Tensor, rows_T: Tensor, seen: Seen) -> None:
         """Say where the step's rows belong; the arguments must live until it has run. See ``Stack.run``."""
-        rotates = rotation_T1C.dtype == torch.complex64 and rotation_T1C.is_contiguous()
-        assert rotates and rows_T.dtype == torch.int64 and rows_T.is_contiguous()
-        table = self.program.table
-        table[self._rotations] = torch.tensor((rotation_T1C.data_ptr(), rows_T.data_ptr()))
-        table[self._seen] = torch.tensor(seen.addresses)
+        self._aim([rotation_T1C], [rows_T], [seen])
 
     def run_layers(self) -> None:
         """Run the layers, without what comes before and after them."""
@@ -144,30 +210,6 @@ def product_call(linear: nn.Module, source: Tensor, out: Tensor, rooms: Rooms, m
     """The product of the rows of ``source`` with a packed weight, plus ``more``, to ``out`` (``Panels.call``)."""
     assert isinstance(linear, PanelLinear)
     return linear.panels.shared_call(rooms, source, out, more)
-
-
-def _layer_calls(layer: StackLayer, x_Td: Tensor, cache: KVCache, rooms: Rooms) -> list[Call]:
-    def room(name: str, width: int) -> Tensor:
-        return rooms.room(name, width, len(x_Td)).view(len(x_Td), width)
-
-    own, mlp, norms = layer.attention, layer.mlp, (layer.input_norm, layer.inner_norm)
-    assert mlp.gate is not None
-    normed_Td = room("normed", x_Td.shape[1])
-    heads_TND = room("heads", _width(own.product)).unflatten(1, (-1, own.width))
-    query_TQD = heads_TND[:, : own.queries]
-    out_TQD = room("out", own.queries * own.width).view(query_TQD.shape)
-    both, gated = room("both", _width(mlp.both)), room("gated", _width(mlp.both) // 2)
-    return [
-        norm_call(x_Td, normed_Td, norms[0].weight, norms[0].eps),
-        product_call(own.product, normed_Td, heads_TND, rooms),
-        turn_call(heads_TND, own.rotated, own.queries, cache.both(own.layer_idx), own.head_norms, 0, 0),
-        _attention(own, query_TQD, cache, out_TQD),
-        product_call(own.output, out_TQD.flatten(1), x_Td, rooms, x_Td),
-        norm_call(x_Td, normed_Td, norms[1].weight, norms[1].eps),
-        product_call(mlp.both, normed_Td, both, rooms),
-        gate_call(both, gated, mlp.gate),
-        product_call(mlp.down, gated, x_Td, rooms, x_Td),
-    ]
 
 
 def _width(product: nn.Module) -> int:
