@@ -86,7 +86,8 @@ class DraftProgram:
         """A block for each anchor, its tokens the likeliest (temperature 0) or drawn.
 
         ``places``: positions and rows ``[T]`` of the blocks' slots and what they see, slot by slot; the blocks' own
-        rows of ``cache`` are written. ArithmeticError where logits hold NaN.
+        rows of ``cache`` are written. In a slot whose logits are no numbers it finds some token or other, and the peak
+        is NaN.
         """
         positions_T, rows_T, seen = places
         rotation = self.backbone.rotations.at(positions_T)
@@ -184,13 +185,11 @@ class _Program:
         self._u_KR.copy_(chance.u_KR)
 
     def found(self) -> Tensor | None:
-        """What a run has drawn from; ArithmeticError where it has found nothing."""
-        if self._sampled:
-            check_mass(self._mass_KR)
-            return self._p_KRV.clone()
-        if bool((self._found_KR < 0).any()):
-            raise ArithmeticError("a draft's logits hold NaN: the drafter's weights or its features are broken")
-        return None
+        """What a run has drawn from."""
+        if not self._sampled:
+            return None
+        check_mass(self._mass_KR.where(self.sums_KR.isfinite(), 1.0))
+        return self._p_KRV.clone()
 
 
 def draft_program(drafter: DSparkDrafter) -> DraftProgram | None:
