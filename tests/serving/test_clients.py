@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import openai
+import httpx2 as httpx
 import pytest
 from openai import AsyncOpenAI
 
@@ -75,6 +77,23 @@ def test_a_trace_tells_what_was_drafted_and_what_became_of_it(server: Served, ti
     assert sum(each["accepted"] for each in rounds) == summary["accepted"] > 0
     assert sum(len(each["drafts"]) for each in rounds) == summary["verified"] > summary["accepted"]
     assert {each["source"] for each in rounds} == {"drafter", None}
+
+
+def test_each_of_several_answers_says_how_it_was_drafted_for(server: Served) -> None:
+    body: Any = {"prompt": ["a b", "count"], "n": 2, "max_tokens": 30, "temperature": 0.8, "seed": 1, "ignore_eos": True}
+    body |= {"speculative": {"mode": "fixed", "draft_tokens": 3, "summary": True}}
+    whole = server.post("/v1/completions", body).json()
+    told = [each["dspark"]["summary"] for each in whole["choices"]]
+    assert whole["dspark"]["summary"] == told[0]
+    assert [each["tokens"] for each in told] == [30] * 4
+    assert sum(each["tokens"] for each in told) == whole["usage"]["completion_tokens"]
+    assert len({tuple(each["verify_lengths"]) for each in told}) > 1, "one summary four times would do"
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body | {"stream": True}, timeout=30) as stream:
+        lines = [line.removeprefix("data: ") for line in stream.iter_lines() if line]
+    ends = [chunk for chunk in map(json.loads, lines[:-1]) if chunk["choices"][0]["finish_reason"]]
+    assert all(chunk["choices"][0]["dspark"] == chunk["dspark"] for chunk in ends)
+    streamed = {chunk["choices"][0]["index"]: chunk["dspark"]["summary"]["verify_lengths"] for chunk in ends}
+    assert streamed == {index: each["verify_lengths"] for index, each in enumerate(told)}
 
 
 def test_many_at_once_do_not_know_of_each_other(server: Served, tiny: Tiny) -> None:
