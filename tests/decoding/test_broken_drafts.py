@@ -16,6 +16,7 @@ from dspark.decoding.request import Completion, Request, Running
 from dspark.decoding.sampler import settle_finite
 from dspark.decoding.single import Decoder
 from dspark.drafters.drafter import Drafter
+from dspark.nn.blocks import BlockTable
 from dspark.nn.cache import KVCache
 from dspark.speculation.cost import CostModel
 from dspark.speculation.draws import SeededDraws
@@ -101,7 +102,8 @@ def test_who_lost_its_features_drafts_on_and_its_neighbours_never_knew(
     def poisoned(features_TF: Tensor, positions_T: Tensor, rows_T: Tensor, *more: Any) -> None:
         row = next((each for each in engine.admission.running if each.request is ill), None)
         if row is not None and len(row.rounds) == 4 and not took:
-            mine = torch.isin(rows_T, torch.tensor([p % engine.pool.size + row.table.blocks[p // engine.pool.size] * engine.pool.size for p in range(row.table.length)]))
+            own = BlockTable(row.table.blocks).rows(row.table.length, engine.pool.size)
+            mine = torch.isin(rows_T, torch.tensor(own))
             took.append(int(mine.sum()))
             features_TF = features_TF.masked_fill(mine[:, None], torch.nan)
         extend(features_TF, positions_T, rows_T, *more)

@@ -116,7 +116,9 @@ def _slot_by_slot(room: Room, rows: Sequence[Running], length: int | None, lap: 
     return drafts
 
 
-def _drawn(logits_RV: Tensor, rows: Sequence[Running], slot: int, support: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _drawn(
+    logits_RV: Tensor, rows: Sequence[Running], slot: int, support: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
     """``sample``; some token or other in rows that are no numbers, which say so themselves (``peaks``)."""
     try:
         return sample(logits_RV, rows, slot, Purpose.DRAFT, support)

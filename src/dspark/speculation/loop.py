@@ -277,9 +277,7 @@ class OneRequest:
         accepted = min(verdict.accepted, len(tokens))
         self.ids += tokens
         self._unseen += [] if features_TF is None else [features_TF]
-        self.rounds.append(
-            Round(len(self.rounds), tuple(tokens), draft.slots, length, accepted, finish, draft.source)
-        )
+        self.rounds.append(Round(len(self.rounds), tuple(tokens), draft.slots, length, accepted, finish, draft.source))
         return self.rounds[-1]
 
 

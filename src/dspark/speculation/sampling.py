@@ -60,8 +60,8 @@ class Sampling:
 def greedy_ids(logits: Tensor) -> Tensor:
     """Ids of the largest logits, the lowest id at ties: logits[..., V] -> int64[...].
 
-    torch.argmax leaves the choice among ties to the backend; this does not. Rows that hold NaN, +inf or nothing but -inf
-    raise ArithmeticError.
+    torch.argmax leaves the choice among ties to the backend; this does not. ArithmeticError for rows that hold NaN,
+    +inf, or nothing but -inf.
     """
     width = logits.shape[-1]
     if width > _CHUNK and width % _CHUNK == 0:  # the first best chunk, then the first best in it: one pass over V
