@@ -1,11 +1,12 @@
 """What HTTP and streaming cost: the same load through a `dspark serve` process and through an engine here, in turn.
 
-    python benchmarks/http_overhead.py [--users 16] [--turns 5] [--mode off] [--before SRC] [--json FILE]
+    python benchmarks/http_overhead.py [--users 16] [--turns 5] [--mode off] [--before SRC] [--switch S ...]
 
 Users ask again as soon as they are answered, and every answer is streamed, a chunk a round. The users are one process
 of their own (http_clients.py) on the same machine: what they cost is in the ratio, and told, as is what the server's
 event loop takes. While one side works the others wait. ``--before``: the ``src`` folder of another version of this
-package, whose server takes part in each turn.
+package, whose server takes part in each turn. ``--switch``: further servers whose threads hand each other the
+interpreter after so many seconds (Python's own: 0.005).
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from dspark.foundation.artifacts import write_json
 from dspark.speculation.sampling import Sampling
 
 _CLIENTS = Path(__file__).with_name("http_clients.py")
+_SWITCH = 0.005
 
 
 def lengths_of(tokens: int, count: int) -> list[int]:
@@ -54,6 +56,15 @@ def through_engine(engine: Engine, prompts: list[list[int]], lengths: list[int],
     return written / (time.perf_counter() - started)
 
 
+def port_of(process: subprocess.Popen[str]) -> int:
+    """Where a server says that it listens, once it does."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if found := re.search(r"listening http://127.0.0.1:(\d+)", line):
+            return int(found[1])
+    raise SystemExit("the server did not start")
+
+
 @dataclass(frozen=True)
 class Server:
     """A `dspark serve` process."""
@@ -62,16 +73,13 @@ class Server:
     port: int
 
     @classmethod
-    def started(cls, options: list[str], source: Path | None) -> Server:
+    def started(cls, options: list[str], source: Path | None = None, switch: float = _SWITCH) -> Server:
         """Of this package, or of the one in ``source``."""
-        command = [sys.executable, "-c", "from dspark.cli.main import run; run()", "serve", "--port", "0", *options]
+        program = f"import sys; sys.setswitchinterval({switch}); from dspark.cli.main import run; run()"
+        command = [sys.executable, "-c", program, "serve", "--port", "0", *options]
         path = os.pathsep.join(filter(None, (str(source or ""), os.environ.get("PYTHONPATH", ""))))
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path})
-        assert process.stdout is not None
-        for line in process.stdout:
-            if found := re.search(r"listening http://127.0.0.1:(\d+)", line):
-                return cls(process, int(found[1]))
-        raise SystemExit("the server did not start")
+        return cls(process, port_of(process))
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
@@ -122,9 +130,11 @@ def compared(asked: argparse.Namespace) -> list[dict[str, Any]]:
         engine = engine_of(pair, asked.mode, asked.users, positions, costs)
         options = ["--mode", asked.mode, "--slots", str(asked.users), "--cache-tokens", str(positions)]
         options += ["--costs", str(costs)] if costs.exists() else []
+        kinds: dict[str, dict[str, Any]] = {"http": {}} | ({"before": {"source": asked.before}} if asked.before else {})
+        kinds |= {f"switch {seconds:g}": {"switch": seconds} for seconds in asked.switch}
         servers = {}
-        for name, source in {"http": None, **({"before": asked.before} if asked.before else {})}.items():
-            servers[name] = Server.started(options, source)
+        for name, kind in kinds.items():
+            servers[name] = Server.started(options, **kind)
             running.callback(servers[name].stop)
         for turn in range(-1, asked.turns):  # the first one warms up
             prompts = _prompts(ids, asked.requests, turn)
@@ -156,6 +166,7 @@ def main() -> None:
     arguments.add_argument("--turns", type=int, default=5)
     arguments.add_argument("--mode", default="off")
     arguments.add_argument("--before", type=Path)
+    arguments.add_argument("--switch", type=float, nargs="*", default=[])
     arguments.add_argument("--json", type=Path)
     asked = arguments.parse_args()
     rows = compared(asked)

@@ -175,16 +175,21 @@ def test_drafts_of_a_program_are_those_drawn_slot_by_slot(sampled: bool, changes
 
 
 @torch.inference_mode()
-def test_a_draft_of_broken_numbers_is_refused() -> None:
-    blocks = filled(DRAFTERS["compiled"], TABLES)
-    expected = blocks.draft(ANCHORS[:2], TABLES[:2]).ids_KR
-    blocks.cache.both(1)[:, TABLES[2].blocks[0] * 32 + 4] = torch.nan
-    with pytest.raises(ArithmeticError, match="NaN"):
-        blocks.draft(ANCHORS, TABLES)
-    chance = Chance([Sampling(1.0)] * 4, torch.full((blocks.drafter.config.block_size, 4), 0.5, dtype=torch.float64))
-    with pytest.raises(ArithmeticError, match="probabilities sum to"):
-        blocks.draft(ANCHORS, TABLES, chance=chance)
-    assert torch.equal(blocks.draft(ANCHORS[:2], TABLES[:2]).ids_KR, expected), "the others are as they were"
+def test_a_draft_of_broken_numbers_says_so_and_leaves_the_others_alone() -> None:
+    chance = Chance([Sampling(1.0)] * 4, torch.full((DRAFTERS["compiled"].config.block_size, 4), 0.5).double())
+    for drawn in (None, chance):
+        blocks = filled(DRAFTERS["compiled"], TABLES)
+        expected = blocks.draft(ANCHORS, TABLES, chance=drawn)
+        blocks.cache.both(1)[:, TABLES[2].blocks[0] * 32 + 4] = torch.nan
+        found = blocks.draft(ANCHORS, TABLES, chance=drawn)
+        assert found.peaks_KR.isnan().any(dim=0).tolist() == [False, False, True, False]
+        assert found.peaks_KR[:, 2].isnan().all() and ((found.ids_KR >= 0) & (found.ids_KR < 64)).all()
+        others = [0, 1, 3]
+        assert torch.equal(found.ids_KR[:, others], expected.ids_KR[:, others])
+        if found.p_KRV is not None and expected.p_KRV is not None:
+            assert torch.equal(found.p_KRV[:, others], expected.p_KRV[:, others])
+        blocks.cache.mend(TABLES[2].blocks)
+        assert blocks.draft(ANCHORS, TABLES, chance=drawn).peaks_KR.isfinite().all()
 
 
 @pytest.mark.parametrize("kind", DRAFTERS)

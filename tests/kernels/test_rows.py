@@ -148,7 +148,11 @@ def test_the_first_of_the_largest_is_found_wherever_it_is(rows: int) -> None:
         logits[-1, place] = 50.0
         assert first_largest(logits)[-1] == place
         logits[-1, place] = -50.0
-    assert first_largest(torch.full((rows, 64), -torch.inf)).tolist() == [0] * rows
-    logits[-1, 77] = torch.nan
-    assert first_largest(logits).tolist() == [*expected[:-1], -1]
+    assert first_largest(torch.full((rows, 64), -torch.inf)).tolist() == [-1] * rows
+    logits[-1] = -torch.inf
+    logits[-1, 11] = -50.0  # all others are masked
+    assert first_largest(logits).tolist() == [*expected[:-1], 11]
+    for number in (torch.nan, torch.inf):
+        logits[-1, 77] = number
+        assert first_largest(logits).tolist() == [*expected[:-1], -1]
     assert not can_search(random(3, 40)) and can_search(logits)

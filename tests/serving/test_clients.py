@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from types import SimpleNamespace
 from typing import Any
 
+import httpx2 as httpx
 import openai
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from openai import AsyncOpenAI
 
+from dspark.serving.answers import Piece
+from dspark.serving.protocol import CompletionRequest
+from dspark.serving.shapes import ChatShape, CompletionShape
+from dspark.serving.streams import Streamed
 from tiny_server import Served, Tiny
 
 MODES: list[Any] = [None, "off", "fixed3", "adaptive", {"mode": "fixed", "draft_tokens": 2, "summary": True}]
@@ -75,6 +84,37 @@ def test_a_trace_tells_what_was_drafted_and_what_became_of_it(server: Served, ti
     assert sum(each["accepted"] for each in rounds) == summary["accepted"] > 0
     assert sum(len(each["drafts"]) for each in rounds) == summary["verified"] > summary["accepted"]
     assert {each["source"] for each in rounds} == {"drafter", None}
+
+
+@given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1, max_size=4))
+@pytest.mark.parametrize("shape", [ChatShape, CompletionShape])
+def test_a_chunk_of_text_alone_is_the_chunk_that_would_have_been_encoded(texts: list[str], shape: Any) -> None:
+    asked = CompletionRequest(prompt="x", n=2, stream=True, stream_options={"include_usage": True})
+    job: Any = SimpleNamespace(id='cmpl-"\\u0000"', created=1, asked=asked, tickets=[])
+    service: Any = SimpleNamespace(model='the "\0" model\\u0000')
+    streamed = Streamed(service, job, shape(job, None))
+    for number, text in enumerate(texts):
+        piece = Piece(number % 2, text)
+        assert streamed._told(piece) == streamed._chunk([streamed._shape.part(piece)])
+    assert len(streamed._around) == len({number % 2 for number, text in enumerate(texts) if text})
+
+
+def test_each_of_several_answers_says_how_it_was_drafted_for(server: Served) -> None:
+    body: Any = {"prompt": ["a b", "count"], "n": 2, "max_tokens": 30, "temperature": 0.8, "seed": 1}
+    body |= {"ignore_eos": True}
+    body |= {"speculative": {"mode": "fixed", "draft_tokens": 3, "summary": True}}
+    whole = server.post("/v1/completions", body).json()
+    told = [each["dspark"]["summary"] for each in whole["choices"]]
+    assert whole["dspark"]["summary"] == told[0]
+    assert [each["tokens"] for each in told] == [30] * 4
+    assert sum(each["tokens"] for each in told) == whole["usage"]["completion_tokens"]
+    assert len({tuple(each["verify_lengths"]) for each in told}) > 1, "one summary four times would do"
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body | {"stream": True}, timeout=30) as stream:
+        lines = [line.removeprefix("data: ") for line in stream.iter_lines() if line]
+    ends = [chunk for chunk in map(json.loads, lines[:-1]) if chunk["choices"][0]["finish_reason"]]
+    assert all(chunk["choices"][0]["dspark"] == chunk["dspark"] for chunk in ends)
+    streamed = {chunk["choices"][0]["index"]: chunk["dspark"]["summary"]["verify_lengths"] for chunk in ends}
+    assert streamed == {index: each["verify_lengths"] for index, each in enumerate(told)}
 
 
 def test_many_at_once_do_not_know_of_each_other(server: Served, tiny: Tiny) -> None:

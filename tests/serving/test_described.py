@@ -15,7 +15,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from tiny_server import Served
+from dspark.serving.described import ErrorBody
+from tiny_server import Serve, Served
 
 PATHS = {
     *("/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{model}", "/tokenize", "/detokenize"),
@@ -56,3 +57,18 @@ def test_the_description_promises_what_there_is(server: Served) -> None:
     found = httpx.get(f"{server.url}/openapi.json").json()
     assert set(found["paths"]) == PATHS
     assert not any("422" in each["responses"] for path in found["paths"].values() for each in path.values())
+
+
+def test_what_the_guards_refuse_is_described_everywhere(serve: Serve) -> None:
+    """A name that is not this machine's, and a body that is too large, whatever is asked."""
+    with serve("off", hosts=frozenset({"localhost"}), body_bytes=2048) as served:
+        paths = httpx.get(f"{served.url}/openapi.json").json()["paths"]
+        assert set(paths) == PATHS
+        for path, method in ((path, method) for path, methods in paths.items() for method in methods):
+            url = served.url + path.replace("{model}", "tiny")
+            for headers, body, status in (({"Host": "evil.example"}, b"", 421), ({}, b"x" * 2049, 413)):
+                answer = httpx.request(method.upper(), url, headers=headers, content=body)
+                assert answer.status_code == status
+                ErrorBody.model_validate(answer.json())
+                said = paths[path][method]["responses"][str(status)]["content"]["application/json"]["schema"]
+                assert said["$ref"].endswith("/ErrorBody")

@@ -135,18 +135,19 @@ def test_an_engine_that_fails(serve: Serve, monkeypatch: pytest.MonkeyPatch, cap
         assert httpx.get(served.url + "/metrics").status_code == 200
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
 @pytest.mark.parametrize("mode", ["off", "fixed4", "adaptive"])
 def test_a_request_without_numbers_falls_alone(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch, tiny: Tiny, mode: str
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, tiny: Tiny, mode: str, number: float
 ) -> None:
-    """The logits of one hold NaN, then those of its neighbours go on as if it had never been."""
+    """The logits of one hold NaN or infinity, then those of its neighbours go on as if it had never been."""
     granted, poisoned = Engine._granted, []
 
     def poison(self: Engine, logits_NV: Tensor, works: Any) -> Tensor:
         rows = granted(self, logits_NV, works).clone().split([work.length + 1 for work in works])
         for work, mine_nV in zip(works, rows, strict=True):
             if work.row.request.prompt_ids == ill and len(work.row.output_ids) >= 6:
-                mine_nV[:, 3] = float("nan")
+                mine_nV[:, 3] = number
                 poisoned.append(len(works))
         return torch.cat(rows)
 
@@ -184,6 +185,47 @@ def test_a_request_without_numbers_falls_alone(
         monkeypatch.setattr(Engine, "_granted", granted)
         answer = served.post(TEXT, body | {"prompt": "ill"}).json()
         assert answer["choices"][0]["text"] == tiny.text("ill", 60, ignore_stop=True)
+
+
+@pytest.mark.parametrize("mode", ["fixed4", "adaptive"])
+def test_a_drafter_that_breaks_is_done_without(serve: Serve, tiny: Tiny, mode: str) -> None:
+    """In the middle of the answers; it is well again later."""
+    prompts, body = [f"drafted {n}" for n in range(3)], {"max_tokens": 60, "ignore_eos": True, "temperature": 0}
+    weight = tiny.drafter.norm.weight.data
+    before, found = weight.clone(), dict[str, str]()
+    with serve(mode) as served:
+
+        def ask(prompt: str) -> None:
+            found[prompt] = served.post(TEXT, body | {"prompt": prompt}).json()["choices"][0]["text"]
+
+        step, steps = served.service.engine.step, []
+
+        def breaking(shares: Any) -> Any:
+            steps.append(len(shares))
+            if len(steps) == 6:
+                weight.fill_(float("nan"))
+            return step(shares)
+
+        served.service.engine.step = breaking  # type: ignore[method-assign]
+        try:
+            with pytest.warns(UserWarning, match="a draft came to NaN or infinity"):
+                threads = [threading.Thread(target=ask, args=(prompt,)) for prompt in prompts]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+        finally:
+            weight.copy_(before)
+        assert found == {prompt: tiny.text(prompt, 60, ignore_stop=True) for prompt in prompts}
+        broken = served.service.engine.broken_drafts
+        assert broken > 0 and f'dspark:broken_drafts_total{{engine="0",model_name="tiny"}} {float(broken)}' in (
+            served.service.metrics.text().decode()
+        )
+        assert httpx.get(served.url + "/health").status_code == 200
+        answer = served.post(TEXT, body | {"prompt": "well again", "speculative": {"mode": "fixed4", "summary": True}})
+        assert answer.json()["dspark"]["summary"]["accepted"] > 0
+        assert served.service.engine.broken_drafts == broken
+        served.idle()
 
 
 def test_an_end_with_grace_and_one_without(serve: Serve, monkeypatch: pytest.MonkeyPatch, tiny: Tiny) -> None:

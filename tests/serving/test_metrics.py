@@ -37,7 +37,7 @@ OURS = {
     *("dspark:step_seconds_predicted_total", "dspark:step_seconds_actual_total", "dspark:step_seconds_total"),
     *("dspark:drafted_tokens_total", "dspark:preemptions_total", "dspark:resting_steps_total"),
     *("dspark:probing_steps_total", "dspark:planned_steps_total", "dspark:expected_tokens_total"),
-    "dspark:planned_accepted_tokens_total",
+    *("dspark:planned_accepted_tokens_total", "dspark:broken_drafts_total"),
 }
 
 

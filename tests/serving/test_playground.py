@@ -361,7 +361,8 @@ def test_what_a_model_writes_is_text(page: Page, standin: StandIn) -> None:
 
 
 def test_gauges_follow_the_server(page: Page, standin: StandIn) -> None:
-    standin.rounds, standin.pause = rounds_of("On and on. " * 60), 0.05
+    # Longer than a slow machine takes to look at four gauges: requests are under way for as long as this tells.
+    standin.rounds, standin.pause = rounds_of("On and on. " * 2000), 0.05
     page.send("Go on.")
     for gauge in ("speed", "tau", "verify", "load"):
         value = page.one(f"#gauge-{gauge} b")

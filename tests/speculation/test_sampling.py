@@ -95,8 +95,14 @@ def test_greedy_over_a_wide_vocabulary_finds_the_first_of_equals(width: int) -> 
     logits = torch.randn(5, 3, width, generator=torch.Generator().manual_seed(width)).round(decimals=1)
     expected = [[row.index(max(row)) for row in rows] for rows in logits.tolist()]
     assert greedy_ids(logits).tolist() == expected
-    logits[2, 1, -1] = math.nan
-    with pytest.raises(ArithmeticError, match="NaN"):
+    logits[2, 1, 0] = -math.inf
+    greedy_ids(logits)
+    for number in (math.nan, math.inf):
+        logits[2, 1, -1] = number
+        with pytest.raises(ArithmeticError, match="NaN or infinity"):
+            greedy_ids(logits)
+    logits[2, 1] = -math.inf
+    with pytest.raises(ArithmeticError, match="NaN or infinity"):
         greedy_ids(logits)
 
 

@@ -123,6 +123,8 @@ class Engine:
         self.lose: Callable[[GivenUp], None] | None = None
         """Who is told of a request that is given up because its logits are no numbers; without one, that is an
         ArithmeticError of the step."""
+        self.broken_drafts = 0
+        """How many drafts ended before a slot whose logits or confidence were no numbers."""
         self._mode, self._lookup = mode, lookup
         self._observe = observe
         self.planner: StepPlanner = planner or Apart(greedy, sampled, drafter=mode == "dspark")
@@ -255,6 +257,7 @@ class Engine:
         self.planner.begin(going_on)
         self.laps("plan")
         proposed = propose(going_on, self._drafter, self._wanted, self.laps, self.planner.slots)
+        self.broken_drafts += sum(draft.broken > 0 for draft in proposed)
         lengths = self.planner.lengths(going_on, proposed)
         self.laps("plan")
         drafts = iter(zip(proposed, lengths, strict=True))
@@ -267,7 +270,7 @@ class Engine:
 
     def _load(self, works: Sequence[Work]) -> Load:
         """What a step is charged for (``speculation.cost``)."""
-        drafted = [(len(work.draft.tokens), work.start) for work in works if work.draft.source == "drafter"]
+        drafted = [(work.draft.slots, work.start) for work in works if work.draft.source == "drafter"]
         sampled = [work for work in works if not work.row.request.sampling.greedy]
         return Load(
             tokens=sum(len(work.ids) for work in works),
@@ -277,7 +280,7 @@ class Engine:
             drafting=sum(count for count, _ in drafted),
             reads_drafting=sum(count * start for count, start in drafted),
             laws=sum(work.length + 1 for work in sampled if work.answers),
-            laws_drafting=sum(len(work.draft.tokens) for work in sampled if work.draft.source == "drafter"),
+            laws_drafting=sum(work.draft.slots for work in sampled if work.draft.source == "drafter"),
         )
 
     def _wanted(self, row: Running, source: Source) -> bool:
@@ -320,7 +323,7 @@ class Engine:
             tokens, finish = tokens[:end], "stop"
         accepted = min(verdict.accepted, len(tokens))
         row.rounds.append(
-            Round(len(row.rounds), tuple(tokens), len(draft.tokens), work.length, accepted, finish, draft.source)
+            Round(len(row.rounds), tuple(tokens), draft.slots, work.length, accepted, finish, draft.source)
         )
         row.ids += tokens
         stay = (work.count or 1) + verdict.accepted
@@ -330,7 +333,7 @@ class Engine:
     def _lose(self, work: Work) -> int:
         """Give up a request that came to no numbers, and leave none of them behind; nothing of it stays."""
         row = work.row
-        row.rounds.append(Round(len(row.rounds), (), len(work.draft.tokens), work.length, 0, None, work.draft.source))
+        row.rounds.append(Round(len(row.rounds), (), work.draft.slots, work.length, 0, None, work.draft.source))
         blocks = self.pool.withdraw(row.table)
         for cache in (self.cache, *([self._drafter.cache] if self._drafter else [])):
             cache.clear(blocks)

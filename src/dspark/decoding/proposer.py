@@ -5,7 +5,8 @@ Legend: R requests, K slots of a block, V_d draft vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -45,6 +46,8 @@ def propose(
         made = (_as_program if program else _slot_by_slot)(room, asked, length, lap)
         for i, draft in zip(mine, made, strict=True):
             drafts[i] = draft
+    if broken := [row for row, draft in zip(rows, drafts, strict=True) if draft.broken]:
+        _mend(room, broken)
     return drafts
 
 
@@ -84,8 +87,7 @@ def _as_program(room: Room, rows: Sequence[Running], length: int | None, lap: Ti
     drafted = room.draft([row.anchor for row in rows], [row.table for row in rows], length, chance)
     probs = [None] * len(rows) if drafted.p_KRV is None else drafted.p_KRV.transpose(0, 1)
     support = None if chance is None else room.drafter.support
-    each = zip(drafted.ids_KR.T.tolist(), probs, drafted.confidence_KR.T, drafted.peaks_KR.T, strict=True)
-    drafts = [Draft(tokens, p_KV, support, c_K, peaks_K) for tokens, p_KV, c_K, peaks_K in each]
+    drafts = _drafts(drafted.ids_KR.T, probs, support, drafted.confidence_KR.T, drafted.peaks_KR.T)
     lap("draft")
     return drafts
 
@@ -99,7 +101,7 @@ def _slot_by_slot(room: Room, rows: Sequence[Running], length: int | None, lap: 
     probs, sure = [], []
     for slot in range(drafting.slots):
         logits_RV = drafting.logits(chain_RK[:, slot])
-        index_R, p_RV = sample(logits_RV, rows, slot, Purpose.DRAFT, drafter.support)
+        index_R, p_RV = _drawn(logits_RV, rows, slot, drafter.support)
         chain_RK[:, slot + 1] = index_R if drafter.support is None else drafter.support[index_R]
         probs.append(p_RV)
         sure.append(peaks(logits_RV))
@@ -107,10 +109,50 @@ def _slot_by_slot(room: Room, rows: Sequence[Running], length: int | None, lap: 
     p_RKV = torch.stack(drawn, dim=1) if drawn else [None] * len(rows)
     peaks_RK = torch.stack(sure, dim=1)
     confidence_RK = drafting.confidence(chain_RK[:, :-1], peaks_RK)
-    each = zip(chain_RK[:, 1:].tolist(), p_RKV, confidence_RK, peaks_RK, strict=True)
-    drafts = [Draft(tokens, p_KV, drafter.support, c_K, peaks_K) for tokens, p_KV, c_K, peaks_K in each]
+    drafts = _drafts(chain_RK[:, 1:], p_RKV, drafter.support, confidence_RK, peaks_RK)
     lap("draft, sequential")
     return drafts
+
+
+def _drawn(
+    logits_RV: Tensor, rows: Sequence[Running], slot: int, support: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """``sample``; some token or other in rows that are no numbers, which say so themselves (``peaks``)."""
+    try:
+        return sample(logits_RV, rows, slot, Purpose.DRAFT, support)
+    except ArithmeticError:
+        sound_R1 = logits_RV.amax(dim=-1, keepdim=True).isfinite()
+        if bool(sound_R1.all()):
+            raise
+        return sample(logits_RV.where(sound_R1, 0.0), rows, slot, Purpose.DRAFT, support)
+
+
+def _drafts(
+    tokens_RK: Tensor,
+    probs: Iterable[Tensor | None],
+    support: Tensor | None,
+    confidence_RK: Tensor,
+    peaks_RK: Tensor,
+) -> list[Draft]:
+    """One for each request, up to its first slot that is broken."""
+    each = zip(tokens_RK.tolist(), probs, confidence_RK, peaks_RK, strict=True)
+    drafts = [Draft(tokens, p_KV, support, c_K, peaks_K) for tokens, p_KV, c_K, peaks_K in each]
+    sound_RK = (confidence_RK + peaks_RK).isfinite()
+    if bool(sound_RK.all()):
+        return drafts
+    ends = sound_RK.cumprod(dim=1).sum(dim=1).tolist()
+    return [draft.sound(end) for draft, end in zip(drafts, ends, strict=True)]
+
+
+def _mend(room: Room | None, rows: Sequence[Running]) -> None:
+    """Say that drafts were broken, and leave nothing of these in the cache: masked, too, NaN may reach others."""
+    assert room is not None
+    room.cache.mend([*{block for row in rows for block in row.table.blocks}])
+    warnings.warn(
+        "a draft came to NaN or infinity: the drafter's weights are broken, or the features that it reads; answers stay"
+        " exact, and are not sped up by such drafts",
+        stacklevel=2,
+    )
 
 
 def _no_sample(slot: int, logits_V: Tensor, support: Tensor | None) -> tuple[int, Tensor]:

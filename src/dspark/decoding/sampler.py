@@ -60,7 +60,7 @@ def _own_picks(logits_RV: Tensor, rows: Sequence[Running], slot: int, support: T
 
 
 def largest_ids(logits: Tensor) -> Tensor:
-    """``greedy_ids``, compiled where it can be; they raise ArithmeticError where a row holds NaN."""
+    """``greedy_ids``, compiled where it can be; they raise ArithmeticError where a row's largest logit is no number."""
     if not can_search(logits):
         return greedy_ids(logits)
     ids = first_largest(logits)
@@ -95,14 +95,14 @@ def settle(
 def settle_finite(
     logits_NV: Tensor, rows: Sequence[Running], drafts: Sequence[Draft], lengths: Sequence[int]
 ) -> list[Verdict | None]:
-    """``settle``; None for requests whose logits hold NaN or infinity, which ArithmeticError then is about.
+    """``settle``; None for requests of whose logits one is NaN or the largest infinite: ArithmeticError is about them.
 
     Searched only where ``settle`` has failed, so it costs nothing; draws are keyed, so the others' are the same again.
     """
     try:
         return [*settle(logits_NV, rows, drafts, lengths)]
     except ArithmeticError:
-        broken_N = (logits_NV.isnan() | logits_NV.isposinf()).any(dim=-1)
+        broken_N = ~logits_NV.amax(dim=-1).isfinite()  # the largest of NaN and anything is NaN
         apart = broken_N.split([length + 1 for length in lengths])
         well = [i for i, mine_n in enumerate(apart) if not bool(mine_n.any())]
         if len(well) == len(rows):

@@ -56,7 +56,8 @@ class DraftProgram:
         """A block for each anchor, its tokens the likeliest (temperature 0) or drawn.
 
         ``places``: positions and rows ``[T]`` of the blocks' slots and what they see, slot by slot; the blocks' own
-        rows of ``cache`` are written. ArithmeticError where logits hold NaN.
+        rows of ``cache`` are written. In a slot whose logits are no numbers it finds some token or other, and the peak
+        is NaN.
         """
         positions_T, rows_T, seen = places
         rotation = self.backbone.rotations.at(positions_T)

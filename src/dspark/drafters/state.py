@@ -5,6 +5,8 @@ Legend: K slots of a block, V_d draft vocabulary, n rows committed since the las
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -65,20 +67,26 @@ class DSparkState:
         self._table.length = end
 
     def _chain(self, anchor: int, drafting: Drafting, sample: Sample) -> Draft:
-        """One token after another, each drawn before the next one's logits are asked for."""
+        """One token after another, each drawn before the next one's logits are asked for, up to a slot without any."""
         drafter = self.drafter
         draft_ids = drafter.config.draft_ids
         chain_1K = torch.full((1, drafting.slots + 1), anchor, device=drafter.device)
         tokens: list[int] = []
         probs: list[Tensor] = []
-        sure: list[Tensor] = []
+        peaks_K = torch.full((drafting.slots,), torch.nan, device=drafter.device)
         for slot in range(drafting.slots):
             (logits_V,) = drafting.logits(chain_1K[:, slot])
+            peaks_K[slot] = peaks(logits_V)
+            if not peaks_K[slot].isfinite():
+                break
             index, probs_V = sample(slot, logits_V, drafter.support)
-            sure.append(peaks(logits_V))
             tokens.append(index if draft_ids is None else draft_ids[index])
             probs.append(probs_V)
             chain_1K[0, slot + 1] = tokens[-1]
-        peaks_K = torch.stack(sure)
+        if not tokens:
+            return Draft([], broken=drafting.slots)
         (confidence_K,) = drafting.confidence(chain_1K[:, :-1], peaks_K[None])
-        return Draft(tokens, torch.stack(probs), drafter.support, confidence_K, peaks_K)
+        count = len(tokens)
+        draft = Draft(tokens, torch.stack(probs), drafter.support, confidence_K[:count], peaks_K[:count])
+        sound = int(confidence_K[:count].isfinite().cumprod(dim=0).sum())
+        return replace(draft, broken=drafting.slots - count).sound(sound)

@@ -128,7 +128,9 @@ def can_search(logits: Tensor) -> bool:
 
 
 def first_largest(logits: Tensor) -> Tensor:
-    """Index of the largest number of each row ``[..., V]``, the lowest at ties; -1 where one is NaN."""
+    """Index of the largest number of each row ``[..., V]``, the lowest at ties; -1 where that is infinite or
+    one is NaN.
+    """
     out = torch.empty(logits.shape[:-1], dtype=torch.int64)
     run_call(search_call(logits, out), 0 if out.numel() == 1 else logits.numel())  # a row is never shared
     return out
@@ -337,6 +339,8 @@ def _search() -> Kernel:
                 index = build.add(build.mul(turn, code.number(_LANES * _WAYS)), code.number(way * _LANES + lane))
                 best = (number, index) if best is None else _better(code, best, (number, index))
         assert best is not None
+        for sign, infinity in (("<", math.inf), (">", -math.inf)):
+            broken = build.or_(broken, build.not_(build.fcmp_ordered(sign, best[0], ir.Constant(F32, infinity))))
         code.store(build.select(broken, code.number(-1), best[1]), code.pointer(destination), row, I64)
 
     return row_kernel(4, body, rows_at=2)

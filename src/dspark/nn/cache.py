@@ -80,6 +80,13 @@ class KVCache:
             if self.owns(index):
                 both.unflatten(1, (self.blocks, self.size))[:, blocks] = 0
 
+    def mend(self, blocks: Sequence[int]) -> None:
+        """Zeros for what is no number in these blocks."""
+        for index, both in enumerate(self._both):
+            if self.owns(index):
+                mine = both.unflatten(1, (self.blocks, self.size))
+                mine[:, blocks] = mine[:, blocks].nan_to_num(0.0, 0.0, 0.0)
+
     def both(self, layer: int) -> Tensor:
         """Keys and values ``[2 H, N*size, D]`` of a layer, the values behind the keys."""
         return self._both[layer]

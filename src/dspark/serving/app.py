@@ -17,7 +17,7 @@ import dspark
 from dspark.serving.errors import ApiError, of_validation
 from dspark.serving.guards import Guards, response_of
 from dspark.serving.journal import journal
-from dspark.serving.routes import FRESH, PLAYGROUND, completions, facts, models
+from dspark.serving.routes import ANYWHERE, FRESH, PLAYGROUND, completions, facts, models
 from dspark.serving.service import Service
 
 log = logging.getLogger("dspark.serving")
@@ -41,6 +41,7 @@ def create_app(service: Service) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # the pages would load scripts from elsewhere
         redoc_url=None,
+        responses=ANYWHERE,
     )
     for router in (completions(service), models(service), facts(service)):
         app.include_router(router)

@@ -51,8 +51,14 @@ class Summary(Sent):
     tok_s: float
 
 
+class ToldOfChoice(Sent):
+    """``dspark`` of each choice of an answer that asked for it."""
+
+    summary: Summary
+
+
 class Told(BaseModel):
-    """``dspark`` at the top of an answer that asked for it."""
+    """``dspark`` at the top: the first choice's."""
 
     summary: Summary | None = None
     rounds: list[dict[str, Any]] = []
@@ -73,6 +79,7 @@ class Choice(BaseModel):
     logprobs: dict[str, Any] | None
     finish_reason: Literal["stop", "length"]
     token_ids: list[int] = []
+    dspark: ToldOfChoice | None = None
 
 
 class ChatChoice(Choice):

@@ -138,6 +138,7 @@ class Metrics:
         yield self._gauge("vllm:num_requests_waiting", "Requests that wait.", len(engine.admission.queue))
         yield self._gauge("vllm:kv_cache_usage_perc", "Share of the cache's blocks that is held.", self.kv_usage)
         yield self._sum("dspark:preemptions", "Requests that had to give way.", engine.admission.preemptions)
+        yield self._sum("dspark:broken_drafts", "Drafts cut where they came to NaN or infinity.", engine.broken_drafts)
         for name, said, key in _SUMS:
             yield self._sum(name, said, self._sums[key])
         yield self._gauge("dspark:budget_tokens", "Drafts of the last step.", self._budget)

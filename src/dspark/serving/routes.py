@@ -39,7 +39,9 @@ def _refusals(*statuses: int) -> Responses:
     return {status: {"model": ErrorBody} for status in statuses}
 
 
-_ASKING = _refusals(400, 401, 404, 408, 413, 429, 503, 504)
+ANYWHERE = _refusals(413, 421)
+"""What the guards in front of all routes refuse with; the key is asked for at some."""
+_ASKING = _refusals(400, 401, 404, 408, 429, 500, 503, 504)
 
 
 def completions(service: Service) -> APIRouter:
@@ -86,7 +88,7 @@ def models(service: Service) -> APIRouter:
         service.check_model(model)
         return card
 
-    @router.post("/tokenize", responses=_refusals(400, 401, 404, 408, 413))
+    @router.post("/tokenize", responses=_refusals(400, 401, 404, 408))
     async def tokenize(asked: TokenizeRequest) -> Tokenized:
         service.check_model(asked.model)
         if asked.messages is not None:
@@ -95,7 +97,7 @@ def models(service: Service) -> APIRouter:
             ids = await service.text_ids(asked.prompt or "", asked.add_special_tokens)
         return Tokenized(count=len(ids), max_model_len=length, tokens=ids)
 
-    @router.post("/detokenize", responses=_refusals(400, 401, 404, 408, 413))
+    @router.post("/detokenize", responses=_refusals(400, 401, 404, 408))
     async def detokenize(asked: DetokenizeRequest) -> Detokenized:
         service.check_model(asked.model)
         return Detokenized(prompt=chat.decode(service.checked_ids(asked.tokens, "tokens")))

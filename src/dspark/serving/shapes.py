@@ -51,7 +51,7 @@ class ChatShape:
     def _told(self, piece: Piece, name: str, said: dict[str, Any]) -> dict[str, Any]:
         asked = self._job.asked
         logprobs = None if asked.alternatives is None else chat_logprobs(self._chat, piece.logprobs)
-        return _choice(piece.index, name, said, logprobs, piece.finish) | _ids(self._job, piece)
+        return _choice(piece.index, name, said, logprobs, piece.finish) | _extensions(self._job, piece)
 
 
 class CompletionShape:
@@ -72,7 +72,7 @@ class CompletionShape:
         if self._job.asked.alternatives is not None:
             logprobs = completion_logprobs(self._chat, piece.logprobs, self._offsets[piece.index])
             self._offsets[piece.index] += sum(map(len, logprobs["tokens"]))
-        return _choice(piece.index, "text", piece.text, logprobs, piece.finish) | _ids(self._job, piece)
+        return _choice(piece.index, "text", piece.text, logprobs, piece.finish) | _extensions(self._job, piece)
 
     def choice(self, answer: Piece) -> dict[str, Any]:
         return self.part(answer)
@@ -88,6 +88,7 @@ def _choice(index: int, name: str, said: Any, logprobs: Any, finish: str | None)
     return {"index": index, name: said, "logprobs": logprobs, "finish_reason": finish}
 
 
-def _ids(job: Job, piece: Piece) -> dict[str, Any]:
-    """vLLM's extension, where it was asked for."""
-    return {"token_ids": piece.ids} if job.asked.return_token_ids else {}
+def _extensions(job: Job, piece: Piece) -> dict[str, Any]:
+    """Where they were asked for: vLLM's ids, and how an answer that has ended was drafted for."""
+    ids: dict[str, Any] = {"token_ids": piece.ids} if job.asked.return_token_ids else {}
+    return ids | ({"dspark": {"summary": piece.summary}} if piece.summary else {})

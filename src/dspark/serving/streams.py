@@ -24,6 +24,8 @@ _HEADERS = [
     (b"x-accel-buffering", b"no"),
 ]
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_quote = json.encoder.encode_basestring  # what it writes a text with
+_MARK = "\0"
 # What a client may take to read the end of a stream, once the engine is through with it.
 _SLOW = 30.0
 
@@ -60,6 +62,9 @@ class Streamed(Response):
         options = job.asked.stream_options
         self._usage = options is not None and options.include_usage
         self._usages = options is not None and options.continuous_usage_stats
+        asked = job.asked
+        self._alike = not self._usages and asked.alternatives is None and not asked.return_token_ids
+        self._around: dict[int, tuple[bytes, bytes]] = {}
         self._written = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,12 +81,23 @@ class Streamed(Response):
                 async for piece in coming:
                     self._written += len(piece.ids)
                     if piece.tells:
-                        await send(_part(self._chunk([self._shape.part(piece)], _dspark(piece))))
+                        await send(_part(self._told(piece)))
             if self._usage:
                 await send(_part(self._event({"choices": [], "usage": usage(self._job, self._written)})))
         except ApiError as error:
             await send(_part(b"data: " + _encode(error.body()).encode() + b"\n\n"))
         await send(_part(b"data: [DONE]\n\n", last=True))
+
+    def _told(self, piece: Piece) -> bytes:
+        """Its event. Most of an answer's differ in their text alone, and only that is encoded."""
+        if not (self._alike and piece.text) or piece.finish or piece.rounds:
+            return self._chunk([self._shape.part(piece)], _dspark(piece))
+        around = self._around.get(piece.index)
+        if around is None:
+            chunk = self._chunk([self._shape.part(Piece(piece.index, _MARK))])
+            before, _, after = chunk.rpartition(_quote(_MARK).encode())
+            around = self._around[piece.index] = before, after
+        return around[0] + _quote(piece.text).encode() + around[1]
 
     def _chunk(self, choices: list[dict[str, Any]], told: dict[str, Any] | None = None) -> bytes:
         chunk: dict[str, Any] = {"choices": choices}

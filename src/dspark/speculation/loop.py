@@ -11,7 +11,7 @@ tapped features.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -90,7 +90,8 @@ class Draft:
     probs[K, V_d] are the tensors that were sampled from, over `support` (int64[V_d] target ids, ascending) or
     over the whole vocabulary where that is None; probs None says that every token was certain (temperature 0, a
     copy). confidence[K] are logits of c_k (Eq. 7), and peaks[K] log-odds of the largest p_d(.) of each slot at
-    temperature 1; neither ever sees x_k. `source` says what proposed them.
+    temperature 1; neither ever sees x_k. `source` says what proposed them. `broken`: how many slots more were drafted,
+    the first of which has logits or a confidence that are no numbers.
     """
 
     tokens: list[int]
@@ -99,6 +100,26 @@ class Draft:
     confidence: Tensor | None = None
     peaks: Tensor | None = None
     source: Source = "drafter"
+    broken: int = 0
+
+    @property
+    def slots(self) -> int:
+        """How many were drafted. Unlike the number of tokens it is known before any of them is drawn."""
+        return len(self.tokens) + self.broken
+
+    def sound(self, count: int) -> Draft:
+        """The first ``count`` tokens, where the slot behind them is broken (or there is none).
+
+        All of a draft may not be dropped for a broken slot: that is known once the tokens before it are drawn, and
+        would choose between them (App. A). Where it ends depends on those alone that stay.
+        """
+        if count == len(self.tokens):
+            return self
+        kept = [None if each is None else each[:count] for each in (self.probs, self.confidence, self.peaks)]
+        probs, confidence, peaks = kept if count else (None, None, None)
+        return replace(
+            self, tokens=self.tokens[:count], probs=probs, confidence=confidence, peaks=peaks, broken=self.slots - count
+        )
 
     def dense(self, vocab_size: int) -> Tensor:
         """p_d[K, V] over the target's vocabulary: zero outside the support."""
@@ -256,9 +277,7 @@ class OneRequest:
         accepted = min(verdict.accepted, len(tokens))
         self.ids += tokens
         self._unseen += [] if features_TF is None else [features_TF]
-        self.rounds.append(
-            Round(len(self.rounds), tuple(tokens), len(draft.tokens), length, accepted, finish, draft.source)
-        )
+        self.rounds.append(Round(len(self.rounds), tuple(tokens), draft.slots, length, accepted, finish, draft.source))
         return self.rounds[-1]
 
 

@@ -45,10 +45,10 @@ def verify(tokens: list[int], p_d: Tensor, p_t: Tensor, draws: Draws, round: int
 
 
 def acceptance(p_d: float, p_t: float) -> float:
-    """min(1, p_t / p_d) for one token, in float64. ValueError for a token its draft can't have drawn."""
+    """min(1, p_t / p_d) for one token, in float64, NaN if p_t is. ValueError for a token its draft can't have drawn."""
     if not p_d > 0:
         raise ValueError(f"a draft has probability {p_d} under p_d: p_d is not what it was drawn from")
-    return min(1.0, p_t / p_d)
+    return min(p_t / p_d, 1.0)  # in this order NaN stays, which nothing is accepted with
 
 
 def residual(p_d: Tensor, p_t: Tensor) -> Tensor:

@@ -60,7 +60,8 @@ class Sampling:
 def greedy_ids(logits: Tensor) -> Tensor:
     """Ids of the largest logits, the lowest id at ties: logits[..., V] -> int64[...].
 
-    torch.argmax leaves the choice among ties to the backend; this does not. NaN logits raise ArithmeticError.
+    torch.argmax leaves the choice among ties to the backend; this does not. ArithmeticError for rows that hold NaN,
+    +inf, or nothing but -inf.
     """
     width = logits.shape[-1]
     if width > _CHUNK and width % _CHUNK == 0:  # the first best chunk, then the first best in it: one pass over V
@@ -71,8 +72,8 @@ def greedy_ids(logits: Tensor) -> Tensor:
     ids = torch.arange(width, dtype=torch.int32, device=logits.device)
     top = logits.amax(dim=-1, keepdim=True)
     first = torch.where(logits == top, ids, width).amin(dim=-1)
-    if bool((first == width).any()):
-        raise ArithmeticError("logits hold NaN: the model's forward pass is broken for this input")
+    if not bool(top.isfinite().all()):  # the largest of NaN and anything is NaN
+        raise ArithmeticError("logits hold NaN or infinity: the model's forward pass is broken for this input")
     return first.long()
 
 

@@ -88,11 +88,12 @@ class JointPlanning:
 
     def plan(self, memory: Memory, slots: Counts, samplings: Sequence[Sampling], drafts: Sequence[Draft]) -> Planned:
         """How many drafts of each request are verified; none for a request that drafts nothing."""
-        if not any(draft.tokens for draft in drafts):
+        if not any(draft.slots for draft in drafts):
             return Planned(slots, (), (), (), _NOTHING, (0,) * len(drafts))
         readings = self._read(memory, samplings, drafts)
         tilts = tuple(memory.tilts[i] for i in slots.tolist())
-        drafted = np.array([len(draft.tokens) for draft in drafts], dtype=np.int64)
+        # Broken slots are counted as drafted and will not stand: how many there are must not depend on what was drawn.
+        drafted = np.array([draft.slots for draft in drafts], dtype=np.int64)
         # Of a draft that says nothing of itself nothing is known: it counts as certain.
         survival = np.ones((len(drafts), int(drafted.max())))
         for each in readings:
@@ -100,8 +101,11 @@ class JointPlanning:
             if each.own:
                 believed_NK = tilted(believed_NK, np.array([[tilts[i].log_odds] for i in each.members.tolist()]))
             survival[each.members, : believed_NK.shape[1]] = believed_NK.cumprod(axis=1)
+        for survival_K, draft in zip(survival, drafts, strict=True):
+            if draft.broken:
+                survival_K[len(draft.tokens) :] = 0.0
         present = Present(survival, drafted)
-        own = [bool(draft.tokens) and draft.source == "drafter" for draft in drafts]
+        own = [bool(draft.slots) and draft.source == "drafter" for draft in drafts]
         lengths = self.scheduler.plan(memory, present, slots, slots[own]).lengths
         return Planned(slots, tuple(drafts), readings, tilts, present, lengths)
 
