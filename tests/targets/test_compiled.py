@@ -22,8 +22,8 @@ from dspark.targets.session import TargetSession
 from tiny import VOCAB, tiny_llama, tiny_target
 
 SIZES: dict[str, Any] = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=4)
-# The others have norms behind a layer's parts, scaled residuals, or modules that are not compiled.
-WITH_PROGRAM = {"Llama", "Mistral", "Qwen2", "Qwen3"}
+# The others have scaled residuals, or modules that are not compiled.
+WITH_PROGRAM = {"Llama", "Mistral", "Qwen2", "Qwen3", "Gemma 2", "Gemma 3"}
 
 
 def step(target: Target, rows: int, compiled: bool, taps: tuple[int, ...] = (-1, 1, 3)) -> tuple[Forward, list[Tensor]]:

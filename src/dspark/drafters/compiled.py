@@ -84,8 +84,8 @@ class CompiledBackbone(nn.Module):
         """``h [R, K, d]`` after the final norm, T = R * K; the blocks' own rows go to ``rows_T``."""
         masks = [self.config.mask_token_id] * (len(positions_T) // len(anchors) - 1)
         ids_T = torch.tensor([token for anchor in anchors for token in (anchor, *masks)])
-        x_Td, rotation = embedding(ids_T, self._embedding), self.rotations.at(positions_T)
-        found = self.stack.run(x_Td, rotation, cache, rows_T, plan.seen)
+        x_Td, rotations = embedding(ids_T, self._embedding), (self.rotations.at(positions_T),)
+        found = self.stack.run(x_Td, rotations, cache, rows_T, plan.seen)
         hidden_Td: Tensor = self.norm(found[self.config.num_hidden_layers - 1])
         return hidden_Td.view(len(anchors), -1, hidden_Td.shape[-1])
 

@@ -96,7 +96,7 @@ class DraftProgram:
             prepared.tokens_T.copy_(torch.tensor([*anchors, *masks]))
             if chance is not None:
                 prepared.load(chance)
-            prepared.stack.aim(rotation, rows_T, seen)
+            prepared.stack.aim((rotation,), rows_T, seen)
             prepared.stack.program.run()
             p_KRV = prepared.found()
             ids_KR, peaks_KR = prepared.ids_KR.clone(), peaks_of_mass(prepared.sums_KR)

@@ -48,10 +48,10 @@ def norm_rows(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return out
 
 
-def norm_call(x: Tensor, out: Tensor, weight: Tensor, eps: float) -> Call:
-    """``norm_rows`` written to ``out``."""
+def norm_call(x: Tensor, out: Tensor, weight: Tensor, eps: float, adds: bool = False) -> Call:
+    """``norm_rows`` written to ``out``, or added to it."""
     width = weight.numel()
-    return _norm(), (x.data_ptr(), out.data_ptr(), x.numel() // width, weight.data_ptr(), width, bits(eps))
+    return _norm(adds), (x.data_ptr(), out.data_ptr(), x.numel() // width, weight.data_ptr(), width, bits(eps))
 
 
 def copy_call(x: Tensor, out: Tensor) -> Call:
@@ -186,19 +186,21 @@ def row_kernel(count: int, body: Callable[[Code, list[Value], Value], None], row
 
 
 @cache
-def _norm() -> Kernel:
+def _norm(adds: bool) -> Kernel:
     def body(code: Code, table: list[Value], row: Value) -> None:
         build = code.build
         source, destination, _, weights, width, eps = table
         offset = build.mul(row, width)
         x, out = (code.at(code.pointer(each), offset, F32) for each in (source, destination))
-        _normed(code, x, out, weights, width, eps)
+        _normed(code, x, out, weights, width, eps, adds)
 
     return row_kernel(6, body, rows_at=2)
 
 
-def _normed(code: Code, x: Value, out: Value, weights: Value, width: Value, eps: Value) -> None:
-    """A row of ``norm_rows``; ``out`` may be ``x``."""
+def _normed(
+    code: Code, x: Value, out: Value, weights: Value, width: Value, eps: Value, adds: bool = False
+) -> None:
+    """A row of ``norm_rows``; ``out`` may be ``x``, or is what the row is added to."""
     build = code.build
 
     def square(k: Value, sums: list[Value]) -> list[Value]:
@@ -213,7 +215,8 @@ def _normed(code: Code, x: Value, out: Value, weights: Value, width: Value, eps:
 
     def scale(k: Value, _: list[Value]) -> list[Value]:
         number = build.fmul(code.load(x, k, F32, _LANES), inverse)
-        code.store(build.fmul(number, code.load(code.pointer(weights), k, F32, _LANES)), out, k, F32)
+        normed = build.fmul(number, code.load(code.pointer(weights), k, F32, _LANES))
+        code.store(build.fadd(code.load(out, k, F32, _LANES), normed) if adds else normed, out, k, F32)
         return []
 
     code.loop(code.number(0), width, _LANES, [], scale)

@@ -1,6 +1,7 @@
 """A stack of layers as one program of kernel calls, for steps of any number of rows: no Python between two products.
 
-Only for a stack whose every layer is ``x + attention(norm(x))`` and then ``x + mlp(norm(x))`` of lean modules.
+Only for a stack whose every layer is ``x + attention(norm(x))`` and then ``x + mlp(norm(x))`` of lean modules; what is
+added may be normed as well (Gemma).
 
 Legend: T tokens, d hidden size, I inner width, N heads of queries, keys and values, Q of queries, D head size.
 """
@@ -49,17 +50,21 @@ class Attention(Protocol):
 
 @dataclass(frozen=True)
 class StackLayer:
-    """One layer's parts."""
+    """One layer's parts; the last two norms are of what attention and MLP add, where the family has them."""
 
     input_norm: LeanNorm
     attention: Attention
     inner_norm: LeanNorm
     mlp: LeanMLP
+    attention_norm: LeanNorm | None = None
+    mlp_norm: LeanNorm | None = None
+    rotation: int = 0
+    """Which of a step's rotations is its own: layers of one model may turn at different speeds."""
 
     def compiles(self) -> bool:
         """Whether every part is of a form that a program knows."""
         norms, attention, mlp = (self.input_norm, self.inner_norm), self.attention, self.mlp
-        weights = [norm.weight for norm in norms]
+        weights = [norm.weight for norm in (*norms, self.attention_norm, self.mlp_norm) if norm is not None]
         weights += [] if attention.head_norms is None else list(attention.head_norms[:2])
         products = (attention.product, attention.output, mlp.both, mlp.down)
         whole = all(isinstance(each, PanelLinear) and each.panels.padded == each.out_features for each in products)
@@ -93,15 +98,18 @@ class StackProgram:
             own += [copy_call(self.x_Td, self.kept[index])] if index in self.kept else []
         self.program, self._layers = Program([*own, *after]), (len(before), len(own))
         starts = self.program.starts
-        self._rotations = _begins([starts[first + 2] for first in firsts], 2)
+        kinds = range(1 + max(layer.rotation for layer in layers))
+        turns = [[starts[at + 2] for at, own in zip(firsts, layers, strict=True) if own.rotation == k] for k in kinds]
+        self._turns = [_begins(each, 2) for each in turns]
         self._seen = _begins([starts[first + 3] for first in firsts], 3)
 
-    def aim(self, rotation_T1C: Tensor, rows_T: Tensor, seen: Seen) -> None:
+    def aim(self, rotations: Sequence[Tensor], rows_T: Tensor, seen: Seen) -> None:
         """Say where the step's rows belong; the arguments must live until it has run. See ``Stack.run``."""
-        rotates = rotation_T1C.dtype == torch.complex64 and rotation_T1C.is_contiguous()
-        assert rotates and rows_T.dtype == torch.int64 and rows_T.is_contiguous()
+        assert rows_T.dtype == torch.int64 and rows_T.is_contiguous()
         table = self.program.table
-        table[self._rotations] = torch.tensor((rotation_T1C.data_ptr(), rows_T.data_ptr()))
+        for turns, rotation_T1C in zip(self._turns, rotations, strict=True):
+            assert rotation_T1C.dtype == torch.complex64 and rotation_T1C.is_contiguous()
+            table[turns] = torch.tensor((rotation_T1C.data_ptr(), rows_T.data_ptr()))
         table[self._seen] = torch.tensor(seen.addresses)
 
     def run_layers(self) -> None:
@@ -117,17 +125,24 @@ class Stack:
         self._shelf: Shelf[StackProgram] = Shelf()
 
     def run(
-        self, x_Td: Tensor, rotation_T1C: Tensor, cache: KVCache, rows_T: Tensor, seen: Seen, taps: Sequence[int] = ()
+        self,
+        x_Td: Tensor,
+        rotations: Sequence[Tensor],
+        cache: KVCache,
+        rows_T: Tensor,
+        seen: Seen,
+        taps: Sequence[int] = (),
     ) -> dict[int, Tensor]:
         """Outputs ``[T, d]`` of the layers in ``taps`` and of the last one, for embedded tokens ``x_Td``.
 
-        Their keys and values are written to ``rows_T`` of ``cache``; ``rotation_T1C``: as ``lean.turn`` takes it.
+        Their keys and values are written to ``rows_T`` of ``cache``; ``rotations``: as ``lean.turn`` takes them, one for
+        each kind of layers (``StackLayer.rotation``).
         """
         last = len(self.layers) - 1
         with self._shelf.lock:
             prepared = self.prepare(len(x_Td), cache, sorted({*taps} - {-1, last}))
             prepared.x_Td.copy_(x_Td)
-            prepared.aim(rotation_T1C, rows_T, seen)
+            prepared.aim(rotations, rows_T, seen)
             prepared.run_layers()
             return {tap: left.clone() for tap, left in (*prepared.kept.items(), (last, prepared.x_Td))}
 
@@ -163,12 +178,21 @@ def _layer_calls(layer: StackLayer, x_Td: Tensor, cache: KVCache, rooms: Rooms) 
         product_call(own.product, normed_Td, heads_TND, rooms),
         turn_call(heads_TND, own.rotated, own.queries, cache.both(own.layer_idx), own.head_norms, 0, 0),
         _attention(own, query_TQD, cache, out_TQD),
-        product_call(own.output, out_TQD.flatten(1), x_Td, rooms, x_Td),
+        *_added(own.output, out_TQD.flatten(1), x_Td, rooms, layer.attention_norm, normed_Td),
         norm_call(x_Td, normed_Td, norms[1].weight, norms[1].eps),
         product_call(mlp.both, normed_Td, both, rooms),
         gate_call(both, gated, mlp.gate),
-        product_call(mlp.down, gated, x_Td, rooms, x_Td),
+        *_added(mlp.down, gated, x_Td, rooms, layer.mlp_norm, normed_Td),
     ]
+
+
+def _added(
+    product: nn.Module, source: Tensor, x_Td: Tensor, rooms: Rooms, norm: LeanNorm | None, free_Td: Tensor
+) -> list[Call]:
+    """A product added to the residual stream, behind ``norm`` where there is one; ``free_Td`` is written over then."""
+    if norm is None:
+        return [product_call(product, source, x_Td, rooms, x_Td)]
+    return [product_call(product, source, free_Td, rooms), norm_call(free_Td, x_Td, norm.weight, norm.eps, adds=True)]
 
 
 def _width(product: nn.Module) -> int:

@@ -29,7 +29,7 @@ from dspark.nn.stack import Stack
 from dspark.targets.attention import SEAM
 from dspark.targets.card import recommended_of, stop_ids_of
 from dspark.targets.chat import Chat
-from dspark.targets.compiled import FEW_ROWS, compiled_layers
+from dspark.targets.compiled import FEW_ROWS, compiled_layers, rotations_of
 from dspark.targets.family import kv_layers, rope_types, scales_of
 from dspark.targets.lean import WATCHED, WatchedBatch, lean_attention, lean_mlps, lean_norms, watch
 from dspark.targets.probe import probe, probe_ids
@@ -256,16 +256,20 @@ class Target:
     def _run_compiled(self, layers: Stack, ids_T: Tensor, batch: RaggedBatch, taps: Sequence[int]) -> dict[int, Tensor]:
         """Outputs ``[T, d]`` of the tapped layers and of the last, that one behind the final norm."""
         x_1Td = self._base.embed_tokens(ids_T[None])
-        rotation_T1C = self._rotations.at(batch.positions_T)
-        found = layers.run(x_1Td[0], rotation_T1C, batch.cache, batch.rows_T, batch.plan.seen, taps)
+        rotations = [each.at(batch.positions_T) for each in self._rotations]
+        found = layers.run(x_1Td[0], rotations, batch.cache, batch.rows_T, batch.plan.seen, taps)
         last = self.num_layers - 1
         return found | {-1: x_1Td[0], last: self._base.norm(found[last])}
 
     @cached_property
-    def _rotations(self) -> RotationTable:
-        """Of all layers; angles that depend on the length were refused."""
+    def _rotations(self) -> list[RotationTable]:
+        """Of each kind of layers; angles that depend on the length were refused."""
         like = torch.empty(0, dtype=self.dtype, device=self.device)
-        return RotationTable(lambda at_T: complex_of(*self._base.rotary_emb(like, at_T[None])))
+
+        def table(kind: tuple[str, ...]) -> RotationTable:
+            return RotationTable(lambda at_T: complex_of(*self._base.rotary_emb(like, at_T[None], *kind)))
+
+        return [table(kind) for kind in rotations_of(self._base)]
 
     def layer_weights(self, index: int) -> dict[str, Tensor]:
         """Weights of decoder layer ``index`` by their Hugging Face names; before ``pack`` only."""
