@@ -17,6 +17,7 @@ from dspark.kernels.rows import (
     follow_call,
     gate_name,
     gate_rows,
+    norm_call,
     norm_rows,
     turn_and_store,
 )
@@ -33,6 +34,15 @@ def test_norms(tokens: int) -> None:
     found = norm_rows(x, weight, 1e-5)
     torch.testing.assert_close(found, rms_norm(x, (64,), weight, 1e-5), rtol=2e-6, atol=1e-7)
     assert torch.equal(found[:, -1:], norm_rows(x[:, -1:].contiguous(), weight, 1e-5)), "alone or in a team"
+
+
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_a_normed_row_may_be_added(tokens: int) -> None:
+    x, weight, sums = random(tokens, 64), random(64, seed=1), random(tokens, 64, seed=2)
+    expected = sums + norm_rows(x, weight, 1e-5)
+    kernel, table = norm_call(x, sums, weight, 1e-5, adds=True)
+    kernel(*table)
+    assert torch.equal(sums, expected)
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 300])
@@ -109,6 +119,9 @@ def test_what_was_found_is_followed_to_its_row() -> None:
         kernel, numbers = follow_call(found, chosen, ids, table, out)
         kernel(*numbers)
         assert ids.tolist() == wanted and torch.equal(out, table[wanted])
+    kernel, numbers = follow_call(found, None, ids, table, out, scale=25.25)
+    kernel(*numbers)
+    assert torch.equal(out, table[[3, 0, 2, 0]] * 25.25)
 
 
 def test_what_is_no_number_stays_none() -> None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, silu
 
 from dspark.kernels.machine import Program, Rooms, can_compile, lanes
 from dspark.kernels.rows import HeadNorms, norm_call, turn_call
@@ -57,7 +56,7 @@ class CompiledBackbone(nn.Module):
     def __init__(self, backbone: DFlashBackbone) -> None:
         super().__init__()
         config = backbone.config
-        self.config, self._embedding = config, backbone.embedding
+        self.config, self._embed = config, backbone.embed
         self.fc, self.hidden_norm = frozen_linear(backbone.fc.weight), _lean(backbone.hidden_norm)
         self.norm = _lean(backbone.norm)
         layers: list[DraftLayer] = list(backbone.layers)  # type: ignore[arg-type]  # made in its __init__
@@ -84,7 +83,7 @@ class CompiledBackbone(nn.Module):
         """``h [R, K, d]`` after the final norm, T = R * K; the blocks' own rows go to ``rows_T``."""
         masks = [self.config.mask_token_id] * (len(positions_T) // len(anchors) - 1)
         ids_T = torch.tensor([token for anchor in anchors for token in (anchor, *masks)])
-        x_Td, rotations = embedding(ids_T, self._embedding), (self.rotations.at(positions_T),)
+        x_Td, rotations = self._embed(ids_T), (self.rotations.at(positions_T),)
         found = self.stack.run(x_Td, rotations, cache, rows_T, plan.seen)
         hidden_Td: Tensor = self.norm(found[self.config.num_hidden_layers - 1])
         return hidden_Td.view(len(anchors), -1, hidden_Td.shape[-1])
@@ -133,8 +132,10 @@ def compiles(backbone: DFlashBackbone) -> bool:
 
 
 def _stack_layer(layer: DraftLayer, attention: LeanBlockAttention) -> StackLayer:
-    mlp = LeanMLP(layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj, silu)
-    return StackLayer(_lean(layer.input_layernorm), attention, _lean(layer.post_attention_layernorm), mlp)
+    mlp = LeanMLP(layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj, layer.mlp.act)
+    before, inner, *after = layer.norms
+    added = [None if norm is None else _lean(norm) for norm in after]
+    return StackLayer(_lean(before), attention, _lean(inner), mlp, *added)
 
 
 def _lean(norm: RMSNorm) -> LeanNorm:

@@ -70,7 +70,7 @@ class DraftProgram:
         head, bias = drafter.packed_head, drafter.markov_head.markov_w2
         assert isinstance(head, PanelLinear) and isinstance(bias, PanelLinear)
         self.backbone, self.head, self.bias = backbone, head, bias
-        self.embedding, self.support = drafter.embedding, drafter.support
+        self.embedding, self.embedding_scale, self.support = drafter.embedding, drafter.embedding_scale, drafter.support
         self.previous = drafter.markov_head.markov_w1.weight.detach()
         self.confidence = drafter.read_confidence
         self._shelf: Shelf[_Program] = Shelf()
@@ -161,7 +161,7 @@ class _Program:
         calls.append(follow_call(self._found_KR[-1], draft.support, self.ids_KR[-1], draft.previous, embedded_Rr))
 
         def ends(x_Td: Tensor) -> tuple[Sequence[Call], Sequence[Call]]:
-            embed = follow_call(self.tokens_T, None, looked_T, draft.embedding, x_Td)
+            embed = follow_call(self.tokens_T, None, looked_T, draft.embedding, x_Td, draft.embedding_scale)
             return [embed], [norm_call(x_Td, hidden_Td, norm.weight, norm.eps), *calls]
 
         self.stack = StackProgram(draft.backbone.stack.layers, rows, cache, rooms, ends)

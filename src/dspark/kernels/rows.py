@@ -137,14 +137,16 @@ def search_call(logits: Tensor, out: Tensor) -> Call:
     return _search(), (logits.data_ptr(), out.data_ptr(), out.numel(), logits.shape[-1])
 
 
-def follow_call(found_R: Tensor, support_V: Tensor | None, ids_R: Tensor, table_Vr: Tensor, out_Rr: Tensor) -> Call:
-    """Ids ``support_V[found_R]`` (those found themselves without a support) and their rows of a table.
+def follow_call(
+    found_R: Tensor, support_V: Tensor | None, ids_R: Tensor, table_Vr: Tensor, out_Rr: Tensor, scale: float = 1.0
+) -> Call:
+    """Ids ``support_V[found_R]`` (those found themselves without a support) and their rows of a table times ``scale``.
 
     All int64 and fp32, contiguous. -1, for nothing found, is followed as 0: whoever asked looks at ``found_R``.
     """
     support = 0 if support_V is None else support_V.data_ptr()
     given = (found_R.data_ptr(), support, ids_R.data_ptr(), table_Vr.data_ptr(), out_Rr.data_ptr())
-    return _follow(), (*given, len(ids_R), table_Vr.shape[1])
+    return _follow(), (*given, len(ids_R), table_Vr.shape[1], bits(scale))
 
 
 def gate_name(act: Callable[[Tensor], Tensor]) -> str | None:
@@ -197,9 +199,7 @@ def _norm(adds: bool) -> Kernel:
     return row_kernel(6, body, rows_at=2)
 
 
-def _normed(
-    code: Code, x: Value, out: Value, weights: Value, width: Value, eps: Value, adds: bool = False
-) -> None:
+def _normed(code: Code, x: Value, out: Value, weights: Value, width: Value, eps: Value, adds: bool = False) -> None:
     """A row of ``norm_rows``; ``out`` may be ``x``, or is what the row is added to."""
     build = code.build
 
@@ -347,7 +347,7 @@ def _search() -> Kernel:
 def _follow() -> Kernel:
     def body(code: Code, table: list[Value], row: Value) -> None:
         build = code.build
-        found, support, ids, source, destination, _, width = table
+        found, support, ids, source, destination, _, width, scale = table
         index = code.load(code.pointer(found), row, I64)
         index = build.select(build.icmp_signed("<", index, code.number(0)), code.number(0), index)
         code.store(index, code.pointer(ids), row, I64)
@@ -356,14 +356,15 @@ def _follow() -> Kernel:
         place = build.mul(code.load(code.pointer(ids), row, I64), width)
         numbers = code.at(code.pointer(source), place, F32)
         out = code.at(code.pointer(destination), build.mul(row, width), F32)
+        factor = code.splat(from_bits(code, scale), _LANES)
 
         def copy(k: Value, _: list[Value]) -> list[Value]:
-            code.store(code.load(numbers, k, F32, _LANES), out, k, F32)
+            code.store(build.fmul(code.load(numbers, k, F32, _LANES), factor), out, k, F32)
             return []
 
         code.loop(code.number(0), width, _LANES, [], copy)
 
-    return row_kernel(7, body, rows_at=5)
+    return row_kernel(8, body, rows_at=5)
 
 
 def _better(code: Code, a: tuple[Value, Value], b: tuple[Value, Value]) -> tuple[Value, Value]:

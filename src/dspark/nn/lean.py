@@ -12,11 +12,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
 
 from dspark.kernels.machine import can_compile
 from dspark.kernels.rows import HeadNorms, can_row, gate_name, gate_rows, norm_rows
-from dspark.nn.mlp import SwiGLU
+from dspark.nn.mlp import GatedMLP
 from dspark.nn.norm import RMSNorm
 from dspark.nn.packed import frozen_linear
 
@@ -80,8 +79,8 @@ def lean_drafter(module: nn.Module) -> None:
         for name, child in list(parent.named_children()):
             if isinstance(child, RMSNorm):
                 setattr(parent, name, LeanNorm(child.weight, child.eps))
-            elif isinstance(child, SwiGLU):
-                setattr(parent, name, LeanMLP(child.gate_proj, child.up_proj, child.down_proj, silu))
+            elif isinstance(child, GatedMLP):
+                setattr(parent, name, LeanMLP(child.gate_proj, child.up_proj, child.down_proj, child.act))
 
 
 def paired(head_dim: int) -> Tensor:

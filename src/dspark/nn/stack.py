@@ -9,7 +9,7 @@ Legend: T tokens, d hidden size, I inner width, N heads of queries, keys and val
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -58,7 +58,7 @@ class StackLayer:
     mlp: LeanMLP
     attention_norm: LeanNorm | None = None
     mlp_norm: LeanNorm | None = None
-    rotation: int = 0
+    rotation: int = field(default=0, kw_only=True)
     """Which of a step's rotations is its own: layers of one model may turn at different speeds."""
 
     def compiles(self) -> bool:
@@ -135,8 +135,8 @@ class Stack:
     ) -> dict[int, Tensor]:
         """Outputs ``[T, d]`` of the layers in ``taps`` and of the last one, for embedded tokens ``x_Td``.
 
-        Their keys and values are written to ``rows_T`` of ``cache``; ``rotations``: as ``lean.turn`` takes them, one for
-        each kind of layers (``StackLayer.rotation``).
+        Their keys and values are written to ``rows_T`` of ``cache``; ``rotations``: as ``lean.turn`` takes them, one
+        for each kind of layers (``StackLayer.rotation``).
         """
         last = len(self.layers) - 1
         with self._shelf.lock:

@@ -31,7 +31,16 @@ from dspark.targets.card import recommended_of, stop_ids_of
 from dspark.targets.chat import Chat
 from dspark.targets.compiled import FEW_ROWS, compiled_layers, rotations_of
 from dspark.targets.family import kv_layers, rope_types, scales_of
-from dspark.targets.lean import WATCHED, WatchedBatch, lean_attention, lean_mlps, lean_norms, watch
+from dspark.targets.lean import (
+    WATCHED,
+    WatchedBatch,
+    drafting_weights,
+    lean_attention,
+    lean_mlps,
+    lean_norms,
+    plain_norm,
+    watch,
+)
 from dspark.targets.probe import probe, probe_ids
 from dspark.targets.ragged import RaggedBatch, complex_of
 from dspark.targets.sources import Source, resolve_source
@@ -206,17 +215,17 @@ class Target:
 
     @cached_property
     def ends(self) -> Ends:
-        """Embedding and head as a drafter borrows them, the family's scales worked in.
+        """Embedding and head as a drafter borrows them, with the family's scales; a tied matrix stays one tensor unless
+        logits are scaled.
 
         UserError for a target whose logits are capped, which no matrix can express and no drafter here does yet.
         """
         if self._scales.softcap is not None:
             raise UserError(f"{self.name} caps its logits, which drafters can't do yet: it can be decoded plainly only")
+        embedding, head, logits = self._matrices.embedding, self._matrices.head, self._scales.logits
         scale = self._scales.embedding * float(getattr(self._embedding, "embed_scale", 1.0))
-        matrices = self._matrices
-        if scale == 1.0 and self._scales.logits == 1.0:
-            return matrices
-        return Ends(matrices.embedding * scale, matrices.head * self._scales.logits)
+        rounded = float(torch.tensor(scale, dtype=embedding.dtype))  # as the target itself multiplies
+        return Ends(embedding, head if logits == 1.0 else head * logits, scale=rounded)
 
     def new_cache(self, blocks: int, size: int, exact: bool = True) -> KVCache:
         """An empty K/V cache of ``blocks`` blocks of ``size`` positions each; ``exact``: see there."""
@@ -272,13 +281,17 @@ class Target:
         return [table(kind) for kind in rotations_of(self._base)]
 
     def layer_weights(self, index: int) -> dict[str, Tensor]:
-        """Weights of decoder layer ``index`` by their Hugging Face names; before ``pack`` only."""
+        """Weights of decoder layer ``index`` by their Hugging Face names; before ``pack`` only.
+
+        As a draft layer has them: norms multiply by their weights, and scores are scaled by D^-0.5 and nothing else.
+        """
         layers: Any = self._base.layers
-        return dict(layers[index].state_dict())
+        return drafting_weights(layers[index])
 
     def final_norm_weight(self) -> Tensor:
-        """Weight ``[d]`` of the norm before the head."""
-        weight: Tensor = self._base.norm.weight
+        """What the norm before the head multiplies by, ``[d]``."""
+        norm = self._base.norm
+        weight: Tensor = (plain_norm(norm) or norm).weight
         return weight
 
 
