@@ -150,9 +150,8 @@ def calibrate(
     figures |= _curves(FITS[chosen](split.fitted.outcomes), split, plots, f"{loaded.name}, {_name(sampling)}")
     if json is not None:
         settings = {"sampling": vars(sampling), "max_tokens": max_tokens, "seed": seed, "raw": raw, "drafter": drafter}
-        write_json(
-            json, figures | settings | {"prompts": list(map(str, prompts)), "judge": list(map(str, judge or []))}
-        )
+        files = {"prompts": list(map(str, prompts)), "judge": list(map(str, judge or []))}
+        write_json(json, figures | settings | files)
 
 
 def _sets(prompts: list[Path], judge: list[Path] | None) -> list[list[Path]]:
