@@ -154,8 +154,9 @@ def table() -> Iterator[dict[str, float]]:
     if os.environ.get("DSPARK_WRITE_DOCS") and found.keys() == FAMILIES.keys():
         rows = [f"| {family} | {ADDS[family]} | {found[family]:.0e} |" for family in FAMILIES]
         text = DOCUMENT.read_text(encoding="utf-8")
-        head, marker, _ = text.partition("|---|---|---|\n")
-        DOCUMENT.write_text(head + marker + "\n".join(rows) + "\n", encoding="utf-8")
+        head, marker, rest = text.partition("|---|---|---|\n")
+        _, *behind = rest.partition("\n\n")
+        DOCUMENT.write_text(head + marker + "\n".join(rows) + ("".join(behind) or "\n"), encoding="utf-8")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
