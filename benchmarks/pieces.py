@@ -126,7 +126,7 @@ def parts_of(stack: Stack, batch: RaggedBatch, repeats: int) -> dict[str, float]
     rows = len(batch.positions_T)
     prepared = stack.prepare(rows, batch.cache)
     rotation = torch.zeros(rows, 1, 4096, dtype=torch.complex64)
-    prepared.aim(rotation, batch.rows_T, batch.plan.seen)
+    prepared.aim((rotation,), batch.rows_T, batch.plan.seen)
     table, starts, kernels = prepared.program.table, prepared.program.starts, prepared.program._kernels
     found, calls = {}, len(kernels) // len(stack.layers)
     for name, places in PARTS.items():

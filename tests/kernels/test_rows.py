@@ -47,6 +47,15 @@ def test_norms_beside_each_other(tokens: int) -> None:
     assert not out[tokens:].any() and not out[:, 96:].any()
 
 
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_a_normed_row_may_be_added(tokens: int) -> None:
+    x, weight, sums = random(tokens, 64), random(64, seed=1), random(tokens, 64, seed=2)
+    expected = sums + norm_rows(x, weight, 1e-5)
+    kernel, table = norm_call(x, sums, weight, 1e-5, adds=True)
+    kernel(*table)
+    assert torch.equal(sums, expected)
+
+
 @pytest.mark.parametrize("tokens", [1, 7, 300])
 def test_copies(tokens: int) -> None:
     x, out = random(tokens, 72), torch.zeros(tokens + 1, 72)
@@ -121,6 +130,9 @@ def test_what_was_found_is_followed_to_its_row() -> None:
         kernel, numbers = follow_call(found, chosen, ids, table, out)
         kernel(*numbers)
         assert ids.tolist() == wanted and torch.equal(out, table[wanted])
+    kernel, numbers = follow_call(found, None, ids, table, out, scale=25.25)
+    kernel(*numbers)
+    assert torch.equal(out, table[[3, 0, 2, 0]] * 25.25)
 
 
 def test_what_is_no_number_stays_none() -> None:

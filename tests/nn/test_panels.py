@@ -20,6 +20,7 @@ from dspark.nn.panels import Panels
 QUANTISED = {
     "Q4_0": (gguf.GGMLQuantizationType.Q4_0, Form.NIBBLE),
     "Q4_1": (gguf.GGMLQuantizationType.Q4_1, Form.NIBBLE),
+    "Q5_0": (gguf.GGMLQuantizationType.Q5_0, Form.BYTE),
     "Q8_0": (gguf.GGMLQuantizationType.Q8_0, Form.BYTE),
 }
 

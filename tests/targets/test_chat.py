@@ -38,6 +38,17 @@ def test_an_opening_may_come_after_other_turns() -> None:
     assert Chat(Turns()).opening_ids(before) == expected
 
 
+def test_raw_messages_are_texts_without_a_template() -> None:
+    tokenizer = make_tokenizer()
+    messages = [{"role": "user", "content": text} for text in ("abc", "d")]
+    chat, tokenizer.chat_template = Chat(tokenizer), None
+    with pytest.raises(UserError, match="no chat template.*--raw"):
+        chat.prompt_ids(messages)
+    chat.raw = True
+    assert chat.prompt_ids(messages[:1]) == chat.encode("abc")
+    assert chat.decode(chat.prompt_ids(messages)) == "abc\n\nd"
+
+
 def test_a_template_that_hides_the_turn_is_refused() -> None:
     with pytest.raises(UserError, match="'nothing to see', without what was said"):
         Chat(Rendering("nothing to see")).opening_ids()

@@ -22,8 +22,8 @@ from dspark.targets.session import TargetSession
 from tiny import VOCAB, tiny_llama, tiny_target
 
 SIZES: dict[str, Any] = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=4)
-# The others have norms behind a layer's parts, scaled residuals, or modules that are not compiled.
-WITH_PROGRAM = {"Llama", "Mistral", "Qwen2", "Qwen3"}
+# The others have scaled residuals, or modules that are not compiled.
+WITH_PROGRAM = {"Llama", "Mistral", "Qwen2", "Qwen3", "Gemma 2", "Gemma 3"}
 
 
 def step(target: Target, rows: int, compiled: bool, taps: tuple[int, ...] = (-1, 1, 3)) -> tuple[Forward, list[Tensor]]:
@@ -67,6 +67,18 @@ def test_the_program_gives_the_modules_numbers_to_the_bit(changes: dict[str, Any
     steps = [step(target, 4, True, taps)[0] for taps in ((), (0,), (2, 0), (3,))]
     assert steps[0].features_TF is None
     assert all(torch.equal(each.hidden_TD, steps[0].hidden_TD) for each in steps)
+
+
+@pytest.mark.parametrize("family", ["Gemma 2", "Gemma 3"])
+def test_what_gemma_adds_is_normed_and_its_kinds_of_layers_turn_at_their_own_speeds(family: str) -> None:
+    target = tiny_target(model_of(family))
+    for rows in (1, 3, 8, FEW_ROWS, 90):
+        assert same(step(target, rows, True), step(target, rows, False)), rows
+    rotations = target._rotations
+    assert len(rotations) == (2 if family == "Gemma 3" else 1)
+    if family == "Gemma 3":
+        target._rotations = rotations[::-1]
+        assert not same(step(target, 8, True), step(target, 8, False)), "control"
 
 
 def test_old_programs_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:

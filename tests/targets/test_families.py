@@ -154,8 +154,9 @@ def table() -> Iterator[dict[str, float]]:
     if os.environ.get("DSPARK_WRITE_DOCS") and found.keys() == FAMILIES.keys():
         rows = [f"| {family} | {ADDS[family]} | {found[family]:.0e} |" for family in FAMILIES]
         text = DOCUMENT.read_text(encoding="utf-8")
-        head, marker, _ = text.partition("|---|---|---|\n")
-        DOCUMENT.write_text(head + marker + "\n".join(rows) + "\n", encoding="utf-8")
+        head, marker, rest = text.partition("|---|---|---|\n")
+        _, *behind = rest.partition("\n\n")
+        DOCUMENT.write_text(head + marker + "\n".join(rows) + ("".join(behind) or "\n"), encoding="utf-8")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -223,11 +224,17 @@ def test_a_target_that_caps_its_logits_lends_its_ends_to_no_drafter() -> None:
     for family in ("Granite", "Cohere 2", "Gemma 3"):
         target = tiny_target(model_of(family))
         ids, hidden = TEXTS[0], torch.randn(5, target.hidden_size)
-        torch.testing.assert_close(torch.nn.functional.embedding(ids, target.ends.embedding), target.embed(ids))
+        ends = target.ends
+        assert torch.equal(torch.nn.functional.embedding(ids, ends.embedding) * ends.scale, target.embed(ids))
         torch.testing.assert_close(hidden @ target.ends.head.T, target.head(hidden), rtol=1e-5, atol=1e-5)
 
 
-FROM_THE_TARGET, FROM_NOTHING = {"Llama", "Mistral", "Qwen3", "Granite"}, {"Qwen2", "Gemma 3", "gpt-oss"}
+def test_a_tied_matrix_is_lent_once_however_its_rows_are_scaled() -> None:
+    ends = tiny_target(model_of("Gemma 3", {"tie_word_embeddings": True})).ends
+    assert ends.scale > 1 and ends.embedding.data_ptr() == ends.head.data_ptr()
+
+
+FROM_THE_TARGET, FROM_NOTHING = {"Llama", "Mistral", "Qwen3", "Gemma 3", "Granite"}, {"Qwen2", "gpt-oss"}
 
 
 @pytest.mark.parametrize("initial", ["target", "random"])

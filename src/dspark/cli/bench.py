@@ -17,6 +17,7 @@ from dspark.cli.options import (
     DtypeOption,
     JsonOption,
     MaxTokensOption,
+    RawOption,
     SeedOption,
     TargetOption,
     TemperatureOption,
@@ -75,6 +76,7 @@ def bench(
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Turns of all modes, each on further prompts.")] = 5,
     prompts: PromptsOption = None,
     limit: LimitOption = None,
+    raw: RawOption = False,
     max_tokens: MaxTokensOption = 128,
     temperature: TemperatureOption = 0.0,
     top_k: TopKOption = 0,
@@ -102,6 +104,7 @@ def bench(
 
     load, users, sampling = load_now(), numbers_of(concurrency), Sampling(temperature, top_k, top_p)
     asked = _named(modes, pair := load_pair(target, drafter, dtype, device))
+    pair.target.chat.raw = raw
     adaptive = adaptive_of(pair, max(users)) if any(mode.name == "adaptive" for mode in asked) else None
     measured = Interleaved(pair.target, pair.decoder.drafter, asked, adaptive, time.perf_counter, {} if trace else None)
     ids, rows = _prompt_ids(pair, prompts or []), []
@@ -111,7 +114,7 @@ def bench(
     _draw(out, rows)
     _note(trace, measured)
     if json is not None:
-        said = {"sampling": vars(sampling), "max_tokens": max_tokens, "seed": seed, "repeats": repeats}
+        said = {"sampling": vars(sampling), "max_tokens": max_tokens, "seed": seed, "repeats": repeats, "raw": raw}
         said |= {"prompts": [str(path) for path in prompts or []], "machine": machine_facts(pair.target.device, load)}
         write_json(json, pair.asdict() | said | {"rows": rows, "costs": adaptive and adaptive.costs.asdict()})
     if any(row["identical"] and row["identical"]["unexplained"] for row in rows):

@@ -17,6 +17,7 @@ from dspark.cli.options import (
     DtypeOption,
     JsonOption,
     MaxTokensOption,
+    RawOption,
     SeedOption,
     TargetOption,
     TemperatureOption,
@@ -99,6 +100,7 @@ def calibrate(
         int | None, typer.Option("--limit", min=1, help="Only N prompts to fit to, and N a --judge file.")
     ] = None,
     kind: MapOption = _BEST,
+    raw: RawOption = False,
     out: OutOption = None,
     rounds: RoundsOption = None,
     plots: PlotsOption = None,
@@ -133,6 +135,7 @@ def calibrate(
     writable("--out")(file)
     sets = _sets(prompts, judge)
     loaded, model = load_drafting(target, drafter, dtype, device)
+    loaded.chat.raw = raw
     known = _known(file, model.config.block_size)
     answers = [_requests(loaded, files, limit, sampling, seed, max_tokens) for files in sets]
     _check(answers, bool(judge))
@@ -149,7 +152,7 @@ def calibrate(
     print(f"confidence map: {file}")
     figures |= _curves(FITS[chosen](split.fitted.outcomes), split, plots, f"{loaded.name}, {_name(sampling)}")
     if json is not None:
-        settings = {"sampling": vars(sampling), "max_tokens": max_tokens, "seed": seed, "drafter": drafter}
+        settings = {"sampling": vars(sampling), "max_tokens": max_tokens, "seed": seed, "raw": raw, "drafter": drafter}
         files = {"prompts": [*map(str, prompts)], "judge": [*map(str, judge or [])]}
         write_json(json, figures | settings | files | _circumstances(loaded, load))
 

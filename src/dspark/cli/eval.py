@@ -20,6 +20,7 @@ from dspark.cli.options import (
     JsonOption,
     LookupOption,
     MaxTokensOption,
+    RawOption,
     SeedOption,
     TargetOption,
     TemperatureOption,
@@ -101,6 +102,7 @@ def evaluate(
     benchmark: BenchmarkOption = None,
     benchmark_folder: BenchmarkFolderOption = None,
     limit: LimitOption = None,
+    raw: RawOption = False,
     out: OutOption = None,
     planned: PlannedOption = False,
     lookup: LookupOption = True,
@@ -138,7 +140,7 @@ def evaluate(
     from dspark.cli.eval_table import print_figures, unexplained
     from dspark.cli.eval_trials import Settings
 
-    settings = Settings(sampling, max_tokens, seed, coupled, planned, lookup)
+    settings = Settings(sampling, max_tokens, seed, coupled, planned, lookup, raw)
     figures = _measured(asked, _Models(target, tuple(drafter), dtype, device), settings, out, load)
     if json is not None:
         names = {name: [str(path) for path in paths] for name, paths in files.items()}
@@ -182,6 +184,7 @@ def _measured(
     pairs = load_pairs(models.target, models.drafters, models.dtype, models.device)
     decoders = {name: decoder_of(pair, settings) for name, pair in zip(models.drafters, pairs, strict=True)}
     evaluator = Evaluator(decoders, settings)
+    evaluator.target.chat.raw = settings.raw
     check_lengths(evaluator.target, asked, settings.seed)
     with _opened(out, pairs, settings) as samples:
         trials, left_out, kept = evaluator.run(asked, samples)

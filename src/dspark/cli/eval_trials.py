@@ -33,6 +33,8 @@ class Settings:
     coupled: bool
     planned: bool
     lookup: bool
+    raw: bool
+    """Prompts are asked without a chat template."""
 
     def asdict(self) -> dict[str, Any]:
         """Values for a JSON file."""

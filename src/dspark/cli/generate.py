@@ -19,6 +19,7 @@ from dspark.cli.options import (
     JsonOption,
     LookupOption,
     MaxTokensOption,
+    RawOption,
     SeedOption,
     TargetOption,
     TemperatureOption,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to answer.", show_default=False)],
     plain: Annotated[bool, typer.Option("--plain", help="Without drafting.")] = False,
-    raw: Annotated[bool, typer.Option("--raw", help="Go on with the text as it is: no chat template.")] = False,
+    raw: RawOption = False,
     lookup: LookupOption = True,
     system: Annotated[str | None, typer.Option("--system", help="System prompt.")] = None,
     max_tokens: MaxTokensOption = 256,
@@ -67,7 +68,8 @@ def generate(
     sampling = Sampling(temperature, top_k, top_p)
     pair = load_pair(target, None if plain else drafter, dtype, device)
     chat = pair.target.chat
-    prompt_ids = chat.encode(prompt) if raw else chat.prompt_ids(_messages(prompt, system))
+    chat.raw = raw
+    prompt_ids = chat.prompt_ids(_messages(prompt, system))
     mode: Any = "plain" if plain else "dspark"
     started = time.perf_counter()
     decoder = replace(pair.decoder, lookup=lookup)

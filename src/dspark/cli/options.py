@@ -65,6 +65,10 @@ LookupOption = Annotated[
         help="Copy what followed the last words where they stood before, and draft elsewhere; or draft everywhere.",
     ),
 ]
+RawOption = Annotated[
+    bool,
+    typer.Option("--raw", help="Prompts are texts to go on with, no chat template: for base models, which have none."),
+]
 MaxTokensOption = Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer in tokens.")]
 JsonOption = Annotated[
     Path | None,

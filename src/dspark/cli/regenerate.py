@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dspark.cli.options import BUNDLED, DeviceOption, DtypeOption, JsonOption, SeedOption, TargetOption, writable
+from dspark.cli.options import (
+    BUNDLED,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    RawOption,
+    SeedOption,
+    TargetOption,
+    writable,
+)
 from dspark.foundation.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,6 +57,7 @@ def regenerate(
         typer.Option("--against", metavar="FILE...", help="Drop prompts that overlap these evaluation prompts."),
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N prompts.")] = None,
+    raw: RawOption = False,
     target: TargetOption = BUNDLED,
     temperature: Annotated[
         float | None, typer.Option("--temperature", show_default=_RECOMMENDED, help="0 is greedy.")
@@ -89,6 +99,7 @@ def regenerate(
         card = model = load_quietly(target, dtype, device)
         longest = min(max_prompt, _room(card, max_tokens))
         answerer = _embedded(model, slots, longest + max_tokens)
+    card.chat.raw = raw
     sampling = replace(card.recommended, **chosen)
     asking = Asking(card.name, card.chat, sampling, max_tokens, longest, seed)
     result = answer(answerer, kept[:limit], out, asking)

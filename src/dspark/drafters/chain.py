@@ -29,7 +29,7 @@ from dspark.nn.context import Context, ContextRows
 from dspark.nn.ends import Ends
 from dspark.nn.layer import BlockAttention, LayerShape
 from dspark.nn.lean import lean_drafter
-from dspark.nn.mlp import SwiGLU
+from dspark.nn.mlp import GatedMLP
 from dspark.nn.norm import RMSNorm
 from dspark.nn.packed import can_pack, frozen_linear, pack_linears, round_products
 from dspark.nn.precision import for_products, under_autocast
@@ -45,7 +45,7 @@ class PairLayer(nn.Module):
         super().__init__()
         self.self_attn = BlockAttention(shape, width)
         self.post_attention_layernorm = RMSNorm(shape.hidden_size, shape.eps)
-        self.mlp = SwiGLU(shape.hidden_size, shape.intermediate_size)
+        self.mlp = GatedMLP(shape.hidden_size, shape.intermediate_size)
 
     @abstractmethod
     def join(self, hidden: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor]:

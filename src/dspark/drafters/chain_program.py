@@ -73,18 +73,19 @@ class _Program:
             rooms.room(name, width, requests).view(requests, -1) for name in ("x", "embedded", "hidden")
         )
         layer, turn = draft.compiled.slot_calls(self.x_Rd, embedded_Rd, cache, rooms)
+        table = draft.compiled.embedding, embedded_Rd, draft.compiled.embedding_scale
         calls: list[Call] = []
         turns: list[int] = []
         for slot in range(slots):
             turns.append(len(calls) + 1 + turn)
             calls += [
-                choice.look_up(slot, draft.compiled.embedding, embedded_Rd),
+                choice.look_up(slot, *table),
                 *layer,
                 norm_call(self.x_Rd, normed_Rd, norm.weight, norm.eps),
                 product_call(draft.head, normed_Rd, choice.logits_RV, rooms),
                 *choice.choose(slot),
             ]
-        calls.append(choice.look_up(slots, draft.compiled.embedding, embedded_Rd))
+        calls.append(choice.look_up(slots, *table))
         self.program = Program(calls)
         self.aim = Aim(self.program, turns)
 

@@ -80,10 +80,10 @@ class Choice:
             self._p_KRV = room("p", width, torch.float32).view(slots, requests, width)
             self._chunks = room("chunks", law_scratch(1, width).numel(), torch.int64, requests)
 
-    def look_up(self, slot: int, table_Vr: Tensor, out_Rr: Tensor) -> Call:
-        """Write the rows of a table for the tokens before a slot (K: for the last ones)."""
+    def look_up(self, slot: int, table_Vr: Tensor, out_Rr: Tensor, scale: float = 1.0) -> Call:
+        """Write the rows of a table, times ``scale``, for the tokens before a slot (K: for the last ones)."""
         found_R, support = (self._found_KR[slot - 1], self._support) if slot else (self.anchors_R, None)
-        return follow_call(found_R, support, self._ids_KR[slot], table_Vr, out_Rr)
+        return follow_call(found_R, support, self._ids_KR[slot], table_Vr, out_Rr, scale)
 
     def choose(self, slot: int) -> list[Call]:
         """Find a slot's tokens by its logits."""

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding
 
 from dspark.kernels.machine import Program, Rooms, lanes
 from dspark.kernels.rows import HeadNorms, can_row, norm_call, turn_call
@@ -57,7 +56,7 @@ class CompiledBackbone(nn.Module):
     def __init__(self, backbone: DFlashBackbone) -> None:
         super().__init__()
         config = backbone.config
-        self.config, self._embedding = config, backbone.embedding
+        self.config, self._embed = config, backbone.embed
         self.fc, self.hidden_norm = frozen_linear(backbone.fc.weight), lean_norm(backbone.hidden_norm)
         self.norm = lean_norm(backbone.norm)
         layers: list[DraftLayer] = list(backbone.layers)  # type: ignore[arg-type]  # made in its __init__
@@ -84,8 +83,8 @@ class CompiledBackbone(nn.Module):
         """``h [R, K, d]`` after the final norm, T = R * K; the blocks' own rows go to ``rows_T``."""
         masks = [self.config.mask_token_id] * (len(positions_T) // len(anchors) - 1)
         ids_T = torch.tensor([token for anchor in anchors for token in (anchor, *masks)])
-        x_Td, rotation = embedding(ids_T, self._embedding), self.rotations.at(positions_T)
-        found = self.stack.run(x_Td, rotation, cache, rows_T, plan.seen)
+        x_Td, rotations = self._embed(ids_T), (self.rotations.at(positions_T),)
+        found = self.stack.run(x_Td, rotations, cache, rows_T, plan.seen)
         hidden_Td: Tensor = self.norm(found[self.config.num_hidden_layers - 1])
         return hidden_Td.view(len(anchors), -1, hidden_Td.shape[-1])
 
@@ -134,8 +133,9 @@ def compiles(drafter: Drafter) -> bool:
 
 
 def _stack_layer(layer: DraftLayer, attention: LeanBlockAttention) -> StackLayer:
-    inner_norm, mlp = lean_norm(layer.post_attention_layernorm), lean_mlp(layer.mlp)
-    return StackLayer(lean_norm(layer.input_layernorm), attention, inner_norm, mlp)
+    before, inner, *after = layer.norms
+    added = [None if norm is None else lean_norm(norm) for norm in after]
+    return StackLayer(lean_norm(before), attention, lean_norm(inner), lean_mlp(layer.mlp), *added)
 
 
 def context_weight(attention: BlockAttention) -> Tensor:

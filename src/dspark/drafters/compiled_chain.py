@@ -72,7 +72,7 @@ class CompiledChain(nn.Module):
         """``layer``: the drafter's, as it was before packing."""
         super().__init__()
         config = drafter.config
-        self.config, self.embedding = config, drafter.embedding
+        self.config, self.embedding, self.embedding_scale = config, drafter.embedding, drafter.embedding_scale
         self.projection, self.join = drafter.projection, layer.lean_join()
         self.attention = LeanBlockAttention(layer.self_attn, 0, None)
         self.context = frozen_linear(context_weight(layer.self_attn))
@@ -134,7 +134,7 @@ class _TakeProgram:
         self._features_TF = hidden_Td = room("features", own.config.taps_width)
         self._following_T, looked_T = (rooms.room(name, 1, rows, torch.int64) for name in ("following", "looked up"))
         embedded_Td, both = room("embedded", width), room("both", 2 * heads * size)
-        calls = [follow_call(self._following_T, None, looked_T, own.embedding, embedded_Td)]
+        calls = [follow_call(self._following_T, None, looked_T, own.embedding, embedded_Td, own.embedding_scale)]
         if own.projection is not None:
             hidden_Td = room("hidden", width)
             calls.append(product_call(own.projection, self._features_TF, hidden_Td, rooms))
@@ -167,7 +167,7 @@ class _StepProgram:
         width = own.config.hidden_size
         self.x_Rd, embedded_Rd = (rooms.room(name, width, requests).view(requests, -1) for name in ("x", "embedded"))
         self.tokens_R, looked_R = (rooms.room(name, 1, requests, torch.int64) for name in ("tokens", "looked up"))
-        embed = follow_call(self.tokens_R, None, looked_R, own.embedding, embedded_Rd)
+        embed = follow_call(self.tokens_R, None, looked_R, own.embedding, embedded_Rd, own.embedding_scale)
         calls, turn = own.slot_calls(self.x_Rd, embedded_Rd, cache, rooms)
         self.program = Program([embed, *calls])
         self.aim = Aim(self.program, [1 + turn])

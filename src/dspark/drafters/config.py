@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 from dspark.drafters.heads import MARKOV_HEADS
 from dspark.drafters.vocabulary import check_draft_ids
 from dspark.foundation.errors import UserError
-from dspark.nn.layer import LayerShape
+from dspark.nn.layer import FAMILIES, LayerShape
 
 _POSITIVE = {
     "vocab_size",
@@ -124,12 +124,13 @@ class DSparkConfig(DrafterConfig):
     """Of a block drafter, plus ``markov_top_k``: only so many of the largest base logits get the sequential head's bias
     (0: all do), and ``draft_window``: a slot sees only so many positions, its own included (0: all before its anchor).
 
-    ``markov_rank`` 0: no sequential stage at all (DFlash).
+    ``family``: of its layers (``nn.layer.FAMILIES``). ``markov_rank`` 0: no sequential stage at all (DFlash).
     """
 
     kind = "dspark"
 
     mask_token_id: int
+    family: str = "qwen3"
     markov_rank: int = 256
     markov_head_type: str = "vanilla"
     markov_top_k: int = 0
@@ -140,12 +141,18 @@ class DSparkConfig(DrafterConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.family not in FAMILIES:
+            raise UserError(f"family is {self.family!r}; expected one of: {', '.join(FAMILIES)}")
         self._check_heads()
         if not 0 <= self.mask_token_id < self.vocab_size:
             raise UserError(
                 f"mask_token_id is {self.mask_token_id}; expected an id of the target's vocabulary, "
                 f"0 to {self.vocab_size - 1}"
             )
+
+    @property
+    def layer_shape(self) -> LayerShape:
+        return replace(super().layer_shape, family=FAMILIES[self.family])
 
     def _check_heads(self) -> None:
         for name in ("markov_rank", "markov_top_k", "draft_window"):

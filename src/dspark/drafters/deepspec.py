@@ -1,7 +1,7 @@
 """A drafter's `config.json` in DeepSpec's layout: a flat Qwen3 configuration plus the drafter's own keys.
 
-MTP-1, which the format does not know, is written as Eagle3 is, under an architecture of its own. What would change the
-computation and is not supported is refused here, never ignored.
+MTP-1 and layers of Gemma 3, which the format does not know, are written alike, under architectures of their own. What
+would change the computation and is not supported is refused here, never ignored.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from typing import Any
 
 from dspark.drafters.config import ChainConfig, DrafterConfig, DSparkConfig, Eagle3Config, MTPConfig
 from dspark.foundation.errors import UserError
+from dspark.nn.layer import FAMILIES
 
-DSPARK = "Qwen3DSparkModel"
+_BLOCK_DRAFTERS = {"Qwen3DSparkModel": "qwen3", "Gemma3DSparkModel": "gemma3_text"}  # and their families
 _CHAINS: dict[str, type[ChainConfig]] = {"Qwen3Eagle3Model": Eagle3Config, "Qwen3MTPModel": MTPConfig}
-_MODEL_TYPE = "qwen3"
+_QWEN3 = "qwen3"  # the family of all others
 
 _SAME_NAME = (
     "vocab_size",
@@ -31,10 +32,9 @@ _SAME_NAME = (
 _BLOCKS = ("mask_token_id", "block_size", "markov_rank")
 _STEPS = {"ttt_length": "block_size", "step_loss_decay": "step_loss_decay"}
 _OWN = ("markov_top_k", "draft_window")  # not the format's, and 0 where they are not there
-# Constants of the family: written as they are, and a checkpoint with another value is another model.
+# Constants of all families: written as they are, and a checkpoint with another value is another model.
 _FIXED: dict[str, Any] = {
     "attention_bias": False,
-    "hidden_act": "silu",
     "use_sliding_window": False,
     "rope_scaling": None,
 }
@@ -59,7 +59,7 @@ def config_from_deepspec(values: Mapping[str, Any], draft_ids: tuple[int, ...] |
     supported.
     """
     architecture = _check_family(values)
-    of_kind = _BLOCKS if architecture == DSPARK else tuple(_STEPS)
+    of_kind = _BLOCKS if architecture in _BLOCK_DRAFTERS else tuple(_STEPS)
     missing = [name for name in (*_SAME_NAME, *of_kind, "target_layer_ids") if values.get(name) is None]
     if missing:
         raise UserError(f"config.json lacks {', '.join(missing)}; expected the keys of a {architecture} checkpoint")
@@ -68,10 +68,11 @@ def config_from_deepspec(values: Mapping[str, Any], draft_ids: tuple[int, ...] |
         raise UserError(f"target_layer_ids is {taps!r}; expected a list of layer numbers")
     common = {name: values[name] for name in _SAME_NAME}
     common |= {"target_layer_ids": tuple(taps), "rope_theta": _rope_theta(values), "draft_ids": draft_ids}
-    if architecture != DSPARK:
+    if architecture in _CHAINS:
         return _CHAINS[architecture](**common, **{ours: values[theirs] for theirs, ours in _STEPS.items()})
     return DSparkConfig(
         **common,
+        family=_BLOCK_DRAFTERS[architecture],
         **{name: values[name] for name in _BLOCKS},
         markov_head_type=values.get("markov_head_type", "vanilla"),
         **{name: values.get(name, 0) for name in _OWN},
@@ -88,7 +89,8 @@ def config_to_deepspec(config: DrafterConfig, dtype: str) -> dict[str, Any]:
     The draft vocabulary has no place in this format, and neither have ``markov_top_k`` and ``draft_window``: they are
     there only where they are used.
     """
-    values: dict[str, Any] = {"model_type": _MODEL_TYPE, "dtype": dtype}
+    family = config.family if isinstance(config, DSparkConfig) else _QWEN3
+    values: dict[str, Any] = {"model_type": family, "hidden_act": FAMILIES[family].act, "dtype": dtype}
     values |= {name: getattr(config, name) for name in _SAME_NAME}
     values |= {name: fixed for name, fixed in _FIXED.items() if fixed is not None}
     values |= _FILLER
@@ -104,7 +106,9 @@ def config_to_deepspec(config: DrafterConfig, dtype: str) -> dict[str, Any]:
 def _blocks(config: DSparkConfig) -> dict[str, Any]:
     """What only block drafters have."""
     names = (*_BLOCKS, "markov_head_type", "enable_confidence_head", "confidence_head_with_markov", "num_anchors")
-    values = {"architectures": [DSPARK]} | {name: getattr(config, name) for name in names}
+    architecture = next(name for name, family in _BLOCK_DRAFTERS.items() if family == config.family)
+    values: dict[str, Any] = {"architectures": [architecture]}
+    values |= {name: getattr(config, name) for name in names}
     return values | {name: value for name in _OWN if (value := getattr(config, name))}
 
 
@@ -118,15 +122,17 @@ def _steps(config: DrafterConfig) -> dict[str, Any]:
 def _check_family(values: Mapping[str, Any]) -> str:
     """The architecture."""
     architectures, family = values.get("architectures"), values.get("model_type")
-    known = [[name] for name in (DSPARK, *_CHAINS)]
+    known = [[name] for name in (*_BLOCK_DRAFTERS, *_CHAINS)]
     if architectures not in known:
         raise UserError(
             f"config.json: architectures is {architectures!r}, which is not supported; expected "
             f"{' or '.join(map(str, known))}"
         )
-    if family != _MODEL_TYPE:
-        raise UserError(f"config.json: model_type is {family!r}, which is not supported; expected {_MODEL_TYPE!r}")
-    for name, fixed in _FIXED.items():
+    architecture = str(architectures[0])
+    expected = _BLOCK_DRAFTERS.get(architecture, _QWEN3)
+    if family != expected:
+        raise UserError(f"config.json: model_type is {family!r}, which is not supported; expected {expected!r}")
+    for name, fixed in (_FIXED | {"hidden_act": FAMILIES[expected].act}).items():
         if values.get(name, fixed) != fixed:
             raise UserError(f"config.json: {name} is {values[name]!r}, which is not supported; expected {fixed!r}")
     kinds = values.get("layer_types")
@@ -134,7 +140,7 @@ def _check_family(values: Mapping[str, Any]) -> str:
         raise UserError(
             f"config.json: layer_types is {kinds!r}, which is not supported; expected full_attention throughout"
         )
-    return str(architectures[0])
+    return architecture
 
 
 def _rope_theta(values: Mapping[str, Any]) -> float:

@@ -47,7 +47,7 @@ class Drafter(nn.Module):
         super().__init__()
         _check_ends(config, ends)
         self.config = config
-        self.embedding = ends.embedding.detach()
+        self.embedding, self.embedding_scale = ends.embedding.detach(), ends.scale
         self.head, self.support = _head_rows(config, ends)
         self.packed_head: nn.Module | None = None
         self.program = None
@@ -74,7 +74,8 @@ class Drafter(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Target ids ``[...]`` to ``[..., d]``, in the drafter's dtype."""
-        return embedding(ids, self.embedding).to(self.dtype)
+        rows = embedding(ids, self.embedding)
+        return (rows if self.embedding_scale == 1.0 else rows * self.embedding_scale).to(self.dtype)
 
     @torch.no_grad()
     def round_to_bytes(self) -> None:

@@ -40,7 +40,7 @@ class DraftProgram:
         head, bias = drafter.packed_head, drafter.markov_head.markov_w2
         assert isinstance(head, PanelLinear) and isinstance(bias, PanelLinear)
         self.backbone, self.head, self.bias = backbone, head, bias
-        self.embedding, self.support = drafter.embedding, drafter.support
+        self.embedding, self.embedding_scale, self.support = drafter.embedding, drafter.embedding_scale, drafter.support
         self.previous = drafter.markov_head.markov_w1.weight.detach()
         self.confidence = drafter.read_confidence
         self._shelf: Shelf[_Program] = Shelf()
@@ -66,7 +66,7 @@ class DraftProgram:
             prepared.choice.load(anchors, chance)
             masks = [self.backbone.config.mask_token_id] * (len(positions_T) - len(anchors))
             prepared.tokens_T.copy_(torch.tensor([*anchors, *masks]))
-            prepared.stack.aim(rotation, rows_T, seen)
+            prepared.stack.aim((rotation,), rows_T, seen)
             prepared.stack.program.run()
             ids_KR, p_KRV, peaks_KR = prepared.choice.chosen()
             confidence_KR = peaks_KR
@@ -113,7 +113,7 @@ class _Program:
         calls.append(choice.look_up(slots, draft.previous, embedded_Rr))
 
         def ends(x_Td: Tensor) -> tuple[Sequence[Call], Sequence[Call]]:
-            embed = follow_call(self.tokens_T, None, looked_T, draft.embedding, x_Td)
+            embed = follow_call(self.tokens_T, None, looked_T, draft.embedding, x_Td, draft.embedding_scale)
             return [embed], [norm_call(x_Td, hidden_Td, norm.weight, norm.eps), *calls]
 
         self.stack = StackProgram(draft.backbone.stack.layers, rows, cache, rooms, ends)

@@ -48,12 +48,12 @@ def norm_rows(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return out
 
 
-def norm_call(x: Tensor, out: Tensor, weight: Tensor, eps: float) -> Call:
-    """``norm_rows`` written to ``out``, whose rows may lie apart."""
+def norm_call(x: Tensor, out: Tensor, weight: Tensor, eps: float, adds: bool = False) -> Call:
+    """``norm_rows`` written to ``out``, whose rows may lie apart, or added to it."""
     width = weight.numel()
     assert out.stride(-1) == 1, "the numbers of a row lie together"
     apart = out.stride(-2) if out.dim() > 1 else width
-    return _norm(), (x.data_ptr(), out.data_ptr(), x.numel() // width, weight.data_ptr(), width, bits(eps), apart)
+    return _norm(adds), (x.data_ptr(), out.data_ptr(), x.numel() // width, weight.data_ptr(), width, bits(eps), apart)
 
 
 def copy_call(x: Tensor, out: Tensor) -> Call:
@@ -141,14 +141,16 @@ def search_call(logits: Tensor, out: Tensor) -> Call:
     return _search(), (logits.data_ptr(), out.data_ptr(), out.numel(), logits.shape[-1])
 
 
-def follow_call(found_R: Tensor, support_V: Tensor | None, ids_R: Tensor, table_Vr: Tensor, out_Rr: Tensor) -> Call:
-    """Ids ``support_V[found_R]`` (those found themselves without a support) and their rows of a table.
+def follow_call(
+    found_R: Tensor, support_V: Tensor | None, ids_R: Tensor, table_Vr: Tensor, out_Rr: Tensor, scale: float = 1.0
+) -> Call:
+    """Ids ``support_V[found_R]`` (those found themselves without a support) and their rows of a table times ``scale``.
 
     All int64 and fp32, contiguous. -1, for nothing found, is followed as 0: whoever asked looks at ``found_R``.
     """
     support = 0 if support_V is None else support_V.data_ptr()
     given = (found_R.data_ptr(), support, ids_R.data_ptr(), table_Vr.data_ptr(), out_Rr.data_ptr())
-    return _follow(), (*given, len(ids_R), table_Vr.shape[1])
+    return _follow(), (*given, len(ids_R), table_Vr.shape[1], bits(scale))
 
 
 def gate_name(act: Callable[[Tensor], Tensor]) -> str | None:
@@ -190,19 +192,19 @@ def row_kernel(count: int, body: Callable[[Code, list[Value], Value], None], row
 
 
 @cache
-def _norm() -> Kernel:
+def _norm(adds: bool) -> Kernel:
     def body(code: Code, table: list[Value], row: Value) -> None:
         build = code.build
         source, destination, _, weights, width, eps, apart = table
         x = code.at(code.pointer(source), build.mul(row, width), F32)
         out = code.at(code.pointer(destination), build.mul(row, apart), F32)
-        _normed(code, x, out, weights, width, eps)
+        _normed(code, x, out, weights, width, eps, adds)
 
     return row_kernel(7, body, rows_at=2)
 
 
-def _normed(code: Code, x: Value, out: Value, weights: Value, width: Value, eps: Value) -> None:
-    """A row of ``norm_rows``; ``out`` may be ``x``."""
+def _normed(code: Code, x: Value, out: Value, weights: Value, width: Value, eps: Value, adds: bool = False) -> None:
+    """A row of ``norm_rows``; ``out`` may be ``x``, or is what the row is added to."""
     build = code.build
 
     def square(k: Value, sums: list[Value]) -> list[Value]:
@@ -217,7 +219,8 @@ def _normed(code: Code, x: Value, out: Value, weights: Value, width: Value, eps:
 
     def scale(k: Value, _: list[Value]) -> list[Value]:
         number = build.fmul(code.load(x, k, F32, _LANES), inverse)
-        code.store(build.fmul(number, code.load(code.pointer(weights), k, F32, _LANES)), out, k, F32)
+        normed = build.fmul(number, code.load(code.pointer(weights), k, F32, _LANES))
+        code.store(build.fadd(code.load(out, k, F32, _LANES), normed) if adds else normed, out, k, F32)
         return []
 
     code.loop(code.number(0), width, _LANES, [], scale)
@@ -350,7 +353,7 @@ def _search() -> Kernel:
 def _follow() -> Kernel:
     def body(code: Code, table: list[Value], row: Value) -> None:
         build = code.build
-        found, support, ids, source, destination, _, width = table
+        found, support, ids, source, destination, _, width, scale = table
         index = code.load(code.pointer(found), row, I64)
         index = build.select(build.icmp_signed("<", index, code.number(0)), code.number(0), index)
         code.store(index, code.pointer(ids), row, I64)
@@ -359,14 +362,15 @@ def _follow() -> Kernel:
         place = build.mul(code.load(code.pointer(ids), row, I64), width)
         numbers = code.at(code.pointer(source), place, F32)
         out = code.at(code.pointer(destination), build.mul(row, width), F32)
+        factor = code.splat(from_bits(code, scale), _LANES)
 
         def copy(k: Value, _: list[Value]) -> list[Value]:
-            code.store(code.load(numbers, k, F32, _LANES), out, k, F32)
+            code.store(build.fmul(code.load(numbers, k, F32, _LANES), factor), out, k, F32)
             return []
 
         code.loop(code.number(0), width, _LANES, [], copy)
 
-    return row_kernel(7, body, rows_at=5)
+    return row_kernel(8, body, rows_at=5)
 
 
 def _better(code: Code, a: tuple[Value, Value], b: tuple[Value, Value]) -> tuple[Value, Value]:

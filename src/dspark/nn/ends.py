@@ -5,14 +5,18 @@ Legend: V vocabulary, d hidden size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Ends:
-    """Embedding and language-model head of the target, both ``[V, d]``; the same tensor where they are tied."""
+    """Embedding and language-model head of the target, both ``[V, d]``; the same tensor where they are tied.
+
+    ``scale``: embedded rows are multiplied by it (Gemma), rather than a copy of the matrix.
+    """
 
     embedding: Tensor
     head: Tensor
+    scale: float = field(default=1.0, kw_only=True)

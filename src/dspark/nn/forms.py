@@ -72,17 +72,34 @@ def _parts(form: Form, weight_OI: Tensor) -> _Parts | None:
 
 
 def _bytes(groups_OGK: Tensor) -> _Parts | None:
-    scale_OG1 = (groups_OGK.abs().amax(-1, keepdim=True) / 127).half()
-    counts_OGK = (groups_OGK / scale_OG1).nan_to_num_(0.0, 0.0, 0.0).round_().clamp_(-127, 127)
-    if not torch.equal(counts_OGK * scale_OG1, groups_OGK):
+    """Q8_0 counts to 127 for the largest of either sign, Q5_0 (and Q4_0 beside others) towards zero from it."""
+    largest = _largest(groups_OGK)
+    counts, scale = _steps(largest.abs() / 127, groups_OGK)
+    for last in (-16, -8):
+        wrong = (counts * scale != groups_OGK).any(-1, keepdim=True)
+        other = _steps(largest / last, groups_OGK)
+        counts, scale = (torch.where(wrong, b, a) for a, b in zip((counts, scale), other, strict=True))
+    if not torch.equal(counts * scale, groups_OGK):
         return None
-    return counts_OGK.flatten(1).to(torch.int8), [scale_OG1[..., 0]]
+    return counts.flatten(1).to(torch.int8), [scale[..., 0]]
+
+
+def _steps(scale: Tensor, groups_OGK: Tensor) -> tuple[Tensor, Tensor]:
+    """Counts -127 to 127 of steps ``scale`` as half precision holds them."""
+    scale = scale.half()
+    return (groups_OGK / scale).nan_to_num_(0.0, 0.0, 0.0).round_().clamp_(-127, 127), scale
+
+
+def _largest(groups_OGK: Tensor) -> Tensor:
+    """The number of each group that is the farthest from zero, with its sign."""
+    least, most = groups_OGK.amin(-1, keepdim=True), groups_OGK.amax(-1, keepdim=True)
+    return torch.where(most > -least, most, least)
 
 
 def _nibbles(groups_OGK: Tensor) -> _Parts | None:
     """Either end of a block is known: Q4_1 counts up from the least, Q4_0 towards zero from the largest."""
     least, most = groups_OGK.amin(-1, keepdim=True), groups_OGK.amax(-1, keepdim=True)
-    largest = torch.where(most > -least, most, least)
+    largest = _largest(groups_OGK)
     counts, scale, offset = _counted((most - least) / 15, least, groups_OGK)
     other = _counted(largest / -8, largest, groups_OGK)
     wrong = (counts * scale + offset != groups_OGK).any(-1, keepdim=True)

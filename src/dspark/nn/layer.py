@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from dspark.nn.context import Context, ContextRows
-from dspark.nn.mlp import SwiGLU
+from dspark.nn.mlp import GatedMLP
 from dspark.nn.norm import RMSNorm
 from dspark.nn.precision import for_products
 from dspark.nn.rope import Rotary, rotate
@@ -20,8 +20,23 @@ from dspark.nn.visibility import BlockGroup
 
 
 @dataclass(frozen=True)
+class Family:
+    """What layers of a family do besides; none has biases, all have head norms on q and k and a gated MLP.
+
+    ``act``: its gate, by transformers' name. ``normed_sums``: what attention and MLP add is normed as well.
+    """
+
+    act: str = "silu"
+    normed_sums: bool = False
+
+
+FAMILIES = {"qwen3": Family(), "gemma3_text": Family("gelu_pytorch_tanh", normed_sums=True)}
+"""By the name that a configuration has for them (``model_type``)."""
+
+
+@dataclass(frozen=True)
 class LayerShape:
-    """Sizes of a layer; the family is Qwen3's (no biases, head norms on q and k, SwiGLU)."""
+    """Sizes of a layer, and its family."""
 
     hidden_size: int
     intermediate_size: int
@@ -29,6 +44,7 @@ class LayerShape:
     kv_heads: int
     head_dim: int
     eps: float
+    family: Family = FAMILIES["qwen3"]
 
 
 class BlockAttention(nn.Module):
@@ -69,17 +85,38 @@ class BlockAttention(nn.Module):
 
 
 class DraftLayer(nn.Module):
-    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``."""
+    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``; both sums are normed in families that do so.
+
+    Modules have transformers' names, so ``post_attention_layernorm`` is the MLP's input norm in one family and the norm
+    of what attention adds in another.
+    """
 
     def __init__(self, shape: LayerShape) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(shape.hidden_size, shape.eps)
+
+        def norm() -> RMSNorm:
+            return RMSNorm(shape.hidden_size, shape.eps)
+
+        self.input_layernorm = norm()
         self.self_attn = BlockAttention(shape)
-        self.post_attention_layernorm = RMSNorm(shape.hidden_size, shape.eps)
-        self.mlp = SwiGLU(shape.hidden_size, shape.intermediate_size)
+        self.post_attention_layernorm = norm()
+        if shape.family.normed_sums:
+            self.pre_feedforward_layernorm, self.post_feedforward_layernorm = norm(), norm()
+        self.mlp = GatedMLP(shape.hidden_size, shape.intermediate_size, shape.family.act)
+
+    @property
+    def norms(self) -> tuple[RMSNorm, RMSNorm, RMSNorm | None, RMSNorm | None]:
+        """Of attention's input, of the MLP's, and of what either adds (None: as it is)."""
+        if hasattr(self, "pre_feedforward_layernorm"):
+            after = self.post_attention_layernorm, self.post_feedforward_layernorm
+            return self.input_layernorm, self.pre_feedforward_layernorm, *after
+        return self.input_layernorm, self.post_attention_layernorm, None, None
 
     def forward(self, x_BAKd: Tensor, at: Rotary, context: Context, groups: Sequence[BlockGroup]) -> Tensor:
         """``[B, A, K, d]`` to ``[B, A, K, d]``."""
-        x_BAKd = x_BAKd + self.self_attn(self.input_layernorm(x_BAKd), at, context, groups)
-        out: Tensor = x_BAKd + self.mlp(self.post_attention_layernorm(x_BAKd))
+        before, inner, after, last = self.norms
+        attended = self.self_attn(before(x_BAKd), at, context, groups)
+        x_BAKd = x_BAKd + (attended if after is None else after(attended))
+        made = self.mlp(inner(x_BAKd))
+        out: Tensor = x_BAKd + (made if last is None else last(made))
         return out

@@ -12,11 +12,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
 
 from dspark.kernels.machine import can_compile
 from dspark.kernels.rows import HeadNorms, can_row, gate_name, gate_rows, norm_rows
-from dspark.nn.mlp import SwiGLU
+from dspark.nn.mlp import GatedMLP
 from dspark.nn.norm import RMSNorm
 from dspark.nn.packed import frozen_linear
 
@@ -80,7 +79,7 @@ def lean_drafter(module: nn.Module) -> None:
         for name, child in list(parent.named_children()):
             if isinstance(child, RMSNorm):
                 setattr(parent, name, lean_norm(child))
-            elif isinstance(child, SwiGLU):
+            elif isinstance(child, GatedMLP):
                 setattr(parent, name, lean_mlp(child))
 
 
@@ -89,9 +88,9 @@ def lean_norm(norm: RMSNorm) -> LeanNorm:
     return LeanNorm(norm.weight, norm.eps)
 
 
-def lean_mlp(mlp: SwiGLU) -> LeanMLP:
+def lean_mlp(mlp: GatedMLP) -> LeanMLP:
     """One of our own MLPs, frozen."""
-    return LeanMLP(mlp.gate_proj, mlp.up_proj, mlp.down_proj, silu)
+    return LeanMLP(mlp.gate_proj, mlp.up_proj, mlp.down_proj, mlp.act)
 
 
 def paired(head_dim: int) -> Tensor:

@@ -1,6 +1,7 @@
 """A stack of layers as one program of kernel calls, for steps of any number of rows: no Python between two products.
 
-Only for a stack whose every layer is ``x + attention(norm(x))`` and then ``x + mlp(norm(x))`` of lean modules.
+Only for a stack whose every layer is ``x + attention(norm(x))`` and then ``x + mlp(norm(x))`` of lean modules; what is
+added may be normed as well (Gemma).
 
 Legend: T tokens, d hidden size, I inner width, N heads of queries, keys and values, Q of queries, D head size.
 """
@@ -8,7 +9,7 @@ Legend: T tokens, d hidden size, I inner width, N heads of queries, keys and val
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -49,16 +50,21 @@ class Attention(Protocol):
 
 @dataclass(frozen=True)
 class ReadingLayer:
-    """A layer's parts behind what its attention reads: ``x + attention(read)``, then ``x + mlp(norm(x))``."""
+    """A layer's parts behind what its attention reads: ``x + attention(read)``, then ``x + mlp(norm(x))``; the last two
+    norms are of what attention and MLP add, where the family has them.
+    """
 
     attention: Attention
     inner_norm: LeanNorm
     mlp: LeanMLP
+    attention_norm: LeanNorm | None = None
+    mlp_norm: LeanNorm | None = None
 
     def compiles(self) -> bool:
         """Whether every part is of a form that a program knows."""
         attention, mlp = self.attention, self.mlp
-        weights = [self.inner_norm.weight]
+        norms = (self.inner_norm, self.attention_norm, self.mlp_norm)
+        weights = [norm.weight for norm in norms if norm is not None]
         weights += [] if attention.head_norms is None else list(attention.head_norms[:2])
         products = (attention.product, attention.output, mlp.both, mlp.down)
         whole = all(isinstance(each, PanelLinear) and each.panels.padded == each.out_features for each in products)
@@ -82,11 +88,11 @@ class ReadingLayer:
             product_call(own.product, read_Tw, heads_TND, rooms),
             turn_call(heads_TND, own.rotated, own.queries, cache.both(own.layer_idx), own.head_norms, 0, 0),
             _attention(own, query_TQD, cache, out_TQD),
-            product_call(own.output, out_TQD.flatten(1), x_Td, rooms, x_Td),
+            *_added(own.output, out_TQD.flatten(1), x_Td, rooms, self.attention_norm, normed_Td),
             norm_call(x_Td, normed_Td, norm.weight, norm.eps),
             product_call(mlp.both, normed_Td, both, rooms),
             gate_call(both, gated, mlp.gate),
-            product_call(mlp.down, gated, x_Td, rooms, x_Td),
+            *_added(mlp.down, gated, x_Td, rooms, self.mlp_norm, normed_Td),
         ]
 
 
@@ -98,11 +104,15 @@ class StackLayer:
     attention: Attention
     inner_norm: LeanNorm
     mlp: LeanMLP
+    attention_norm: LeanNorm | None = None
+    mlp_norm: LeanNorm | None = None
+    rotation: int = field(default=0, kw_only=True)
+    """Which of a step's rotations is its own: layers of one model may turn at different speeds."""
 
     @property
     def behind_norm(self) -> ReadingLayer:
         """The layer without its first norm."""
-        return ReadingLayer(self.attention, self.inner_norm, self.mlp)
+        return ReadingLayer(self.attention, self.inner_norm, self.mlp, self.attention_norm, self.mlp_norm)
 
     def compiles(self) -> bool:
         """Whether every part is of a form that a program knows."""
@@ -165,10 +175,12 @@ class StackProgram:
             own += [copy_call(self.x_Td, self.kept[index])] if index in self.kept else []
         self.program, self._layers = Program([*own, *after]), (len(before), len(own))
         self._aim = Aim(self.program, turns)
+        kinds = [layer.rotation for layer in layers]
+        self._kinds = kinds if any(kinds) else [0]  # one for all, where they are alike
 
-    def aim(self, rotation_T1C: Tensor, rows_T: Tensor, seen: Seen) -> None:
+    def aim(self, rotations: Sequence[Tensor], rows_T: Tensor, seen: Seen) -> None:
         """Say where the step's rows belong; the arguments must live until it has run. See ``Stack.run``."""
-        self._aim([rotation_T1C], [rows_T], [seen])
+        self._aim([rotations[kind] for kind in self._kinds], [rows_T] * len(self._kinds), [seen])
 
     def run_layers(self) -> None:
         """Run the layers, without what comes before and after them."""
@@ -183,17 +195,24 @@ class Stack:
         self._shelf: Shelf[StackProgram] = Shelf()
 
     def run(
-        self, x_Td: Tensor, rotation_T1C: Tensor, cache: KVCache, rows_T: Tensor, seen: Seen, taps: Sequence[int] = ()
+        self,
+        x_Td: Tensor,
+        rotations: Sequence[Tensor],
+        cache: KVCache,
+        rows_T: Tensor,
+        seen: Seen,
+        taps: Sequence[int] = (),
     ) -> dict[int, Tensor]:
         """Outputs ``[T, d]`` of the layers in ``taps`` and of the last one, for embedded tokens ``x_Td``.
 
-        Their keys and values are written to ``rows_T`` of ``cache``; ``rotation_T1C``: as ``lean.turn`` takes it.
+        Their keys and values are written to ``rows_T`` of ``cache``; ``rotations``: as ``lean.turn`` takes them, one
+        for each kind of layers (``StackLayer.rotation``).
         """
         last = len(self.layers) - 1
         with self._shelf.lock:
             prepared = self.prepare(len(x_Td), cache, sorted({*taps} - {-1, last}))
             prepared.x_Td.copy_(x_Td)
-            prepared.aim(rotation_T1C, rows_T, seen)
+            prepared.aim(rotations, rows_T, seen)
             prepared.run_layers()
             return {tap: left.clone() for tap, left in (*prepared.kept.items(), (last, prepared.x_Td))}
 
@@ -210,6 +229,15 @@ def product_call(linear: nn.Module, source: Tensor, out: Tensor, rooms: Rooms, m
     """The product of the rows of ``source`` with a packed weight, plus ``more``, to ``out`` (``Panels.call``)."""
     assert isinstance(linear, PanelLinear)
     return linear.panels.shared_call(rooms, source, out, more)
+
+
+def _added(
+    product: nn.Module, source: Tensor, x_Td: Tensor, rooms: Rooms, norm: LeanNorm | None, free_Td: Tensor
+) -> list[Call]:
+    """A product added to the residual stream, behind ``norm`` where there is one; ``free_Td`` is written over then."""
+    if norm is None:
+        return [product_call(product, source, x_Td, rooms, x_Td)]
+    return [product_call(product, source, free_Td, rooms), norm_call(free_Td, x_Td, norm.weight, norm.eps, adds=True)]
 
 
 def _width(product: nn.Module) -> int:

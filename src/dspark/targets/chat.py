@@ -21,6 +21,8 @@ class Chat:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self.raw = False
+        """Whether messages are texts to go on with, without a template: what a base model can be asked."""
 
     @cached_property
     def tokenizer_hash(self) -> str:
@@ -29,10 +31,15 @@ class Chat:
         return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of ``messages`` as the template renders them, ready for the assistant's answer."""
+        """Ids of ``messages`` as the template renders them, ready for the assistant's answer; raw ones are their texts,
+        an empty line between two.
+        """
+        if self.raw:
+            return self.encode("\n\n".join(message["content"] for message in messages))
         if not getattr(self._tokenizer, "chat_template", None):
             raise UserError(
-                "the target has no chat template; use a chat model (only `generate` can do without one: --raw)"
+                "the target has no chat template, as base models have none; ask it with plain text to go on with"
+                " (--raw, or /v1/completions of a server), or use a chat model"
             )
         rendered = self._tokenizer.apply_chat_template(
             [dict(m) for m in messages], add_generation_prompt=True, tokenize=True

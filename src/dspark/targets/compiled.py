@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 from torch import nn
@@ -11,12 +12,19 @@ from dspark.nn.stack import Stack, StackLayer
 from dspark.targets.lean import LeanAttention
 
 FEW_ROWS = 64  # so many are a program even where whole texts are read in a hurry: Python costs more than attention
-_CHILDREN = {
-    "input_layernorm": LeanNorm,
-    "self_attn": LeanAttention,
-    "post_attention_layernorm": LeanNorm,
-    "mlp": LeanMLP,
-}
+# The children of a layer in the order of a StackLayer's parts: Llama's, and Gemma's, whose additions are normed too.
+_LAYOUTS = (
+    ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp"),
+    (
+        "input_layernorm",
+        "self_attn",
+        "pre_feedforward_layernorm",
+        "mlp",
+        "post_attention_layernorm",
+        "post_feedforward_layernorm",
+    ),
+)
+_KINDS: dict[str, type[nn.Module]] = {"self_attn": LeanAttention, "mlp": LeanMLP}  # all others are norms
 
 
 def compiled_layers(base: nn.Module) -> Stack | None:
@@ -24,14 +32,28 @@ def compiled_layers(base: nn.Module) -> Stack | None:
     parts: list[Any] = [getattr(base, name, None) for name in ("layers", "embed_tokens", "rotary_emb", "norm")]
     if None in parts:
         return None
-    layers = [_parts(layer) for layer in parts[0]]
+    rotations = rotations_of(base)
+    layers = [_parts(layer, rotations.index(own)) for layer, own in zip(parts[0], _rotations(base), strict=True)]
     known = [layer for layer in layers if layer is not None and layer.compiles()]
     return Stack(known) if len(known) == len(layers) else None
 
 
-def _parts(layer: nn.Module) -> StackLayer | None:
-    """The four children of a Llama's layer, where it has just these and all of them are lean."""
+def rotations_of(base: Any) -> list[tuple[str, ...]]:
+    """What ``base.rotary_emb`` is given behind hidden states and positions, once for each kind of layers."""
+    return list(dict.fromkeys(_rotations(base)))
+
+
+def _rotations(base: Any) -> list[tuple[str, ...]]:
+    """The same, layer by layer: Gemma 3 turns layers that see a window faster than those that see all."""
+    if "layer_type" in signature(base.rotary_emb.forward).parameters:
+        return [(kind,) for kind in base.config.layer_types]
+    return [()] * len(base.layers)
+
+
+def _parts(layer: nn.Module, rotation: int) -> StackLayer | None:
+    """The children of a layer, where it has just those of a known layout and all of them are lean."""
     children: dict[str, Any] = dict(layer.named_children())
-    if children.keys() != _CHILDREN.keys() or not all(isinstance(children[n], kind) for n, kind in _CHILDREN.items()):
-        return None
-    return StackLayer(*(children[name] for name in _CHILDREN))
+    for names in _LAYOUTS:
+        if children.keys() == set(names) and all(isinstance(children[n], _KINDS.get(n, LeanNorm)) for n in names):
+            return StackLayer(*(children[name] for name in names), rotation=rotation)
+    return None

@@ -100,11 +100,7 @@ class LeanAttention(nn.Module):
 
 def lean_norms(model: nn.Module) -> int:
     """Replace root-mean-square norms whose twin agrees on random rows; returns how many."""
-    return sum(
-        _swap(parent, name, _norm_twin(child))
-        for parent, name, child in _children(model)
-        if "RMSNorm" in type(child).__name__
-    )
+    return sum(_swap(parent, name, plain_norm(child)) for parent, name, child in _children(model))
 
 
 def lean_mlps(model: nn.Module) -> int:
@@ -123,6 +119,23 @@ def lean_attention(model: nn.Module, calls: dict[nn.Module, Call]) -> int:
         for parent, name, child in _children(model)
         if child in calls and _linears(child, _PROJECTIONS)
     )
+
+
+def plain_norm(module: nn.Module) -> LeanNorm | None:
+    """The twin of a root-mean-square norm, which multiplies by its weight (Gemma's by 1 + theirs); None for others."""
+    return _norm_twin(module) if "RMSNorm" in type(module).__name__ else None
+
+
+def drafting_weights(layer: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a decoder layer with the weights that ``plain_norm`` finds, and with whatever its scores are
+    scaled by besides D^-0.5 in the norm of its queries, where it has one.
+    """
+    norms = {name: twin for name, each in layer.named_modules() if (twin := plain_norm(each)) is not None}
+    weights = dict(layer.state_dict()) | {f"{name}.weight": twin.weight for name, twin in norms.items()}
+    scale = getattr(getattr(layer, "self_attn", None), "scaling", None)
+    if scale is not None and (query := norms.get("self_attn.q_norm")) is not None:
+        weights["self_attn.q_norm.weight"] = query.weight * (scale * query.weight.numel() ** 0.5)
+    return weights
 
 
 @contextmanager
@@ -202,7 +215,7 @@ def _same_rows(twin: nn.Module, original: nn.Module, width: int, like: Tensor) -
     return all(_same(found, expected) for found, expected in zip(twin(rows), original(rows), strict=True))
 
 
-def _norm_twin(norm: Any) -> nn.Module | None:
+def _norm_twin(norm: Any) -> LeanNorm | None:
     weight, eps = getattr(norm, "weight", None), getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
     if not isinstance(weight, Tensor) or weight.dim() != 1 or not isinstance(eps, float):
         return None

@@ -30,9 +30,18 @@ from dspark.nn.stack import Stack
 from dspark.targets.attention import SEAM
 from dspark.targets.card import recommended_of, stop_ids_of
 from dspark.targets.chat import Chat
-from dspark.targets.compiled import FEW_ROWS, compiled_layers
+from dspark.targets.compiled import FEW_ROWS, compiled_layers, rotations_of
 from dspark.targets.family import kv_layers, rope_types, scales_of
-from dspark.targets.lean import WATCHED, WatchedBatch, lean_attention, lean_mlps, lean_norms, watch
+from dspark.targets.lean import (
+    WATCHED,
+    WatchedBatch,
+    drafting_weights,
+    lean_attention,
+    lean_mlps,
+    lean_norms,
+    plain_norm,
+    watch,
+)
 from dspark.targets.probe import probe, probe_ids
 from dspark.targets.ragged import RaggedBatch, complex_of
 from dspark.targets.sources import Source, resolve_source
@@ -208,17 +217,17 @@ class Target:
 
     @cached_property
     def ends(self) -> Ends:
-        """Embedding and head as a drafter borrows them, the family's scales worked in.
+        """Embedding and head as a drafter borrows them, with the family's scales; a tied matrix stays one tensor unless
+        logits are scaled.
 
         UserError for a target whose logits are capped, which no matrix can express and no drafter here does yet.
         """
         if self._scales.softcap is not None:
             raise UserError(f"{self.name} caps its logits, which drafters can't do yet: it can be decoded plainly only")
+        embedding, head, logits = self._matrices.embedding, self._matrices.head, self._scales.logits
         scale = self._scales.embedding * float(getattr(self._embedding, "embed_scale", 1.0))
-        matrices = self._matrices
-        if scale == 1.0 and self._scales.logits == 1.0:
-            return matrices
-        return Ends(matrices.embedding * scale, matrices.head * self._scales.logits)
+        rounded = float(torch.tensor(scale, dtype=embedding.dtype))  # as the target itself multiplies
+        return Ends(embedding, head if logits == 1.0 else head * logits, scale=rounded)
 
     def new_cache(self, blocks: int, size: int, exact: bool = True) -> KVCache:
         """An empty K/V cache of ``blocks`` blocks of ``size`` positions each; ``exact``: see there."""
@@ -258,25 +267,33 @@ class Target:
     def _run_compiled(self, layers: Stack, ids_T: Tensor, batch: RaggedBatch, taps: Sequence[int]) -> dict[int, Tensor]:
         """Outputs ``[T, d]`` of the tapped layers and of the last, that one behind the final norm."""
         x_1Td = self._base.embed_tokens(ids_T[None])
-        rotation_T1C = self._rotations.at(batch.positions_T)
-        found = layers.run(x_1Td[0], rotation_T1C, batch.cache, batch.rows_T, batch.plan.seen, taps)
+        rotations = [each.at(batch.positions_T) for each in self._rotations]
+        found = layers.run(x_1Td[0], rotations, batch.cache, batch.rows_T, batch.plan.seen, taps)
         last = self.num_layers - 1
         return found | {-1: x_1Td[0], last: self._base.norm(found[last])}
 
     @cached_property
-    def _rotations(self) -> RotationTable:
-        """Of all layers; angles that depend on the length were refused."""
+    def _rotations(self) -> list[RotationTable]:
+        """Of each kind of layers; angles that depend on the length were refused."""
         like = torch.empty(0, dtype=self.dtype, device=self.device)
-        return RotationTable(lambda at_T: complex_of(*self._base.rotary_emb(like, at_T[None])))
+
+        def table(kind: tuple[str, ...]) -> RotationTable:
+            return RotationTable(lambda at_T: complex_of(*self._base.rotary_emb(like, at_T[None], *kind)))
+
+        return [table(kind) for kind in rotations_of(self._base)]
 
     def layer_weights(self, index: int) -> dict[str, Tensor]:
-        """Weights of decoder layer ``index`` by their Hugging Face names; before ``pack`` only."""
+        """Weights of decoder layer ``index`` by their Hugging Face names; before ``pack`` only.
+
+        As a draft layer has them: norms multiply by their weights, and scores are scaled by D^-0.5 and nothing else.
+        """
         layers: Any = self._base.layers
-        return dict(layers[index].state_dict())
+        return drafting_weights(layers[index])
 
     def final_norm_weight(self) -> Tensor:
-        """Weight ``[d]`` of the norm before the head."""
-        weight: Tensor = self._base.norm.weight
+        """What the norm before the head multiplies by, ``[d]``."""
+        norm = self._base.norm
+        weight: Tensor = (plain_norm(norm) or norm).weight
         return weight
 
 

@@ -19,6 +19,7 @@ from dspark.drafters.dspark import DSparkDrafter
 from dspark.drafters.initialise import initialise_chain, initialise_from_target
 from dspark.drafters.kinds import config_of, drafter_of
 from dspark.foundation.errors import UserError
+from dspark.nn.layer import FAMILIES
 from dspark.targets.model import Target
 from dspark.training.recipe import Recipe
 
@@ -142,7 +143,6 @@ def _config(recipe: Recipe, target: Target, draft_ids: tuple[int, ...] | None) -
     settings, model = recipe.drafter, target.config
     if getattr(model, "is_heterogeneous", False):
         raise UserError(f"{target.name} has layers of different shapes, which drafters can't copy yet; use another")
-    rope: dict[str, Any] = getattr(model, "rope_parameters", None) or {}
     head_dim = getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads
     values: dict[str, Any] = {
         "vocab_size": target.vocab_size,
@@ -155,12 +155,20 @@ def _config(recipe: Recipe, target: Target, draft_ids: tuple[int, ...] | None) -
         "num_target_layers": target.num_layers,
         "target_layer_ids": settings.target_layer_ids,
         "block_size": settings.block_size,
-        "rope_theta": float(rope.get("rope_theta", 10000.0)),
+        "rope_theta": _rope_theta(model),
         "rms_norm_eps": _needed(target, "rms_norm_eps"),
         "max_position_embeddings": target.max_positions,
         "draft_ids": draft_ids,
     }
+    if settings.kind == DSparkConfig.kind and model.model_type in FAMILIES:
+        values["family"] = model.model_type
     return config_of(settings.kind, values | _of_kind(recipe))
+
+
+def _rope_theta(model: Any) -> float:
+    """Of the layers that see everything, as a draft layer does, where kinds of layers turn at different speeds."""
+    rope: dict[str, Any] = getattr(model, "rope_parameters", None) or {}
+    return float(rope.get("full_attention", rope).get("rope_theta", 10000.0))
 
 
 def _of_kind(recipe: Recipe) -> dict[str, Any]:
