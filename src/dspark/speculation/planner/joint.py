@@ -101,9 +101,9 @@ class JointPlanning:
             if each.own:
                 believed_NK = tilted(believed_NK, np.array([[tilts[i].log_odds] for i in each.members.tolist()]))
             survival[each.members, : believed_NK.shape[1]] = believed_NK.cumprod(axis=1)
-        for survival_K, draft in zip(survival, drafts, strict=True):
+        for i, draft in enumerate(drafts):
             if draft.broken:
-                survival_K[len(draft.tokens) :] = 0.0
+                survival[i, len(draft.tokens) :] = 0.0
         present = Present(survival, drafted)
         own = [bool(draft.slots) and draft.source == "drafter" for draft in drafts]
         lengths = self.scheduler.plan(memory, present, slots, slots[own]).lengths
