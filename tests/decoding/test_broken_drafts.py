@@ -29,7 +29,7 @@ from tiny import tiny_chain, tiny_drafter, tiny_target
 PROMPTS = [[1, 5, 9, 13], [1, 7], [1, 4, 4, 8, 16, 32, 3, 6, 12]]
 SAMPLINGS = [Sampling(), Sampling(1.0), Sampling(0.8, top_k=12), Sampling(1.0, top_p=0.7)]
 TOKENS = 30
-COSTS = CostModel((1, 8, 32), (1, 8), (1.0, 0.02, 0.2, 0.0, 0.0, 0.0, 0.005, 0.01, 0.0))
+COSTS = CostModel((1, 8, 32), (1, 8), (1.0, 0.02, 0.2, 0.0, 0.0, 0.0, 0.0, 0.005, 0.01, 0.0, 0.0))
 NUMBERS = (torch.nan, torch.inf)
 
 
