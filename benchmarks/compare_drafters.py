@@ -30,7 +30,7 @@ from experiments import Arm, Room, Run, relative, validated
 from dspark.cli.eval_prompts import Dialogue, asked_of_files, domains_of
 from dspark.cli.pair import load_beside
 from dspark.decoding.engine import BLOCK, Engine, Limits
-from dspark.decoding.modes import Mode
+from dspark.decoding.modes import LOOKUP_BLOCK, Mode
 from dspark.decoding.request import Completion, Request
 from dspark.drafters.checkpoint import save_drafter
 from dspark.drafters.drafter import Drafter
@@ -179,7 +179,8 @@ class Comparison:
     def lookup(self) -> None:
         """The baseline that needs no training."""
         if not any(row["arm"] == LOOKUP for row in self.rows):
-            row = {"record": "comparison", "arm": LOOKUP, "tables": ["tokens", "time"], "kind": "ngram", "seed": 0}
+            row = {"record": "comparison", "arm": LOOKUP, "tables": ["tokens", "time"], "kind": "ngram"}
+            row |= {"layers": None, "block_size": LOOKUP_BLOCK, "seed": None, "tokens": 0, "seconds": 0.0}
             self._keep(row | {"decoded": self._prompts.decoded(None)})
 
     def _price(self, name: str, kind: Kind) -> float:
