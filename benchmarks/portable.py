@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 DIGITS = 6  # of a number: more than any measurement has
-# One entry a text that differs or a prompt that did not fit: counted elsewhere in the record, and of no figure.
-_LONG = ("identical_gaps", "ngram_identical_gaps", "left_out")
+_LONG = ("identical_gaps", "ngram_identical_gaps")  # an entry a text that differs; the record counts them as well
 
 
 def portable(value: Any) -> Any:

@@ -143,6 +143,7 @@ def test_intervals_cover_and_depend_on_prompts_not_rounds() -> None:
     constant = np.array([[3.0, 2.0], [6.0, 4.0]])
     assert interval([constant], mean) == [1.5, 1.5]
     assert interval([constant[:1]], mean) is None
+    assert interval([constant[:1], 2 * constant[:1]], mean) is None, "one prompt a domain: every draw is the same"
     # Whole domains are never drawn or left out: two constant ones leave nothing to chance.
     assert interval([np.array([[1.0, 1.0]] * 2), np.array([[9.0, 1.0]] * 2)], mean) == [5.0, 5.0]
 

@@ -18,7 +18,7 @@ _TAIL = 2.5  # per cent on each side
 def interval(
     groups: Sequence[Floats], statistic: Callable[[Floats], Floats], resamples: int = RESAMPLES
 ) -> list[float] | None:
-    """[low, high] of a pooled figure, or None with fewer than two prompts, where nothing can be said.
+    """[low, high] of a pooled figure, or None without two prompts of one domain, where nothing can be said.
 
     groups[g] holds one domain's sums[N, C], one row a prompt; ``statistic`` takes the pooled sums[B, C] to
     figures[B]. Prompts are drawn with replacement within their domain, whose sizes were chosen and not drawn.
@@ -31,7 +31,7 @@ def interval_of_groups(
     groups: Sequence[Floats], statistic: Callable[[Sequence[Floats]], Floats], resamples: int = RESAMPLES
 ) -> list[float] | None:
     """The same of a figure that is not pooled: ``statistic`` takes the sums[B, C] of each group that has prompts."""
-    if sum(len(group) for group in groups) < 2:
+    if max(map(len, groups), default=0) < 2:  # one prompt a domain, each drawn every time: an interval of no width
         return None
     generator = np.random.default_rng(0)
     sums = [_resampled_sums(group, generator, resamples) for group in groups if len(group)]
