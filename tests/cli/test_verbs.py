@@ -251,6 +251,9 @@ def test_profile_writes_a_cost_model_that_reads_again(cli: Cli, tiny: list[objec
         assert len(figures[name]) == count and figures[name] == sorted(figures[name])
     assert (tmp_path / "cost.svg").read_text().startswith("<?xml")
     assert CostModel.of(read(kept), "cost.json") == CostModel.of(figures["model"], "profile.json")
+    fitted = [each["fitted"] for each in figures["timed"]]
+    assert sum(fitted) == figures["steps"] and not all(fitted)
+    assert all(each["measured_ms"] > 0 and each["foretold_ms"] > 0 for each in figures["timed"])
     refused = cli("profile", *tiny, "--memory-gb", 1e-9)
     assert refused.code == 2 and "no room for the caches of 64 requests" in refused.err
 
