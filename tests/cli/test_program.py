@@ -14,7 +14,7 @@ import pytest
 from dspark.cli.arguments import spread
 from tiny_pair import Cli
 
-VERBS = {"demo", "generate", "eval", "train", "calibrate", "profile", "bench", "serve", "data"}
+VERBS = {"demo", "generate", "eval", "train", "calibrate", "profile", "bench", "report", "serve", "data"}
 
 
 def test_help_lists_the_verbs_and_loads_nothing_heavy() -> None:

@@ -250,6 +250,9 @@ def test_profile_writes_a_cost_model_that_reads_again(cli: Cli, tiny: list[objec
         assert len(figures[name]) == count and figures[name] == sorted(figures[name])
     assert (tmp_path / "cost.svg").read_text().startswith("<?xml")
     assert CostModel.of(read(kept), "cost.json") == CostModel.of(figures["model"], "profile.json")
+    fitted = [each["fitted"] for each in figures["timed"]]
+    assert sum(fitted) == figures["steps"] and not all(fitted)
+    assert all(each["measured_ms"] > 0 and each["foretold_ms"] > 0 for each in figures["timed"])
     refused = cli("profile", *tiny, "--memory-gb", 1e-9)
     assert refused.code == 2 and "no room for the caches of 64 requests" in refused.err
 
@@ -268,6 +271,7 @@ def test_calibration_is_kept_by_sampling_and_used(
         assert done.code == 0, done.err
         figures = read(out)
         assert figures["rounds"] > figures["judged_rounds"] > 10
+        assert figures["dtype"] == "float32" and figures["machine"]["software"] and figures["target"]
         kept, judges = Recorded.load(tmp_path / "rounds.npz")
         assert kept.outcomes.logits.shape == kept.oracle.shape == (figures["rounds"], 4)
         assert judges.sum() == figures["judged_rounds"]
