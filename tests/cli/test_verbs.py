@@ -273,6 +273,7 @@ def test_calibration_is_kept_by_sampling_and_used(
         assert "nan" not in done.out
         figures = read(out)
         assert figures["rounds"] > figures["judged_rounds"] > 10
+        assert figures["dtype"] == "float32" and figures["machine"]["software"] and figures["target"]
         kept, judges = Recorded.load(tmp_path / "rounds.npz")
         assert kept.outcomes.logits.shape == kept.oracle.shape == (figures["rounds"], 4)
         assert judges.sum() == figures["judged_rounds"]
