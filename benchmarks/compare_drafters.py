@@ -46,7 +46,7 @@ SLOTS = 84  # taught, of a sequence in a step
 RATES = (7.5e-4, 1.5e-3, 3.0e-3)
 SEEDS = (0, 1)
 SAMPLINGS = {"greedy": Sampling(), "temperature 1": Sampling(1.0)}
-CONTEXTS = (0, 128, 256, 512, 1024)  # edges, in tokens before the anchor; what asks longer is left out
+CONTEXTS = (0, 128, 256, 512, 2048)  # edges, in tokens before the anchor
 LOOKUP = "prompt lookup"
 
 
