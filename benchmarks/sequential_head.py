@@ -85,9 +85,8 @@ def print_share(drafter: str, repeats: int) -> None:
     whole = (time.perf_counter() - started) / repeats
     slots = model.config.block_size
     program = model.program.prepare(1, slots, engine._drafter.cache).stack.program
-    first = (
-        len(program.starts) - 1 - (3 * slots + 1)
-    )  # a lookup, a product and a search a slot, and the last token's id
+    # A lookup, a product, a sum and a search a slot, and the last token's id.
+    first = len(program.starts) - 1 - (4 * slots + 1)
 
     def part(first: int, end: int | None = None) -> Callable[[], None]:
         return lambda: program.run(first, end)
