@@ -148,21 +148,20 @@ def calibrate(
     write_json(file, known.with_regime(sampling, FITS[chosen](kept), kept.survival).asdict())
     if rounds is not None:
         recorded.save(rounds, split.judge)
-    _print(figures)
-    print(f"confidence map: {file}")
+    _print(figures, file)
     figures |= _curves(FITS[chosen](split.fitted.outcomes), split, plots, f"{loaded.name}, {_name(sampling)}")
     if json is not None:
         settings = {"sampling": vars(sampling), "max_tokens": max_tokens, "seed": seed, "raw": raw, "drafter": drafter}
-        files = {"prompts": [*map(str, prompts)], "judge": [*map(str, judge or [])]}
-        write_json(json, figures | settings | files | _circumstances(loaded, load))
+        write_json(json, figures | settings | _circumstances(loaded, load, prompts, judge or []))
 
 
-def _circumstances(target: Target, load: str) -> dict[str, Any]:
+def _circumstances(target: Target, load: str, prompts: list[Path], judge: list[Path]) -> dict[str, Any]:
     """What was measured with, and on what."""
     from dspark.cli.machine import machine_facts
 
+    files = {"prompts": [*map(str, prompts)], "judge": [*map(str, judge)]}
     dtype = str(target.precision).removeprefix("torch.")
-    return {"target": target.name, "dtype": dtype, "machine": machine_facts(target.device, load)}
+    return files | {"target": target.name, "dtype": dtype, "machine": machine_facts(target.device, load)}
 
 
 def _sets(prompts: list[Path], judge: list[Path] | None) -> list[list[Path]]:
@@ -259,7 +258,7 @@ def _curves(chosen: ConfidenceMap, split: Split, folder: Path | None, title: str
     return {"reliability": reliable, "thresholds": swept}
 
 
-def _print(figures: dict[str, Any]) -> None:
+def _print(figures: dict[str, Any], file: Path) -> None:
     rounds, others, kind = figures["rounds"], figures["judged_rounds"], figures["chosen"]["kind"]
     print(f"{rounds} rounds, judged on {others} of other prompts; kept: {kind}")
     rows = {"as trained": figures["before"], **figures["maps"], f"{kind}, tilted": figures["tilted"]}
@@ -269,3 +268,4 @@ def _print(figures: dict[str, Any]) -> None:
         for name, column in rows.items():
             cells = ("-" if math.isnan(value) else f"{value:.3f}" for value in column[key])
             print(f"{label:8} {name:20}" + "".join(f"{cell:>8}" for cell in cells))
+    print(f"confidence map: {file}")
