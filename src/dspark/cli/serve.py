@@ -139,7 +139,6 @@ def serve(
     Speculation.named(mode, _ANY_BLOCK)  # refuses a mode that is none before anything is loaded
     with listen(host, port) as listener:
         started = time.perf_counter()
-        print(f"loading   {target}; 'listening' says when it may be asked", flush=True)
         pair, speculation, adaptive = _prepared(target, drafter, dtype, device, mode, slots, costs)
         limits = _limits(pair.target, slots, cache_tokens)
         drafting = pair.decoder.drafter
@@ -162,6 +161,7 @@ def _prepared(
 
     if costs is not None and mode != ADAPTIVE:
         raise UserError(f"--costs is for mode adaptive, and --mode is {mode}; leave it out")
+    print(f"loading   {target}; 'listening' says when it may be asked", flush=True)
     if mode in (OFF, NGRAM):
         return load_pair(target, None, dtype, device), Speculation.named(mode, None), None
     if mode != ADAPTIVE:
