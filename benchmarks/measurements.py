@@ -26,19 +26,18 @@ class Measurement:
 
 SAMPLED = "--temperature 1"
 ALL_MODES = "--modes off,fixed1,fixed2,fixed4,ngram,adaptive"
-LOAD = "--limit 4 --max-tokens 64"  # 64 users ask for 64 answers a turn and more: longer ones take too long
-# 53 minutes: reckoned from what README.md's figures took, 4-bit blocks on two cores.
+# Short answers: 64 users read and answer some 150 prompts a turn, and that thirty times is most of the hour.
+LOAD = "--limit 4 --max-tokens 64"
+# 52 minutes: reckoned from trials on one core at half of two cores' speed, 4-bit blocks, all nine benchmarks.
 MEASUREMENTS = (
-    Measurement("profile", 2, "profile"),
-    Measurement("eval-greedy", 6, "eval", "--planned --limit 8"),
-    Measurement("eval-temperature-1", 6, "eval", f"--planned --limit 8 {SAMPLED}"),
-    Measurement("eval-blocks-greedy", 5, "eval", "--limit 5"),
-    Measurement("eval-blocks-temperature-1", 5, "eval", f"--limit 5 {SAMPLED}"),
+    Measurement("profile", 1, "profile"),
+    Measurement("eval-greedy", 5, "eval", "--planned --limit 7"),
+    Measurement("eval-temperature-1", 6, "eval", f"--planned --limit 7 {SAMPLED}"),
+    Measurement("eval-blocks-greedy", 4, "eval", "--limit 4"),
+    Measurement("eval-blocks-temperature-1", 5, "eval", f"--limit 4 {SAMPLED}"),
     Measurement("calibration-greedy", 2, "calibrate", "--limit 120"),
     Measurement("calibration-temperature-1", 2, "calibrate", f"--limit 120 {SAMPLED}"),
-    Measurement(
-        "bench-greedy", 21, "bench", f"--modes off,fixed1,fixed2,fixed4,ngram,adaptive --concurrency 1,4,16,64 {LOAD}"
-    ),
+    Measurement("bench-greedy", 23, "bench", f"{ALL_MODES} --concurrency 1,4,16,64 {LOAD}"),
     Measurement(
         "bench-temperature-1", 4, "bench", f"--modes off,fixed1,adaptive --concurrency 1,4,16 {LOAD} {SAMPLED}"
     ),

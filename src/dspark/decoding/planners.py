@@ -232,12 +232,10 @@ class Together:
             self._memory = self._planning.after(self._memory, self._planned, rounds, ended)
         planning = self._spent + time.perf_counter() - started
         self._pace.planned(drafting, planning)
-        if rounds and not self._asked:
-            plain = self.costs.seconds(self._base)
-            gained = sum(each.accepted for each in rounds) * plain / len(rounds)
-            more = sum(each.verified for each in rounds)
-            took = self.costs.seconds(replace(self._base, tokens=self._base.tokens + more)) - plain
-            self._copying.after(gained, took, planning)
+        if rounds and not self._asked and load.requests == len(rounds):
+            took = seconds + time.perf_counter() - started
+            gained = sum(each.accepted for each in rounds) / len(rounds)
+            self._copying.after(gained, took / self.costs.seconds(self._base))
 
     def _seated(self, rows: Sequence[Running]) -> dict[Running, int]:
         """The seat of each row; who is not here has none, and whoever takes one begins anew."""
