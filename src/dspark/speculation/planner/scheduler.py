@@ -32,7 +32,8 @@ Form = Literal["price", "averaged", "literal", "algorithm 1"]
 
 # (requests, tokens drafted for them, drafts) -> seconds ``[drafts+1]`` of complete rounds that verify 0, 1, ... drafts.
 RoundSeconds = Callable[[int, int, int], Numbers]
-# Steps after which all lengths of a block are compared again, and after which a longer one is looked at for a step.
+# Steps after which all lengths of a block are compared again, and after which a longer one is looked at for a step (or
+# all are compared, where nobody drafts).
 _RECONSIDERED, _LOOKED = 8, 64
 # Of lengths that promise as much but for this share the longest is asked for: what is verified of it is chosen when its
 # confidence is known, which a promise does not count.
@@ -87,6 +88,11 @@ class Memory:
         return self.length or self.oldest.block
 
     @property
+    def reconsiders(self) -> int:
+        """Steps after which all lengths are compared again: while nobody drafts nothing new is learned."""
+        return _LOOKED if self.resting.patience and not self.resting.probing else _RECONSIDERED
+
+    @property
     def oldest(self) -> Past:
         """What the next step may be planned from."""
         return self.pasts[0]
@@ -95,7 +101,7 @@ class Memory:
         """Where requests have ended and others take their slots; a promise to many outlives the few for a while."""
         shown = dict(enumerate(self.tilts)) | dict.fromkeys(slots.tolist(), LEVEL)
         pasts, promise = tuple(past.without(slots) for past in self.pasts), self.promise
-        if promise and (len(slots) * _MANY > promise.requests or self.steps - promise.step >= _RECONSIDERED):
+        if promise and (len(slots) * _MANY > promise.requests or self.steps - promise.step >= self.reconsiders):
             promise = None
         return replace(self, pasts=pasts, tilts=tuple(shown.values()), promise=promise, coming=None)
 
@@ -237,7 +243,7 @@ class Scheduler:
     def _looked_ahead(self, memory: Memory, slots: Counts) -> Memory:
         """With what the past promises if all ``slots`` draft, in blocks of the length that it promises most of."""
         looking, behind = (memory.length and memory.steps % _LOOKED == number for number in (0, 1))
-        due = bool(self.lengths) and (not memory.length or memory.steps % _RECONSIDERED == 0 or behind)
+        due = bool(self.lengths) and (not memory.length or memory.steps % memory.reconsiders == 0 or behind)
         known = memory.promise if memory.promise and memory.promise.requests == len(slots) else None
         if not memory.oldest.known or (known and (not due or known.step == memory.steps)):
             return memory
