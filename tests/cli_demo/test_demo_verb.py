@@ -13,6 +13,8 @@ from torch import Tensor
 from dspark.cli.demo import demo_prompts
 from dspark.cli.machine import processor_name
 from dspark.cli.main import main
+from dspark.decoding import profile
+from dspark.decoding.profile import Prices
 from dspark.speculation.rejection import Verdict
 
 QUICK = ["demo", "--max-tokens", "20", "--repeats", "2", "--seconds", "60"]
@@ -22,6 +24,7 @@ KEYS = {"domain", "plain_tok_s", "spec_tok_s", "speedup", "tau", "identical"}
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DSPARK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(profile, "measure", lambda *_: Prices(1.0, (1.0, 1.1, 1.2, 1.3, 1.4)))  # whatever the load is
     monkeypatch.delenv("DSPARK_TRACEBACK", raising=False)
     monkeypatch.chdir(tmp_path)
 

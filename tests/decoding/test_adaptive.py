@@ -200,8 +200,9 @@ def test_costs_follow_the_machine() -> None:
     target, drafter = pair()
     settings = Adaptive(replace(COSTS, weights=tuple(1e-7 * w for w in COSTS.weights)))
     planner = Together(settings, 6, drafter.config.block_size)
-    engine = Engine(target, requests_of([Sampling()]), Limits(6, 1024), "dspark", drafter, planner=planner)
-    list(engine.run())
+    for _ in range(3):  # costs move sixteen steps at a time, and how many there are is the clock's to say
+        engine = Engine(target, requests_of([Sampling()]), Limits(6, 1024), "dspark", drafter, planner=planner)
+        list(engine.run())
     load = Load(6, 6)
-    assert planner.costs.seconds(load) > 1.5 * settings.costs.seconds(load), "steps took far longer than foretold"
+    assert planner.costs.seconds(load) > 2 * settings.costs.seconds(load), "steps took far longer than foretold"
     assert torch.isfinite(torch.tensor(planner.costs.weights)).all()

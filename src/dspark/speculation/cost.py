@@ -78,7 +78,10 @@ class CostModel:
                 raise UserError(f"a cost model's {name} are {list(knots)}; expected rising whole numbers from 1 on")
         count = len(self.tokens) + len(self.drafts) + _PRICES
         if len(self.weights) != count or not all(0 <= weight < float("inf") for weight in self.weights):
-            raise UserError(f"a cost model has the weights {list(self.weights)}; expected {count}, none below zero")
+            raise UserError(
+                f"a cost model has {len(self.weights)} weights; expected {count}, all finite and none below zero: it is"
+                " damaged, or of another version; profile again"
+            )
 
     @classmethod
     def fit(
