@@ -31,6 +31,7 @@ Value = Any  # llvmlite's values are not typed
 _TEAM = ("omp_get_thread_num", "omp_get_num_threads")
 _LINE = 64  # bytes that come from memory together
 _BARRIER = "GOMP_barrier"
+_PAUSE_SOFT = 1  # OpenMP 5.0: what is let go may come back
 # Fused products and half precision as instructions; without them LLVM would call functions that need not be there.
 _NEEDED = {"x86_64": ("avx2", "fma", "f16c"), "AMD64": ("avx2", "fma", "f16c"), "aarch64": (), "arm64": ()}
 
@@ -315,6 +316,17 @@ def _openmp() -> Any:
     library.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     library.GOMP_parallel.restype = None
     return library
+
+
+def dismiss_team() -> None:
+    """End the threads that have run kernels for the calling one; they come again when it next asks for some.
+
+    Once the teams of a process are more threads than there are CPUs, GNU's OpenMP lets whoever waits for the others
+    sleep at once in place of looking again, in every team and for good; a step waits hundreds of times. So a thread
+    that has loaded a model and now leaves the work to another one dismisses its team.
+    """
+    with suppress(OSError, AttributeError):
+        _openmp().omp_pause_resource_all(_PAUSE_SOFT)
 
 
 @cache

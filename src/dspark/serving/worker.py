@@ -20,6 +20,7 @@ from dspark.decoding.engine import Engine, Work
 from dspark.decoding.logprobs import TokenLogprob
 from dspark.decoding.request import GivenUp, Reason, Request, Running
 from dspark.foundation.errors import UserError
+from dspark.kernels.machine import dismiss_team
 from dspark.serving.errors import ApiError
 from dspark.serving.mailbox import Mailbox
 from dspark.speculation.acceptance import Round
@@ -137,8 +138,9 @@ class Worker:
     # ---- the event loop's side
 
     def start(self) -> None:
-        """Begin; events go to the running loop."""
+        """Begin; events go to the running loop, whose thread computes no more."""
         self._loop = asyncio.get_running_loop()
+        dismiss_team()
         self._thread.start()
 
     def check(self, count: int) -> None:
