@@ -29,6 +29,10 @@ I8, I16, I32, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64
 POINTER = ir.PointerType()
 Value = Any  # llvmlite's values are not typed
 _TEAM = ("omp_get_thread_num", "omp_get_num_threads")
+_NUMBER = 8  # bytes of a table's
+# Of what threads share: a part in 4 of each share is left to whoever has time, in pieces of a part in 32, or of two.
+_LEFT, _WIDEST, _NARROWEST = 4, 32, 2
+_FEW = 3  # rows that are not worth it
 _LINE = 64  # bytes that come from memory together
 _BARRIER = "GOMP_barrier"
 _PAUSE_SOFT = 1  # OpenMP 5.0: what is let go may come back
@@ -103,6 +107,10 @@ class Code:
         """The smaller of two integers."""
         return self.build.select(self.build.icmp_signed("<", a, b), a, b)
 
+    def most(self, a: Value, b: Value) -> Value:
+        """The larger of two integers."""
+        return self.build.select(self.build.icmp_signed(">", a, b), a, b)
+
     def loop(
         self,
         start: Value,
@@ -169,6 +177,43 @@ class Code:
         first, end = ends
         return first, end
 
+    def shared(self, total: Value, rows: Value, body: Callable[[Value, Value], object]) -> None:
+        """``body(first, end)`` until ``total`` things are done: most of its share a thread does at once, what is left
+        of all shares goes by pieces to whoever has time. A thread may be held up, by whatever else runs here, and all
+        wait for the last. Once in a kernel: pieces that are taken are counted before its table.
+        """
+        build, (number, threads) = self.build, self.team()
+        share = build.sdiv(total, threads)
+        piece = self.most(build.sdiv(share, self.number(_WIDEST)), self.number(_NARROWEST))
+        pieces = build.sdiv(share, build.mul(piece, self.number(_LEFT)))  # of each share
+        pieces = build.select(build.icmp_signed("<", rows, self.number(_FEW)), self.number(0), pieces)
+        left = build.mul(pieces, piece)
+
+        def end_of(thread: Value) -> Value:
+            return build.sdiv(build.mul(total, build.add(thread, self.number(1))), threads)
+
+        before, own = build.block, self.function.append_basic_block()
+        begin, stop = build.sdiv(build.mul(total, number), threads), build.sub(end_of(number), left)
+        build.branch(own)
+        build.position_at_end(own)
+        first, end = build.phi(I64), build.phi(I64)
+        body(first, end)
+        anything, after = self.function.append_basic_block(), self.function.append_basic_block()
+        build.cbranch(build.icmp_signed(">", pieces, self.number(0)), anything, after)
+        build.position_at_end(anything)
+        counter = self.at(self.function.args[0], self.number(-1), I64)
+        taken = build.atomic_rmw("add", counter, self.number(1), "monotonic")
+        more = self.function.append_basic_block()
+        build.cbranch(build.icmp_signed("<", taken, build.mul(pieces, threads)), more, after)
+        build.position_at_end(more)
+        opens = build.sub(end_of(build.sdiv(taken, pieces)), left)
+        following = build.add(opens, build.mul(build.srem(taken, pieces), piece))
+        for phi, at_first, then in ((first, begin, following), (end, stop, build.add(following, piece))):
+            phi.add_incoming(at_first, before)
+            phi.add_incoming(then, more)
+        build.branch(own)
+        build.position_at_end(after)
+
 
 class Kernel:
     """A compiled function ``void f(int64 *table)`` that a whole team of threads runs at once.
@@ -197,13 +242,13 @@ class Kernel:
 
     def __call__(self, *table: int) -> None:
         """Run it with as many threads as PyTorch uses; returns when all are done."""
-        numbers = (ctypes.c_int64 * len(table))(*table)
-        self._run(self.address, ctypes.addressof(numbers), torch.get_num_threads(), 0)
+        numbers = (ctypes.c_int64 * (1 + len(table)))(0, *table)
+        self._run(self.address, ctypes.addressof(numbers) + _NUMBER, torch.get_num_threads(), 0)
 
     def alone(self, *table: int) -> None:
         """Run it with the calling thread only."""
-        numbers = (ctypes.c_int64 * len(table))(*table)
-        self._alone(ctypes.addressof(numbers))
+        numbers = (ctypes.c_int64 * (1 + len(table)))(0, *table)
+        self._alone(ctypes.addressof(numbers) + _NUMBER)
 
 
 Call = tuple[Kernel, tuple[int, ...]]
@@ -216,13 +261,13 @@ class Program:
     """
 
     def __init__(self, calls: Sequence[Call]) -> None:
-        lengths = [len(table) for _, table in calls]
-        self.table = torch.tensor([number for _, table in calls for number in table])
+        lengths = [1 + len(table) for _, table in calls]
+        self.table = torch.tensor([number for _, table in calls for number in (0, *table)])
         """All numbers of all calls, in a row; what is changed here is what the next run sees."""
-        self.starts = [0, *accumulate(lengths)]
-        """Where each call's numbers begin."""
-        base, size = self.table.data_ptr(), self.table.element_size()
-        pairs = [(kernel.address, base + size * start) for (kernel, _), start in zip(calls, self.starts, strict=False)]
+        self.starts = [*accumulate(lengths, initial=1)]
+        """Where each call's numbers begin, behind the count of its pieces that are taken (``Code.shared``)."""
+        base = self.table.data_ptr()
+        pairs = [(kernel.address, base + _NUMBER * start) for (kernel, _), start in zip(calls, self.starts, strict=False)]
         self._pairs = torch.tensor(pairs)
         self._kernels = [kernel for kernel, _ in calls]
 
@@ -230,7 +275,7 @@ class Program:
         """Run calls ``first`` to ``end`` (to the last by default)."""
         end = len(self._kernels) if end is None else end
         assert 0 <= first <= end <= len(self._kernels), (first, end, len(self._kernels))
-        _runner()(self._pairs.data_ptr() + first * self._pairs.stride(0) * 8, end - first)
+        _runner()(self._pairs.data_ptr() + first * self._pairs.stride(0) * _NUMBER, end - first)
 
 
 _UNITS = 64  # scratch is begun for so many: growing voids every program
@@ -277,6 +322,8 @@ def _runner() -> Kernel:
         function, table = (code.load(code.pointer(pairs), build.add(place, code.number(i)), I64) for i in range(2))
         build.call(build.inttoptr(function, kernel), [code.pointer(table)])
         code.barrier()
+        with build.if_then(build.icmp_signed("==", code.team()[0], code.number(0))):
+            code.store(code.number(0), code.pointer(table), code.number(-1), I64)  # nothing is taken for the next run
         return []
 
     code.loop(code.number(0), count, 1, [], call)

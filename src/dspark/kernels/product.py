@@ -205,9 +205,13 @@ class _Product:
         self._code = code = Code(self.module, "product", (POINTER,))
         table = [code.load(code.function.args[0], code.number(index), I64) for index in range(len(_TABLE))]
         self._at = dict(zip(_TABLE, table, strict=True))
-        self._first, self._last = code.share(self._at["panels"])
-        code.loop(code.number(0), self._at["rows"], _BLOCK, [], lambda row, _: self._block(row))
+        code.shared(self._at["panels"], self._at["rows"], self._panels)
         code.build.ret_void()
+
+    def _panels(self, first: Value, last: Value) -> None:
+        """Those of a thread, for all rows."""
+        self._first, self._last = first, last
+        self._code.loop(self._code.number(0), self._at["rows"], _BLOCK, [], lambda row, _: self._block(row))
 
     def _block(self, row: Value) -> list[Value]:
         """All panels of this thread for the rows from ``row`` on."""

@@ -174,10 +174,14 @@ class _Product:
         self._panel_bytes = build.mul(at["steps"], code.number(2 * _TILE_BYTES))
         self._lay_out()
         code.barrier()
-        first, last = code.share(at["panels"])
         self._configure()
-        few = build.icmp_signed("<=", at["rows"], code.number(_ROWS))
-        code.choose(build.zext(few, I64), [lambda: self._many(first, last), lambda: self._few(first, last)])
+        few = build.zext(build.icmp_signed("<=", at["rows"], code.number(_ROWS)), I64)
+        ways = (self._many, self._few)
+
+        def panels(first: Value, last: Value) -> None:
+            code.choose(few, [lambda way=way: way(first, last) for way in ways])  # type: ignore[misc]
+
+        code.shared(at["panels"], at["rows"], panels)
         self._tile("tilerelease", [])
         build.ret_void()
 
