@@ -104,6 +104,26 @@ def test_time_runs_out(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
         served.idle()
 
 
+def test_what_was_decoded_comes_before_an_end(serve: Serve, monkeypatch: pytest.MonkeyPatch, tiny: Tiny) -> None:
+    """A step's news wait for the next pass to begin; here there is none, and they are told all the same."""
+    step, left, expected = Engine.step, [5], tiny.text("long", 5, ignore_stop=True)
+
+    def failing(self: Engine, shares: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise RuntimeError("out of luck")
+        return step(self, shares)
+
+    monkeypatch.setattr(Engine, "step", failing)
+    with (
+        serve("off") as served,
+        httpx.stream("POST", served.url + TEXT, json=LONG | {"stream": True}, timeout=30) as stream,
+    ):
+        said = [json.loads(each) for each in events(stream)[:-1]]
+    assert said[-1]["error"]["code"] == "engine_failed"
+    assert "".join(each["choices"][0]["text"] for each in said[:-1]) == expected
+
+
 def test_an_engine_that_fails(serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     step, left = Engine.step, [5]
 

@@ -123,6 +123,8 @@ class Engine:
         self.lose: Callable[[GivenUp], None] | None = None
         """Who is told of a request that is given up because its logits are no numbers; without one, that is an
         ArithmeticError of the step."""
+        self.meanwhile: Callable[[], None] = lambda: None
+        """Called when a step is about to draft or to pass over the target, and so to leave the interpreter to others."""
         self.broken_drafts = 0
         """How many drafts ended before a slot whose logits or confidence were no numbers."""
         self._mode, self._lookup = mode, lookup
@@ -216,6 +218,7 @@ class Engine:
         batch = RaggedBatch(self.cache, [work.row.table for work in works], [len(work.ids) for work in works])
         ids = torch.tensor([token for work in works for token in work.ids], device=self.target.device)
         self.laps("bookkeeping")
+        self.meanwhile()
         forward = self.target.forward(ids, batch, self._taps)
         self.laps("verify")
         self.planner.ahead()  # a GPU is at work until something is read from it
@@ -256,7 +259,7 @@ class Engine:
         going_on = [share.row for share in shares if not share.count]
         self.planner.begin(going_on)
         self.laps("plan")
-        proposed = propose(going_on, self._drafter, self._wanted, self.laps, self.planner.slots)
+        proposed = propose(going_on, self._drafter, self._wanted, self.laps, self.planner.slots, self.meanwhile)
         self.broken_drafts += sum(draft.broken > 0 for draft in proposed)
         lengths = self.planner.lengths(going_on, proposed)
         self.laps("plan")

@@ -30,16 +30,19 @@ def propose(
     wanted: Callable[[Running, Source], bool],
     lap: Timer,
     slots: Callable[[Running], int | None] = lambda row: None,
+    begins: Callable[[], None] = lambda: None,
 ) -> list[Draft]:
     """A draft for each request, exactly as the reference loop's drafter states would have made it.
 
     Whoever is not ``wanted`` to propose (a request's last token is the target's own, say) proposes nothing.
     ``slots``: how many drafts a request wants of the drafter (None: whole blocks). ``lap`` is told when a piece of the
-    work is done.
+    work is done, ``begins`` before the drafter works.
     """
     drafts = [_copied(row) if row.lookup is not None and wanted(row, "lookup") else NO_DRAFT for row in rows]
     asking = [i for i, row in enumerate(rows) if room and not drafts[i].tokens and wanted(row, "drafter")]
     lap("lookup")
+    if asking:
+        begins()
     for (_, _, program, length), mine in _together(rows, asking, room, slots).items():
         asked = [rows[i] for i in mine]
         assert room is not None

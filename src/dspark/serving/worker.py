@@ -128,6 +128,8 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._stopping, self._ends_at = False, float("inf")
         engine.lose = self._lost
+        engine.meanwhile = self._deliver
+        self._untold: list[tuple[Ticket, Event]] = []
 
     def observe(self, work: Work) -> None:
         """What a request does in the engine's step: keeps the drafts that a trace tells of."""
@@ -212,6 +214,7 @@ class Worker:
     def _turn(self) -> None:
         """What came in, then one step."""
         if not self._tickets:
+            self._deliver()
             self.engine.check_integrity()
             self._inbox.get()()
         self._read()
@@ -223,6 +226,7 @@ class Worker:
             self._end_all(Ended("shutdown", "the server is shutting down"))
         shares = self.engine.admission.shares()
         if not shares:
+            self._deliver()
             if self._tickets:
                 time.sleep(_PATIENCE)
             return
@@ -245,7 +249,7 @@ class Worker:
         self._metrics.heard(Stepped(rounds, news, sum(share.count for share in shares), seconds, now))
         for ticket, _ in news:
             ticket.last = now
-        self._deliver(news)
+        self._untold = news  # until the next pass begins: now the event loop and the step's beginning would only wait
 
     def _progress(self, ticket: Ticket, row: Running) -> Progress:
         event = Progress(row.rounds[-1], self.drafts.get(row.request.id, ()), tuple(row.logprobs[ticket.logprobs :]))
@@ -293,7 +297,9 @@ class Worker:
                 self.engine.cancel(request_id)
         self._deliver([(ticket, ended) for ticket in tickets.values()])
 
-    def _deliver(self, news: Sequence[tuple[Ticket, Event]]) -> None:
+    def _deliver(self, news: Sequence[tuple[Ticket, Event]] = ()) -> None:
+        """Hand over what the last step brought and is not told yet, and ``news`` behind it."""
+        news, self._untold = [*self._untold, *news], []
         for _, event in news:
             if isinstance(event, Ended):
                 self._metrics.ended(event)
