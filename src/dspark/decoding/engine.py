@@ -124,7 +124,7 @@ class Engine:
         """Who is told of a request that is given up because its logits are no numbers; without one, that is an
         ArithmeticError of the step."""
         self.meanwhile: Callable[[], None] = lambda: None
-        """Called when a step is about to draft or to pass over the target, and so to leave the interpreter to others."""
+        """Called when a step is about to draft or to pass over the target, which leaves the interpreter to others."""
         self.broken_drafts = 0
         """How many drafts ended before a slot whose logits or confidence were no numbers."""
         self._mode, self._lookup = mode, lookup

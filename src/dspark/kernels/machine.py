@@ -267,7 +267,9 @@ class Program:
         self.starts = [*accumulate(lengths, initial=1)]
         """Where each call's numbers begin, behind the count of its pieces that are taken (``Code.shared``)."""
         base = self.table.data_ptr()
-        pairs = [(kernel.address, base + _NUMBER * start) for (kernel, _), start in zip(calls, self.starts, strict=False)]
+        pairs = [
+            (kernel.address, base + _NUMBER * start) for (kernel, _), start in zip(calls, self.starts, strict=False)
+        ]
         self._pairs = torch.tensor(pairs)
         self._kernels = [kernel for kernel, _ in calls]
 
