@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dspark.kernels.attention import _BESIDES, _shares
+from dspark.kernels.seen import _BESIDES, _shares
 from dspark.nn.block_attention import attend
 from dspark.nn.blocks import BlockTable, Plan
 

@@ -10,23 +10,22 @@ Legend: T tokens, H key/value heads, G query heads of each, Q = H * G, D head si
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from copy import copy
 from functools import cache
-from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from llvmlite import ir
 from torch import Tensor
 
+from dspark.kernels.kept import KINDS, read_kept
 from dspark.kernels.machine import F32, I64, POINTER, Call, Code, Kernel, Value, can_compile, lanes
 from dspark.kernels.numbers import bits, constant, exponential, from_bits, hyperbolic_tangent, largest, total, totals
+from dspark.kernels.seen import Seen
 
 _STRETCH = 64
 _SLICE = 64  # numbers of a value row that are summed side by side
 _SUMS = {8: 8, 16: 16}  # registers of sums at a time, by the numbers that one holds
-_BESIDES = 16  # what a token takes besides reading, in positions
 _TABLE = (
     "blocks",
     "tokens",
@@ -46,54 +45,6 @@ _TABLE = (
     "sinks",
     "out",
 )
-
-
-class Seen:
-    """Which positions each token of a step sees, as the kernel reads it."""
-
-    def __init__(
-        self, blocks: Sequence[Sequence[int]], firsts: Sequence[int], counts: Sequence[int], causal: bool
-    ) -> None:
-        """``counts[i]`` tokens at positions from ``firsts[i]`` on, in the blocks ``blocks[i]``."""
-        flat: list[int] = []
-        tokens: list[tuple[int, int, int, int]] = []
-        for own, first, count in zip(blocks, firsts, counts, strict=True):
-            end, place = first + count, len(tokens) - first
-            tokens += [(len(flat), at, at + 1 if causal else end, place + at) for at in range(first, end)]
-            flat += own
-        self._blocks, self._tokens_T4 = torch.tensor(flat), torch.tensor(tokens)
-        self._shares = _shares([end for _, _, end, _ in tokens], torch.get_num_threads())
-
-    @property
-    def addresses(self) -> tuple[int, int, int]:
-        """What the kernel's table begins with."""
-        return self._blocks.data_ptr(), self._tokens_T4.data_ptr(), self._shares.data_ptr()
-
-    def slot_by_slot(self, slots: int) -> Seen:
-        """The same where every request has ``slots`` tokens, the first of all requests before the second of any."""
-        turned = copy(self)
-        turned._tokens_T4 = self._tokens_T4.clone()
-        turned._tokens_T4[:, 3] = torch.arange(len(self._tokens_T4)).view(slots, -1).T.flatten()
-        return turned
-
-    def by_slot(self, slots: int) -> list[Seen]:
-        """A step of its own for each slot, where every request has ``slots`` tokens."""
-        tokens_KR4 = self._tokens_T4.view(-1, slots, 4).transpose(0, 1).clone(memory_format=torch.contiguous_format)
-        tokens_KR4[..., 3] = torch.arange(tokens_KR4.shape[1])
-        shares = _shares(tokens_KR4[0, :, 2].tolist(), torch.get_num_threads())
-        steps = [copy(self) for _ in range(slots)]
-        for step, tokens_R4 in zip(steps, tokens_KR4, strict=True):
-            step._tokens_T4, step._shares = tokens_R4, shares
-        return steps
-
-
-def _shares(reads: Sequence[int], count: int) -> Tensor:
-    """``count``, then where that many parts of the tokens begin and the last one ends: each reads about the same (where
-    no window hides most of it). A token belongs to the part in which its middle lies.
-    """
-    ends = list(accumulate((each + _BESIDES for each in reads), initial=0))
-    middles = [(begin + end) / 2 for begin, end in pairwise(ends)]
-    return torch.tensor([count, *(bisect_left(middles, part * ends[-1] / count) for part in range(count)), len(reads)])
 
 
 def attend_compiled(
@@ -133,7 +84,7 @@ def attention_call(
     _, queries, width = query_TQD.shape
     heads = len(keys_HSD)
     assert query_TQD.stride(2) == keys_HSD.stride(2) == 1 and keys_HSD.stride() == values_HSD.stride()
-    return _kernel(queries // heads, width), (
+    return _kernel(queries // heads, width, keys_HSD.dtype), (
         query_TQD.data_ptr(),
         query_TQD.stride(0),
         query_TQD.stride(1),
@@ -151,24 +102,27 @@ def attention_call(
     )
 
 
-def can_attend(query_TQD: Tensor, scale: float) -> bool:
-    """Whether the kernel does this: fp32 on a CPU, heads of whole vectors, a scale that keeps the order of scores."""
+def can_attend(query_TQD: Tensor, keys_HSD: Tensor, scale: float) -> bool:
+    """Whether the kernel does this: fp32 on a CPU over a cache of fp32 or bf16, heads of whole vectors, a scale that
+    keeps the order of scores.
+    """
     plain = query_TQD.device.type == "cpu" and query_TQD.dtype == torch.float32 and query_TQD.stride(2) == 1
+    plain = plain and keys_HSD.dtype in KINDS
     return plain and query_TQD.shape[2] % min(_SUMS) == 0 and scale > 0 and can_compile()
 
 
 @cache
-def _kernel(queries: int, width: int) -> Kernel:
+def _kernel(queries: int, width: int, dtype: torch.dtype) -> Kernel:
     module = ir.Module()
-    _Attention(module, queries, width)
+    _Attention(module, queries, width, KINDS[dtype])
     return Kernel(module, "attention")
 
 
 class _Attention:
     """The function a team of threads runs."""
 
-    def __init__(self, module: ir.Module, queries: int, width: int) -> None:
-        self._queries, self._width = queries, width
+    def __init__(self, module: ir.Module, queries: int, width: int, kind: Any) -> None:
+        self._queries, self._width, self._kind = queries, width, kind
         self._lanes = lanes() // 2 if width % (lanes() // 2) == 0 else min(_SUMS)
         self._vector = ir.VectorType(F32, self._lanes)
         self._code = code = Code(module, "attention", (POINTER,))
@@ -203,7 +157,7 @@ class _Attention:
         offset = build.add(build.mul(token, at["query_token"]), build.mul(queries, at["query_head"]))
         self._query = code.at(code.pointer(at["query"]), offset, F32)
         cached = build.mul(head, at["cache_head"])
-        self._keys, self._values = (code.at(code.pointer(at[name]), cached, F32) for name in ("keys", "values"))
+        self._keys, self._values = (code.at(code.pointer(at[name]), cached, self._kind) for name in ("keys", "values"))
         begin = build.sub(build.add(position, code.number(1)), at["window"])
         unlimited = build.icmp_signed("==", at["window"], code.number(0))
         start = build.select(build.or_(unlimited, build.icmp_signed("<", begin, code.number(0))), code.number(0), begin)
@@ -312,7 +266,7 @@ class _Attention:
         offset, summed = build.mul(row, self._at["cache_row"]), self._all(0.0)
         for number, part in enumerate(parts):
             place = build.add(offset, code.number(number * self._lanes))
-            summed = code.fma(part, code.load(self._keys, place, F32, self._lanes), summed)
+            summed = code.fma(part, read_kept(code, self._kind, self._keys, place, self._lanes), summed)
         return summed
 
     def _softmax(self, query: int, before: Value, mass: Value) -> tuple[Value, Value]:
@@ -371,7 +325,9 @@ class _Attention:
         def add(base: Value, position: Value, sums: list[Value]) -> list[Value]:
             offset = build.mul(build.add(base, position), self._at["cache_row"])
             slot = build.and_(position, code.number(_STRETCH - 1))
-            rows = [code.load(self._values, build.add(offset, code.number(at)), F32, lanes) for at in places]
+            rows = [
+                read_kept(code, self._kind, self._values, build.add(offset, code.number(at)), lanes) for at in places
+            ]
             weights = (code.load(self._scores, build.add(slot, code.number(q * _STRETCH)), F32) for q in queries)
             pairs = ((code.splat(weight, lanes), row) for weight in weights for row in rows)
             return [code.fma(*pair, summed) for pair, summed in zip(pairs, sums, strict=True)]
