@@ -95,7 +95,7 @@ def test_rotation_and_the_way_into_the_cache(tokens: int) -> None:
     angles = random(tokens, 1, width // 2, seed=1)
     rotation = torch.complex(angles.cos(), angles.sin())
     rows = torch.randperm(2 * tokens, generator=torch.Generator().manual_seed(2))[:tokens]
-    expected, cache = heads.clone(), random(2 * keys, 2 * tokens, width, seed=3)
+    expected, given, cache = heads.clone(), heads.clone(), random(2 * keys, 2 * tokens, width, seed=3)
     stored = cache.clone()
     turn(expected[:, : queries + keys], rotation)
     stored.index_copy_(1, rows, expected[:, queries:].transpose(0, 1))
@@ -104,6 +104,10 @@ def test_rotation_and_the_way_into_the_cache(tokens: int) -> None:
     torch.testing.assert_close(cache, stored, rtol=1e-6, atol=1e-6)
     untouched = sorted(set(range(2 * tokens)) - set(rows.tolist()))
     assert torch.equal(cache[:, untouched], stored[:, untouched])
+    narrow = torch.zeros(cache.shape, dtype=torch.bfloat16)
+    turn_and_store(given, rotation, queries + keys, queries, rows, narrow)
+    assert torch.equal(given, heads) and torch.equal(narrow[:, rows], cache[:, rows].bfloat16())
+    assert not narrow[:, untouched].any()
 
 
 @pytest.mark.parametrize("tokens", [1, 7, _ALONE // 56 + 5])

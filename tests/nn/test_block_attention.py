@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dspark.kernels.attention import _BESIDES, _shares
+from dspark.kernels.seen import _BESIDES, _shares
 from dspark.nn.block_attention import attend
 from dspark.nn.blocks import BlockTable, Plan
 
@@ -136,6 +136,23 @@ def test_long_texts_and_wide_heads(
         expected.append(written_out(part, keys[:, own], values[:, own], table.length, causal, window, softcap, sinks_Q))
         first += count
     torch.testing.assert_close(found.double(), torch.cat(expected), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("width", [8, 32, 64, 72, 128])
+def test_a_cache_of_bf16_is_read_as_the_fp32_numbers_it_holds(width: int, exact: bool) -> None:
+    """By the kernel, which reads two numbers at once where whole vectors allow it, and by PyTorch's (whole texts)."""
+    made = torch.Generator().manual_seed(1)
+    tables, counts = [BlockTable([3, 0], 45), BlockTable([1, 4], 0)], [19, 70]
+    keys, values = (torch.randn(HEADS, 5 * 48, width, generator=made) for _ in range(2))
+    query = torch.randn(sum(counts), HEADS * GROUPS, width, generator=made)
+    plan = Plan(tables, counts, 48, torch.device("cpu"), exact=exact)
+    assert plan.hurried != exact
+    narrow = [each.bfloat16() for each in (keys, values)]
+    found = attend(query, *narrow, plan, window=50)
+    expected = attend(query, *(each.float() for each in narrow), plan, window=50)
+    torch.testing.assert_close(found, expected, rtol=2e-6, atol=2e-6)
+    assert (found - attend(query, keys, values, plan, window=50)).abs().max() > 1e-3, "control: numbers not rounded"
 
 
 def test_neighbouring_blocks_of_many_requests_are_one_call_and_a_lone_request_is_one_piece() -> None:

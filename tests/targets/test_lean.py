@@ -215,6 +215,18 @@ def test_bfloat16_rounds_weights_and_rows_and_nothing_else() -> None:
     assert set(target.weights) == {"bfloat16"}
 
 
+@pytest.mark.skipif(not can_tile(), reason="this CPU has no matrix units (AMX)")
+def test_bfloat16_keeps_keys_and_values_in_half_the_bytes() -> None:
+    model = tiny_llama(hidden_size=64, intermediate_size=64)
+    narrow, wide = tiny_target(model, rounding=torch.bfloat16), tiny_target()
+    caches = [target.new_cache(2, 32) for target in (narrow, wide)]
+    assert [cache.keys[0].dtype for cache in caches] == [torch.bfloat16, torch.float32]
+    sizes = [target.new_cache(1, 1).bytes / target._kv_layers[0].head_dim for target in (narrow, wide)]
+    assert sizes[0] * 2 == sizes[1]
+    unpacked = tiny_target(tiny_llama(hidden_size=64), pack=False, rounding=torch.bfloat16)
+    assert unpacked.new_cache(1, 1).keys[0].dtype == torch.float32, "its products take rows as they are"
+
+
 @pytest.mark.skipif(not (can_tile() and can_unpack()), reason="this CPU unpacks no blocks (AMX, AVX512_BF16)")
 @pytest.mark.parametrize("tied", [False, True])
 def test_blocks_decode_in_bfloat16_as_their_rounded_weights_do(tied: bool) -> None:

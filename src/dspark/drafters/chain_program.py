@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from dspark.drafters.choice import Chance, Choice, Drafted, can_choose
-from dspark.kernels.attention import Seen
 from dspark.kernels.machine import Call, Program, Rooms
 from dspark.kernels.rows import norm_call
+from dspark.kernels.seen import Seen
 from dspark.nn.cache import KVCache
 from dspark.nn.packed import PanelLinear
 from dspark.nn.shelf import Shelf

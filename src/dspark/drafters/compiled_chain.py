@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from dspark.drafters.compiled import LeanBlockAttention, context_weight
-from dspark.kernels.attention import Seen
 from dspark.kernels.machine import Call, Program, Rooms
 from dspark.kernels.rows import follow_call, norm_call, turn_call
+from dspark.kernels.seen import Seen
 from dspark.nn.cache import KVCache
 from dspark.nn.lean import lean_mlp, lean_norm
 from dspark.nn.norm import RMSNorm

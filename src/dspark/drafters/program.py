@@ -17,9 +17,9 @@ from torch import Tensor
 
 from dspark.drafters.choice import Chance, Choice, Drafted, can_choose
 from dspark.drafters.heads import MarkovHead
-from dspark.kernels.attention import Seen
 from dspark.kernels.machine import Call, Rooms
 from dspark.kernels.rows import can_row, follow_call, norm_call
+from dspark.kernels.seen import Seen
 from dspark.nn.cache import KVCache
 from dspark.nn.packed import PanelLinear
 from dspark.nn.shelf import Shelf

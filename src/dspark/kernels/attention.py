@@ -10,23 +10,22 @@ Legend: T tokens, H key/value heads, G query heads of each, Q = H * G, D head si
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from copy import copy
 from functools import cache
-from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from llvmlite import ir
 from torch import Tensor
 
+from dspark.kernels.kept import KINDS, Rows
 from dspark.kernels.machine import F32, I64, POINTER, Call, Code, Kernel, Value, can_compile, lanes
 from dspark.kernels.numbers import bits, constant, exponential, from_bits, hyperbolic_tangent, largest, total, totals
+from dspark.kernels.seen import Seen
 
 _STRETCH = 64
 _SLICE = 64  # numbers of a value row that are summed side by side
 _SUMS = {8: 8, 16: 16}  # registers of sums at a time, by the numbers that one holds
-_BESIDES = 16  # what a token takes besides reading, in positions
 _TABLE = (
     "blocks",
     "tokens",
@@ -46,54 +45,6 @@ _TABLE = (
     "sinks",
     "out",
 )
-
-
-class Seen:
-    """Which positions each token of a step sees, as the kernel reads it."""
-
-    def __init__(
-        self, blocks: Sequence[Sequence[int]], firsts: Sequence[int], counts: Sequence[int], causal: bool
-    ) -> None:
-        """``counts[i]`` tokens at positions from ``firsts[i]`` on, in the blocks ``blocks[i]``."""
-        flat: list[int] = []
-        tokens: list[tuple[int, int, int, int]] = []
-        for own, first, count in zip(blocks, firsts, counts, strict=True):
-            end, place = first + count, len(tokens) - first
-            tokens += [(len(flat), at, at + 1 if causal else end, place + at) for at in range(first, end)]
-            flat += own
-        self._blocks, self._tokens_T4 = torch.tensor(flat), torch.tensor(tokens)
-        self._shares = _shares([end for _, _, end, _ in tokens], torch.get_num_threads())
-
-    @property
-    def addresses(self) -> tuple[int, int, int]:
-        """What the kernel's table begins with."""
-        return self._blocks.data_ptr(), self._tokens_T4.data_ptr(), self._shares.data_ptr()
-
-    def slot_by_slot(self, slots: int) -> Seen:
-        """The same where every request has ``slots`` tokens, the first of all requests before the second of any."""
-        turned = copy(self)
-        turned._tokens_T4 = self._tokens_T4.clone()
-        turned._tokens_T4[:, 3] = torch.arange(len(self._tokens_T4)).view(slots, -1).T.flatten()
-        return turned
-
-    def by_slot(self, slots: int) -> list[Seen]:
-        """A step of its own for each slot, where every request has ``slots`` tokens."""
-        tokens_KR4 = self._tokens_T4.view(-1, slots, 4).transpose(0, 1).clone(memory_format=torch.contiguous_format)
-        tokens_KR4[..., 3] = torch.arange(tokens_KR4.shape[1])
-        shares = _shares(tokens_KR4[0, :, 2].tolist(), torch.get_num_threads())
-        steps = [copy(self) for _ in range(slots)]
-        for step, tokens_R4 in zip(steps, tokens_KR4, strict=True):
-            step._tokens_T4, step._shares = tokens_R4, shares
-        return steps
-
-
-def _shares(reads: Sequence[int], count: int) -> Tensor:
-    """``count``, then where that many parts of the tokens begin and the last one ends: each reads about the same (where
-    no window hides most of it). A token belongs to the part in which its middle lies.
-    """
-    ends = list(accumulate((each + _BESIDES for each in reads), initial=0))
-    middles = [(begin + end) / 2 for begin, end in pairwise(ends)]
-    return torch.tensor([count, *(bisect_left(middles, part * ends[-1] / count) for part in range(count)), len(reads)])
 
 
 def attend_compiled(
@@ -133,7 +84,7 @@ def attention_call(
     _, queries, width = query_TQD.shape
     heads = len(keys_HSD)
     assert query_TQD.stride(2) == keys_HSD.stride(2) == 1 and keys_HSD.stride() == values_HSD.stride()
-    return _kernel(queries // heads, width), (
+    return _kernel(queries // heads, width, keys_HSD.dtype), (
         query_TQD.data_ptr(),
         query_TQD.stride(0),
         query_TQD.stride(1),
@@ -151,30 +102,35 @@ def attention_call(
     )
 
 
-def can_attend(query_TQD: Tensor, scale: float) -> bool:
-    """Whether the kernel does this: fp32 on a CPU, heads of whole vectors, a scale that keeps the order of scores."""
+def can_attend(query_TQD: Tensor, keys_HSD: Tensor, scale: float) -> bool:
+    """Whether the kernel does this: fp32 on a CPU over a cache of fp32 or bf16, heads of whole vectors, a scale that
+    keeps the order of scores.
+    """
     plain = query_TQD.device.type == "cpu" and query_TQD.dtype == torch.float32 and query_TQD.stride(2) == 1
+    plain = plain and keys_HSD.dtype in KINDS
     return plain and query_TQD.shape[2] % min(_SUMS) == 0 and scale > 0 and can_compile()
 
 
 @cache
-def _kernel(queries: int, width: int) -> Kernel:
+def _kernel(queries: int, width: int, dtype: torch.dtype) -> Kernel:
     module = ir.Module()
-    _Attention(module, queries, width)
+    _Attention(module, queries, width, KINDS[dtype])
     return Kernel(module, "attention")
 
 
 class _Attention:
     """The function a team of threads runs."""
 
-    def __init__(self, module: ir.Module, queries: int, width: int) -> None:
-        self._queries, self._width = queries, width
+    def __init__(self, module: ir.Module, queries: int, width: int, kind: Any) -> None:
+        self._queries, self._width, self._kind = queries, width, kind
         self._lanes = lanes() // 2 if width % (lanes() // 2) == 0 else min(_SUMS)
         self._vector = ir.VectorType(F32, self._lanes)
         self._code = code = Code(module, "attention", (POINTER,))
         build = code.build
         self._scores = code.room(queries * _STRETCH)
         self._sums = code.room(queries * width)
+        self._query = code.room(queries * width)
+        self._rows = Rows(kind, width, self._lanes)
         values = [code.load(code.function.args[0], code.number(i), I64) for i in range(len(_TABLE))]
         self._at = at = dict(zip(_TABLE, values, strict=True))
         self._scale, self._softcap = (from_bits(code, at[name]) for name in ("scale", "softcap"))
@@ -201,9 +157,9 @@ class _Attention:
         self._blocks = code.at(code.pointer(at["blocks"]), first, I64)
         queries = build.mul(head, code.number(self._queries))
         offset = build.add(build.mul(token, at["query_token"]), build.mul(queries, at["query_head"]))
-        self._query = code.at(code.pointer(at["query"]), offset, F32)
+        self._arrange(code.at(code.pointer(at["query"]), offset, F32))
         cached = build.mul(head, at["cache_head"])
-        self._keys, self._values = (code.at(code.pointer(at[name]), cached, F32) for name in ("keys", "values"))
+        self._keys, self._values = (code.at(code.pointer(at[name]), cached, self._kind) for name in ("keys", "values"))
         begin = build.sub(build.add(position, code.number(1)), at["window"])
         unlimited = build.icmp_signed("==", at["window"], code.number(0))
         start = build.select(build.or_(unlimited, build.icmp_signed("<", begin, code.number(0))), code.number(0), begin)
@@ -221,10 +177,24 @@ class _Attention:
         out = code.at(code.pointer(at["out"]), build.mul(row, code.number(self._width)), F32)
         for query in range(self._queries):
             share = code.splat(build.fdiv(ir.Constant(F32, 1.0), kept[2 * query + 1]), self._lanes)
-            for place in range(query * self._width, (query + 1) * self._width, self._lanes):
-                summed = code.load(self._sums, code.number(place), F32, self._lanes)
-                code.store(build.fmul(summed, share), out, code.number(place), F32)
+            places = [code.number(place) for place in self._places(query)]
+            summed = [code.load(self._sums, place, F32, self._lanes) for place in places]
+            for place, own in zip(places, self._rows.in_order(code, summed), strict=True):
+                code.store(build.fmul(own, share), out, place, F32)
         return []
+
+    def _arrange(self, source: Value) -> None:
+        """A token's queries as rows of keys are read."""
+        code = self._code
+        for query in range(self._queries):
+            own = code.at(source, code.build.mul(self._at["query_head"], code.number(query)), F32)
+            parts = [code.load(own, code.number(at), F32, self._lanes) for at in self._places(0)]
+            for place, part in zip(self._places(query), self._rows.arranged(code, parts), strict=True):
+                code.store(part, self._query, code.number(place), F32)
+
+    def _places(self, query: int) -> range:
+        """Where the vectors of a query begin among those of all."""
+        return range(query * self._width, (query + 1) * self._width, self._lanes)
 
     def _before_all(self, queries: Value) -> list[Value]:
         """The largest score and the mass of each query head before the first position: those of its sink, if any."""
@@ -284,36 +254,39 @@ class _Attention:
         together as each would be by itself.
         """
         code, build, lanes = self._code, self._code.build, self._lanes
-        whole = build.and_(build.sub(finish, begin), code.number(-lanes))
-        behind = build.add(begin, whole)
+        places = range(0, self._queries * self._width, lanes)
+        parts = [code.load(self._query, code.number(place), F32, lanes) for place in places]
+        queries = list(zip(*[iter(parts)] * (self._width // lanes), strict=True))
 
-        def query(number: Value, _: list[Value]) -> list[Value]:
-            own = code.at(self._query, build.mul(self._at["query_head"], number), F32)
-            scores = code.at(self._scores, build.mul(number, code.number(_STRETCH)), F32)
-            parts = [code.load(own, code.number(place), F32, lanes) for place in range(0, self._width, lanes)]
-
-            def some(position: Value, count: int) -> list[Value]:
-                sums = [
-                    self._product(parts, build.add(base, build.add(position, code.number(i)))) for i in range(count)
-                ]
-                slot = build.and_(position, code.number(_STRETCH - 1))
-                code.store(totals(code, sums) if count > 1 else total(code, sums[0]), scores, slot, F32)
-                return []
-
-            code.loop(begin, behind, lanes, [], lambda position, _: some(position, lanes))
-            code.loop(behind, finish, 1, [], lambda position, _: some(position, 1))
+        def some(position: Value, count: int) -> list[Value]:
+            rows = [build.add(base, build.add(position, code.number(i))) for i in range(count)]
+            sums = list(zip(*[self._products(queries, row) for row in rows], strict=True))
+            slot = build.and_(position, code.number(_STRETCH - 1))
+            for number, own in enumerate(sums):
+                place = build.add(slot, code.number(number * _STRETCH))
+                code.store(totals(code, own) if count > 1 else total(code, own[0]), self._scores, place, F32)
             return []
 
-        return code.loop(code.number(0), code.number(self._queries), 1, [], query)
+        whole = build.and_(build.sub(finish, begin), code.number(-lanes))
+        behind = build.add(begin, whole)
+        code.loop(begin, behind, lanes, [], lambda position, _: some(position, lanes))
+        return code.loop(behind, finish, 1, [], lambda position, _: some(position, 1))
 
-    def _product(self, parts: Sequence[Value], row: Value) -> Value:
-        """A query's parts times a key's, yet to be summed up."""
-        code, build = self._code, self._code.build
-        offset, summed = build.mul(row, self._at["cache_row"]), self._all(0.0)
-        for number, part in enumerate(parts):
-            place = build.add(offset, code.number(number * self._lanes))
-            summed = code.fma(part, code.load(self._keys, place, F32, self._lanes), summed)
-        return summed
+    def _products(self, queries: Sequence[Sequence[Value]], row: Value) -> list[Value]:
+        """Each query's parts times a key's, yet to be summed up."""
+        code = self._code
+        key = self._rows.read(code, self._row(self._keys, row), range(0, self._width, self._lanes))
+        sums = []
+        for parts in queries:
+            summed = self._all(0.0)
+            for part, number in zip(parts, key, strict=True):
+                summed = code.fma(part, number, summed)
+            sums.append(summed)
+        return sums
+
+    def _row(self, cached: Value, row: Value) -> Value:
+        """Where a row of keys or values begins."""
+        return self._code.at(cached, self._code.build.mul(row, self._at["cache_row"]), self._kind)
 
     def _softmax(self, query: int, before: Value, mass: Value) -> tuple[Value, Value]:
         """Scores of a stretch become exponentials, and what is kept is rescaled; the new largest score and mass."""
@@ -334,7 +307,7 @@ class _Attention:
             weight = exponential(code, build.fsub(score, code.splat(most, lanes)))
             code.store(weight, self._scores, place, F32)
             added = build.fadd(added, weight)
-        for place in range(query * self._width, (query + 1) * self._width, lanes):
+        for place in self._places(query):
             summed = code.load(self._sums, code.number(place), F32, lanes)
             code.store(build.fmul(summed, shrunk), self._sums, code.number(place), F32)
         factor = build.extract_element(shrunk, ir.Constant(ir.IntType(32), 0))
@@ -369,9 +342,8 @@ class _Attention:
         places = range(place, min(place + _SLICE, self._width), lanes)
 
         def add(base: Value, position: Value, sums: list[Value]) -> list[Value]:
-            offset = build.mul(build.add(base, position), self._at["cache_row"])
             slot = build.and_(position, code.number(_STRETCH - 1))
-            rows = [code.load(self._values, build.add(offset, code.number(at)), F32, lanes) for at in places]
+            rows = self._rows.read(code, self._row(self._values, build.add(base, position)), places)
             weights = (code.load(self._scores, build.add(slot, code.number(q * _STRETCH)), F32) for q in queries)
             pairs = ((code.splat(weight, lanes), row) for weight in weights for row in rows)
             return [code.fma(*pair, summed) for pair, summed in zip(pairs, sums, strict=True)]

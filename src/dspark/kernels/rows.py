@@ -17,6 +17,7 @@ import torch
 from llvmlite import ir
 from torch import Tensor
 
+from dspark.kernels.kept import KINDS, write_kept
 from dspark.kernels.machine import F32, I32, I64, POINTER, Call, Code, Kernel, Value, can_compile
 from dspark.kernels.numbers import (
     bits,
@@ -93,7 +94,7 @@ def turn_and_store(
     norms: HeadNorms | None = None,
 ) -> None:
     """Norm (if asked for) and rotate the first ``rotated`` heads in place (``lean.turn``), and copy those behind the
-    queries to the cache.
+    queries to the cache, rounded where that is bf16.
 
     ``both_HSD``: keys and values of a layer, head after head; ``rows_T``: where each token's go. The heads of one token
     lie together, tokens may lie apart.
@@ -119,7 +120,7 @@ def turn_call(
     if norms is not None:
         eps = [bits(each) for each in norms.eps]
         normed = (norms.queries.data_ptr(), norms.keys.data_ptr(), eps[0], eps[1])
-    return _turn(), (*table, both_HSD.data_ptr(), both_HSD.stride(0), *normed)
+    return _turn(both_HSD.dtype), (*table, both_HSD.data_ptr(), both_HSD.stride(0), *normed)
 
 
 def can_search(logits: Tensor) -> bool:
@@ -274,13 +275,15 @@ def _gate(act: str) -> Kernel:
 
 
 @cache
-def _turn() -> Kernel:
+def _turn(dtype: torch.dtype) -> Kernel:
+    kind = KINDS[dtype]
+
     def body(code: Code, table: list[Value], token: Value) -> None:
         build = code.build
         rotation, rows, source, _, stride, heads, width, rotated, queries, cache, cache_head, *norms = table
         own = code.at(code.pointer(source), build.mul(token, stride), F32)
         angles = code.at(code.pointer(rotation), build.mul(token, width), F32)
-        row = code.at(code.pointer(cache), build.mul(code.load(code.pointer(rows), token, I64), width), F32)
+        row = code.at(code.pointer(cache), build.mul(code.load(code.pointer(rows), token, I64), width), kind)
 
         def head(index: Value, turns: bool) -> list[Value]:
             numbers = code.at(own, build.mul(index, width), F32)
@@ -296,8 +299,8 @@ def _turn() -> Kernel:
                     value = _turned(code, value, code.load(angles, k, F32, _LANES))
                     code.store(value, numbers, k, F32)
                 with build.if_then(build.icmp_signed(">=", index, queries)):
-                    cached = code.at(row, build.mul(build.sub(index, queries), cache_head), F32)
-                    code.store(value, cached, k, F32)
+                    cached = code.at(row, build.mul(build.sub(index, queries), cache_head), kind)
+                    write_kept(code, kind, value, cached, k)
                 return []
 
             return code.loop(code.number(0), width, _LANES, [], eight)

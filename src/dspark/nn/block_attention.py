@@ -28,7 +28,8 @@ def attend(
     softcap: float | None = None,
     sinks_Q: Tensor | None = None,
 ) -> Tensor:
-    """Attention ``[T, Q, D]`` of a step's queries over a cache that holds their own keys and values already.
+    """Attention ``[T, Q, D]`` of a step's queries over a cache that holds their own keys and values already, in their
+    dtype or a narrower one.
 
     ``scale``: D^-0.5 if None. ``window``: a query sees that many positions, its own included. ``softcap``: scores
     become ``softcap * tanh(score / softcap)`` (Gemma 2). ``sinks_Q``: a score a head that takes part in the softmax and
@@ -36,7 +37,7 @@ def attend(
     """
     heads = keys_HSD.shape[0]
     scale = query_TQD.shape[-1] ** -0.5 if scale is None else scale
-    if query_TQD.dtype == keys_HSD.dtype and can_attend(query_TQD, scale) and not plan.hurried:
+    if can_attend(query_TQD, keys_HSD, scale) and not plan.hurried:
         return attend_compiled(query_TQD, keys_HSD, values_HSD, plan.seen, plan.size, scale, window, softcap, sinks_Q)
     queries = query_TQD.shape[1] // heads
     parts = []
@@ -47,7 +48,7 @@ def attend(
         for index, piece in enumerate(group.pieces):
             mine_PHXD = folded_RHXD if group.whole else folded_RHXD.index_select(0, group.owners[index])
             mask = plan.mask(number, index, queries, window, query_TQD.dtype)
-            k_PHSD, v_PHSD = piece.view(keys_HSD), piece.view(values_HSD)
+            k_PHSD, v_PHSD = (piece.view(each).to(query_TQD.dtype) for each in (keys_HSD, values_HSD))
             partials.append(_partial(mine_PHXD, k_PHSD, v_PHSD, mask, scale, softcap))
         if group.whole and sinks_Q is None:
             merged_RHXD = partials[0][0]

@@ -19,7 +19,7 @@ from itertools import accumulate, groupby
 import torch
 from torch import Tensor
 
-from dspark.kernels.attention import Seen
+from dspark.kernels.seen import Seen
 
 # Requests that bring at most this many tokens are padded to one length and share calls; longer ones go alone.
 SHORT = 16

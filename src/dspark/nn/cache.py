@@ -68,11 +68,13 @@ class KVCache:
         return [BlockTable([block]) for block in range(self.blocks)]
 
     def store(self, layer: int, rows_T: Tensor, key_HTD: Tensor, value_HTD: Tensor) -> None:
-        """Write one step's keys and values at ``rows_T``, unless the layer reads another's."""
+        """Write one step's keys and values, rounded to the cache's dtype, at ``rows_T``, unless the layer reads
+        another's.
+        """
         if not self.owns(layer):
             return
-        self.keys[layer].index_copy_(1, rows_T, key_HTD)
-        self.values[layer].index_copy_(1, rows_T, value_HTD)
+        self.keys[layer].index_copy_(1, rows_T, key_HTD.to(self.keys[layer].dtype))
+        self.values[layer].index_copy_(1, rows_T, value_HTD.to(self.values[layer].dtype))
 
     def clear(self, blocks: Sequence[int]) -> None:
         """Zeros: what is masked is multiplied with nothing, and nothing times NaN is not nothing."""

@@ -15,9 +15,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from dspark.kernels.attention import Seen, attention_call
+from dspark.kernels.attention import attention_call
 from dspark.kernels.machine import Call, Program, Rooms, can_compile
 from dspark.kernels.rows import HeadNorms, can_row, copy_call, gate_call, norm_call, turn_call
+from dspark.kernels.seen import Seen
 from dspark.nn.cache import KVCache
 from dspark.nn.lean import LeanMLP, LeanNorm
 from dspark.nn.packed import PanelLinear

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from dspark.kernels.kept import KINDS
 from dspark.kernels.rows import can_row, turn_and_store
 from dspark.nn.block_attention import attend
 from dspark.nn.lean import LeanMLP, LeanNorm, head_norms, paired, turn
@@ -85,14 +86,15 @@ class LeanAttention(nn.Module):
         query_TQD, key_THD = heads_TND[:, : self.queries], heads_TND[:, self.queries : self.rotated]
         rotation, cache = ragged_batch.rotation(*position_embeddings), ragged_batch.cache
         both_HSD = cache.both(self.layer_idx)
-        if can_row(heads_TND, self.width) and both_HSD.dtype == torch.float32:
+        if can_row(heads_TND, self.width) and both_HSD.dtype in KINDS:
             where = (self.rotated, self.queries, ragged_batch.rows_T, both_HSD)
             turn_and_store(heads_TND, rotation, *where, self.head_norms)
         else:
             for part, norm in zip((query_TQD, key_THD) if self.norms else (), self.norms, strict=True):
                 part.copy_(norm(part))
             turn(heads_TND[:, : self.rotated], rotation)
-            both_HSD.index_copy_(1, ragged_batch.rows_T, heads_TND[:, self.queries :].transpose(0, 1))
+            kept_THD = heads_TND[:, self.queries :].to(both_HSD.dtype)
+            both_HSD.index_copy_(1, ragged_batch.rows_T, kept_THD.transpose(0, 1))
         keys, values = cache.keys[self.layer_idx], cache.values[self.layer_idx]
         out_TQD = attend(query_TQD, keys, values, ragged_batch.plan, **self.settings)
         return self.output(out_TQD.flatten(1))[None], None

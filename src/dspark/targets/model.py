@@ -230,8 +230,11 @@ class Target:
         return Ends(embedding, head if logits == 1.0 else head * logits, scale=rounded)
 
     def new_cache(self, blocks: int, size: int, exact: bool = True) -> KVCache:
-        """An empty K/V cache of ``blocks`` blocks of ``size`` positions each; ``exact``: see there."""
-        return KVCache(self._kv_layers, blocks, size, self.dtype, self.device, exact)
+        """An empty K/V cache of ``blocks`` blocks of ``size`` positions each; ``exact``: see there.
+
+        Keys and values are kept in the precision of the products that make and read them.
+        """
+        return KVCache(self._kv_layers, blocks, size, self.precision, self.device, exact)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings ``[..., d]`` as the first layer receives them."""
