@@ -21,7 +21,7 @@ from chromium import chromium, prefer, resize
 pytestmark = pytest.mark.browser
 
 HOSTILE = '<img src=x onerror="window.hit=1"><script>window.hit=1</script>&amp;<b>${7*7}</b> \'"` \u202e \u0000'
-SECONDS = 15
+SECONDS = 60
 
 
 class Page:
