@@ -133,6 +133,7 @@ class Engine:
         drafted = 0 if mode == "plain" else LOOKUP_BLOCK
         if mode == "dspark" and drafter is not None:
             self._drafter = drafter.new_room(count, limits.block)
+            self.pool.emptied = self._drafter.drop
             self._taps = drafter.config.target_layer_ids
             for slots in self.planner.draft_slots:
                 if slots is not None and not 1 <= slots <= drafter.config.block_size:
@@ -240,7 +241,8 @@ class Engine:
         self._publish(works)
         rounds = [work.row.rounds[-1] for work in works if not work.count]
         self.laps("bookkeeping")
-        self.planner.over(rounds, self.load, time.perf_counter() - started)
+        late = 0.0 if self._drafter is None else self._drafter.late()  # no part of what such a step takes
+        self.planner.over(rounds, self.load, time.perf_counter() - started - late)
         self.laps("plan")
         done = [self._finish(row) for row in rows if row.rounds[-1].finish is not None]
         self.laps("bookkeeping")
@@ -352,8 +354,10 @@ class Engine:
         stay = [first + i for first, n in zip(firsts, kept, strict=False) for i in range(n)]
         if not stay:
             return
-        stay_T = torch.tensor(stay, device=features_TF.device)
-        rows = features_TF[stay_T], batch.positions_T[stay_T], batch.rows_T[stay_T]
+        rows = features_TF, batch.positions_T, batch.rows_T
+        if len(stay) < len(features_TF):
+            stay_T = torch.tensor(stay, device=features_TF.device)
+            rows = features_TF[stay_T], batch.positions_T[stay_T], batch.rows_T[stay_T]
         if self._drafter.reads_next:
             behind = [token for work, n in zip(works, kept, strict=True) for token in work.behind(n)]
             self._drafter.extend(*rows, torch.tensor(behind, device=features_TF.device))
