@@ -181,6 +181,19 @@ def test_only_what_waited_for_longer_than_a_step_is_late(monkeypatch: pytest.Mon
             assert room.late() == late and room.late() == 0.0
 
 
+def test_late_rows_are_no_part_of_what_a_step_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a planner would think that drafting is dearer than it will be."""
+    told: list[float] = []
+    planner = Seldom(5)
+    monkeypatch.setattr(planner, "over", lambda rounds, load, seconds: told.append(seconds))
+    run("dspark", ROOMY, planner, monkeypatch)
+    assert min(told) > 0
+    monkeypatch.setattr(OwedRows, "late", lambda room: 1000.0)
+    told.clear()
+    run("dspark", ROOMY, planner, monkeypatch)
+    assert -1000 < min(told) <= max(told) < -900
+
+
 def test_a_row_that_is_owed_twice_holds_what_came_last() -> None:
     _, drafter = pair("dspark")
     rooms = [drafter.new_room(1, 32) for _ in range(2)]
