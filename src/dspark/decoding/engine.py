@@ -328,9 +328,7 @@ class Engine:
         self, works: Sequence[Work], features_TF: Tensor | None, batch: RaggedBatch, kept: Sequence[int]
     ) -> None:
         """Context rows of the committed tokens for the drafter."""
-        if self._drafter is None or features_TF is None:
-            return
-        if not any(kept):
+        if self._drafter is None or features_TF is None or not any(kept):
             return
         rows = features_TF, batch.positions_T, batch.rows_T
         if sum(kept) < len(features_TF):
