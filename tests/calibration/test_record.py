@@ -19,9 +19,10 @@ from dspark.calibration.choose import (
 )
 from dspark.calibration.outcomes import Outcomes
 from dspark.calibration.record import Recorded, Recorder, record
-from dspark.decoding.engine import Engine, Limits, Work
+from dspark.decoding.engine import Engine, Limits
 from dspark.decoding.request import Request
 from dspark.decoding.single import Decoder
+from dspark.decoding.work import Work
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import RoundTally
 from dspark.speculation.confidence import sigmoid, untouched

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from dspark.decoding.engine import Engine, Limits, Work
+from dspark.decoding.engine import Engine, Limits
 from dspark.decoding.named import Speculation
 from dspark.decoding.planners import Adaptive, Together, lengths_of
 from dspark.decoding.request import Completion, Request
 from dspark.decoding.single import Decoder
+from dspark.decoding.work import Work
 from dspark.drafters.chain import ChainDrafter
 from dspark.drafters.state import DSparkState
 from dspark.foundation.errors import UserError

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dspark.decoding.proposer import _as_program, _slot_by_slot
 from dspark.decoding.request import Request, Running
-from dspark.drafters.blocks import _WAITING, DrafterBlocks
+from dspark.drafters.blocks import DrafterBlocks
 from dspark.drafters.choice import Chance
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.kernels.tiles import can_tile
@@ -68,7 +68,7 @@ def hidden(drafter: DSparkDrafter, parts: list[list[int]], at_once: bool) -> tup
     for number, rows in enumerate(parts):
         blocks.extend(features(len(rows), number), torch.tensor(rows), torch.tensor(rows))
         if at_once:
-            blocks._take()
+            blocks.settle_all()
     found = blocks.hidden([5], [BlockTable([0], 1 + max(row for rows in parts for row in rows))])
     return found, [*blocks.cache.keys, *blocks.cache.values]
 
@@ -90,15 +90,6 @@ def test_features_that_waited_are_those_that_did_not(kind: str) -> None:
 @pytest.mark.parametrize("kind", DRAFTERS)
 def test_a_row_that_was_written_again_holds_what_came_last(kind: str) -> None:
     assert same(kind, [[0, 1, 2], [2, 3], [1, 2, 3, 4], [4]])
-
-
-def test_many_do_not_wait() -> None:
-    blocks = DrafterBlocks(DRAFTERS["modules"], 2, 128)
-    with torch.inference_mode():
-        for row in range(_WAITING):
-            assert len(blocks._waiting) == row
-            blocks.extend(features(1, row), torch.tensor([row]), torch.tensor([row]))
-    assert not blocks._waiting and not blocks._waiting_rows
 
 
 @torch.inference_mode()

@@ -148,6 +148,7 @@ def test_the_core_drafts_by_a_program_where_that_draws(monkeypatch: pytest.Monke
 def test_a_draft_of_broken_numbers_says_so_and_the_others_are_as_they_were() -> None:
     room = filled(made("eagle3", True), TABLES)
     expected = room.draft(ANCHORS[:2], TABLES[:2]).ids_KR
+    room.settle(TABLES)
     room.cache.both(0)[:, TABLES[2].blocks[0] * 32 + 4] = torch.nan
     u_KR = torch.full((room.drafter.config.block_size, 4), 0.5, dtype=torch.float64)
     for chance in (None, Chance([Sampling(1.0)] * 4, u_KR)):

@@ -79,6 +79,15 @@ def test_rounds_are_steps_of_more_tokens(load: Load, drafts: int, padded: tuple[
         assert seconds[n] == pytest.approx(expected, rel=1e-9)
 
 
+@given(weights, loads, st.sampled_from([(), (8, 64, 512)]))
+def test_a_load_by_itself_costs_what_it_does_among_others(
+    weights: tuple[float, ...], load: Load, padded: tuple[int, ...]
+) -> None:
+    """To the bit: one is worked out number by number, the others as arrays."""
+    model = CostModel(TOKENS, REQUESTS, weights, padded)
+    assert model.seconds(load) == model.rounds(load, 3)[0]
+
+
 def test_captured_sizes_are_a_staircase() -> None:
     seconds = replace(TRUE, padded=(8, 16)).rounds(Load(3, 3), 15)
     assert len(set(seconds[:6])) == 1 and len(set(seconds[6:14])) == 1

@@ -235,6 +235,18 @@ class TestPast:
         for expected in (past.averaged(np.arange(3)), past.as_last_seen(np.arange(3))):
             assert expected == pytest.approx([0.9, 0.8, 0.6, 0.45, 0.3, 0.1])
 
+    @pytest.mark.parametrize("length", [None, 1, 2])
+    def test_who_has_not_drafted_is_expected_to_be_the_mean(self, length: int | None) -> None:
+        """As often as there are such requests, ranked; just as their last rounds have it, of which there are none."""
+        past = Past.nothing(4, 3)
+        for row in ([0.9, 0.8, 0.1], [0.7, 0.3], [0.5, 0.2, 0.2]):
+            past = past.after(Present.of([row]), np.array([3]))
+        for slots in (np.array([0]), np.arange(3)):
+            expected = past.averaged(slots, length).tolist()
+            assert expected == sorted([*past.mean()[:length]] * len(slots), reverse=True)
+            assert expected == past.as_last_seen(slots, length).tolist()
+        assert past.averaged(np.array([3]), length).tolist() != past.averaged(np.array([0]), length).tolist()
+
     def test_ranking_comes_before_averaging(self) -> None:
         """Two requests of which now one and now the other is sure: a budget of one goes to the sure one each time."""
         past = Past.nothing(2, 1)

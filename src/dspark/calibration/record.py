@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dspark.calibration.outcomes import Flags, Numbers, Outcomes
-from dspark.decoding.engine import Engine, Limits, Work
+from dspark.decoding.engine import Engine, Limits
 from dspark.decoding.request import Request
+from dspark.decoding.work import Work
 from dspark.drafters.drafter import Drafter
 from dspark.foundation.artifacts import write_atomic
 from dspark.foundation.errors import UserError, first_line

@@ -27,12 +27,13 @@ from dspark.decoding.planners import Apart, StepPlanner
 from dspark.decoding.proposer import NO_DRAFT, propose
 from dspark.decoding.request import Completion, GivenUp, Reason, Request, Running
 from dspark.decoding.sampler import settle, settle_finite
+from dspark.decoding.work import Work, asked
 from dspark.drafters.drafter import Drafter, Room
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round, Source
 from dspark.speculation.cost import Load
 from dspark.speculation.draws import SeededDraws
-from dspark.speculation.loop import Draft, cut
+from dspark.speculation.loop import cut
 from dspark.speculation.planner.single import WHOLE, Planning
 from dspark.speculation.rejection import Verdict
 from dspark.targets.model import Target
@@ -61,27 +62,6 @@ class Limits:
         wrong = {name: value for name, value in vars(self).items() if value < 1}
         if wrong:
             raise UserError(f"{', '.join(f'{name} is {value}' for name, value in wrong.items())}; expected at least 1")
-
-
-@dataclass
-class Work:
-    """One request's part in the pass over the target: ``count`` tokens of its text (0: its anchor), then drafts."""
-
-    row: Running
-    count: int
-    draft: Draft
-    length: int  # drafts that are verified
-
-    def __post_init__(self) -> None:
-        row, self.start = self.row, self.row.table.length
-        # A round leads to a token, and so does reading the end of a prompt.
-        self.answers = not self.count or (not row.rounds and self.start + self.count == len(row.ids))
-        self.ids = row.ids[self.start : self.start + (self.count or 1)] + self.draft.tokens[: self.length]
-
-    def behind(self, count: int) -> list[int]:
-        """The tokens behind the first ``count`` that were run; of an answer that has ended the last one fills up."""
-        ids = self.row.ids[self.start + 1 : self.start + 1 + count]
-        return ids + self.row.ids[-1:] * (count - len(ids))
 
 
 # (what a request did in a step, what became of its drafts, its rows ``[length + 1, V]`` of logits), behind a verdict.
@@ -135,6 +115,7 @@ class Engine:
         drafted = 0 if mode == "plain" else LOOKUP_BLOCK
         if mode == "dspark" and drafter is not None:
             self._drafter = drafter.new_room(count, limits.block)
+            self.pool.emptied = self._drafter.drop
             self._taps = drafter.config.target_layer_ids
             for slots in self.planner.draft_slots:
                 if slots is not None and not 1 <= slots <= drafter.config.block_size:
@@ -227,7 +208,7 @@ class Engine:
         rows = [work.row for work in answering]
         verdicts: Iterator[Verdict | None] = iter(())
         if answering:
-            raw_NV = self.target.head(forward.hidden_TD[_asked(works, ids.device)])
+            raw_NV = self.target.head(forward.hidden_TD[asked(works, ids.device)])
             self.laps("verify")
             logits_NV = self._granted(raw_NV, answering)
             settled = settle if self.lose is None else settle_finite
@@ -243,7 +224,8 @@ class Engine:
         self._publish(works)
         rounds = [work.row.rounds[-1] for work in works if not work.count]
         self.laps("bookkeeping")
-        self.planner.over(rounds, self.load, time.perf_counter() - started)
+        late = 0.0 if self._drafter is None else self._drafter.late()  # no part of what such a step takes
+        self.planner.over(rounds, self.load, time.perf_counter() - started - late)
         self.laps("plan")
         done = [self._finish(row) for row in rows if row.rounds[-1].finish is not None]
         self.laps("bookkeeping")
@@ -349,14 +331,14 @@ class Engine:
         self, works: Sequence[Work], features_TF: Tensor | None, batch: RaggedBatch, kept: Sequence[int]
     ) -> None:
         """Context rows of the committed tokens for the drafter."""
-        if self._drafter is None or features_TF is None:
+        if self._drafter is None or features_TF is None or not any(kept):
             return
-        firsts = accumulate(batch.counts, initial=0)
-        stay = [first + i for first, n in zip(firsts, kept, strict=False) for i in range(n)]
-        if not stay:
-            return
-        stay_T = torch.tensor(stay, device=features_TF.device)
-        rows = features_TF[stay_T], batch.positions_T[stay_T], batch.rows_T[stay_T]
+        rows = features_TF, batch.positions_T, batch.rows_T
+        if sum(kept) < len(features_TF):
+            firsts = accumulate(batch.counts, initial=0)
+            stay = [first + i for first, n in zip(firsts, kept, strict=False) for i in range(n)]
+            stay_T = torch.tensor(stay, device=features_TF.device)
+            rows = features_TF[stay_T], batch.positions_T[stay_T], batch.rows_T[stay_T]
         if self._drafter.reads_next:
             behind = [token for work, n in zip(works, kept, strict=True) for token in work.behind(n)]
             self._drafter.extend(*rows, torch.tensor(behind, device=features_TF.device))
@@ -388,12 +370,3 @@ def _note_logprobs(works: Sequence[Work], raw_NV: Tensor) -> None:
         row = work.row
         if row.request.logprobs is not None and row.rounds[-1].tokens:
             row.logprobs += logprobs_of(mine_nV, row.rounds[-1].tokens, row.request.logprobs)
-
-
-def _asked(works: Sequence[Work], device: torch.device) -> Tensor:
-    """Which of the step's tokens need logits ``int64 [N]``: the anchor (or a prompt's last) and the drafts."""
-    ends = accumulate(len(work.ids) for work in works)
-    asked = [
-        t for work, end in zip(works, ends, strict=True) if work.answers for t in range(end - work.length - 1, end)
-    ]
-    return torch.tensor(asked, dtype=torch.int64, device=device)

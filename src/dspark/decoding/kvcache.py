@@ -9,7 +9,7 @@ block that nobody holds keeps its content until the room is needed, least recent
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from dspark.foundation.errors import UserError
 from dspark.nn.blocks import BlockTable
@@ -36,6 +36,8 @@ class BlockPool:
         self._key_of: dict[int, _Key] = {}
         self._block_of: dict[_Key, int] = {}
         self._children: dict[int, set[int]] = {}
+        self.emptied: Callable[[int], None] | None = None
+        """Who is told of a block in which there is nothing to find any more, and which nobody holds."""
 
     @property
     def available(self) -> int:
@@ -166,7 +168,7 @@ class BlockPool:
         if block in self._key_of:
             self._idle[block] = None
         else:
-            insort(self._fresh, block)
+            self._empty(block)
 
     def _forget(self, block: int) -> None:
         """Make a block unfindable, and those behind it: a chain without its beginning means nothing."""
@@ -178,4 +180,9 @@ class BlockPool:
             self._children[key[0]].discard(block)
         if block in self._idle:
             del self._idle[block]
-            insort(self._fresh, block)
+            self._empty(block)
+
+    def _empty(self, block: int) -> None:
+        insort(self._fresh, block)
+        if self.emptied is not None:
+            self.emptied(block)

@@ -166,7 +166,9 @@ class Together:
         self._base = Load(0, 0)
         self._seats: dict[int, Running] = {}
         self._asked: frozenset[Running] = frozenset()
+        self._rows: list[Running] = []
         self._here: Counts = np.zeros(0, dtype=np.int64)
+        """Their seats."""
         self._planned: Planned | None = None
 
     @property
@@ -180,8 +182,10 @@ class Together:
         context = sum(row.table.length for row in rows)
         laws = sum(not row.request.sampling.greedy for row in rows)
         self._base, self._planned = Load(len(rows), len(rows), context, context, laws=laws), None
-        seats = self._seated(rows)
-        self._here = np.array([seats[row] for row in rows], dtype=np.int64)
+        if self._rows != rows:
+            seats = self._seated(rows)
+            self._here = np.array([seats[row] for row in rows], dtype=np.int64)
+            self._rows = list(rows)
         asked, self._memory = self._planning.scheduler.drafts(self._memory, self._here)
         self._asked = frozenset(self._seats[seat] for seat in asked.tolist())
         if rows:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dspark.drafters.choice import Chance, Drafted
+from dspark.drafters.owed import OwedRows
 from dspark.nn.blocks import BlockTable, Plan
 from dspark.nn.cache import KVCache, KVLayer
 from dspark.nn.context import BlockContext
@@ -23,10 +24,8 @@ from dspark.nn.context import BlockContext
 if TYPE_CHECKING:
     from dspark.drafters.dspark import DSparkDrafter
 
-_WAITING = 64  # features of so many tokens are taken over at once
 
-
-class DrafterBlocks:
+class DrafterBlocks(OwedRows):
     """``blocks`` blocks of ``size`` context rows: keys and values for every layer."""
 
     reads_next = False
@@ -35,34 +34,11 @@ class DrafterBlocks:
         self.drafter = drafter
         config = drafter.config
         layers = [KVLayer(config.num_key_value_heads, config.head_dim, i) for i in range(config.num_hidden_layers)]
-        self.cache = KVCache(layers, blocks, size, drafter.dtype, drafter.device)
-        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._waiting_rows: set[int] = set()
+        super().__init__(KVCache(layers, blocks, size, drafter.dtype, drafter.device), config.taps_width)
 
-    def extend(
-        self, features_TF: Tensor, positions_T: Tensor, rows_T: Tensor, following_T: Tensor | None = None
-    ) -> None:
-        """Take over the target's tapped features of committed positions (Eq. 2 and 3), to be kept at ``rows_T``.
-
-        They wait for the next draft, or until they are many: a call costs the same for one as for a few dozen.
-        """
-        rows = set(rows_T.tolist())
-        if rows & self._waiting_rows:  # given to somebody else in the meantime: in the order they came
-            self._take()
-        self._waiting.append((features_TF, positions_T, rows_T))
-        self._waiting_rows |= rows
-        if len(self._waiting_rows) >= _WAITING:
-            self._take()
-
-    def _take(self) -> None:
-        if not self._waiting:
-            return
-        features_TF, positions_T, rows_T = (
-            torch.cat(each) if len(each) > 1 else each[0] for each in zip(*self._waiting, strict=True)
-        )
-        self._waiting, self._waiting_rows = [], set()
+    def take(self, features_TF: Tensor, positions_T: Tensor, rows_T: Tensor, following_T: Tensor) -> None:
+        """Eq. 2 and 3."""
         drafter, cache = self.drafter, self.cache
-        features_TF = features_TF.to(device=drafter.device, dtype=drafter.dtype)
         if drafter.compiled is not None:
             drafter.compiled.take(features_TF, positions_T, rows_T, cache)
             return
@@ -75,7 +51,7 @@ class DrafterBlocks:
         ``tables``: of everything before the anchors, with room for K positions more. ``slots``: K, that of the
         drafter's training if None.
         """
-        self._take()
+        self.settle(tables)
         drafter, cache, slots = self.drafter, self.cache, slots or self.drafter.config.block_size
         positions_T, rows_T, plan = self._places(tables, slots)
         if drafter.compiled is not None:
@@ -98,7 +74,7 @@ class DrafterBlocks:
         chance: Chance | None = None,
     ) -> Drafted:
         """Both stages at once."""
-        self._take()
+        self.settle(tables)
         program, slots = self.drafter.program, slots or self.drafter.config.block_size
         assert program is not None, "drafts of this drafter are no program"
         positions_T, rows_T, plan = self._places(tables, slots)
@@ -118,7 +94,7 @@ class DrafterBlocks:
 
     def grown(self, size: int) -> DrafterBlocks:
         """The same rows in blocks of more room."""
-        self._take()
+        self.settle_all()
         bigger = DrafterBlocks(self.drafter, self.cache.blocks, size)
         for layer in range(self.drafter.config.num_hidden_layers):
             old, new = (each.cache.both(layer).unflatten(1, (each.cache.blocks, -1)) for each in (self, bigger))

@@ -152,10 +152,19 @@ class Room(Protocol):
     def extend(
         self, features_TF: Tensor, positions_T: Tensor, rows_T: Tensor, following_T: Tensor | None = None
     ) -> None:
-        """Take over the target's tapped features of committed positions, to be kept at ``rows_T``.
+        """Take over the target's tapped features of committed positions; their rows, ``rows_T``, are made when somebody
+        drafts from these blocks.
 
         ``following``: the token behind each position, where that is read.
         """
+        ...
+
+    def drop(self, block: int) -> None:
+        """Nobody will read the rows of this block until they are written again."""
+        ...
+
+    def late(self) -> float:
+        """Seconds since this was last asked that went into rows whose features had waited for longer than a step."""
         ...
 
     def begin(self, anchors: Sequence[int], tables: Sequence[BlockTable], slots: int | None = None) -> Drafting:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dspark.drafters.choice import Chance, Drafted
+from dspark.drafters.owed import OwedRows
 from dspark.nn.blocks import BlockTable, Plan
 from dspark.nn.cache import KVCache, KVLayer
 from dspark.nn.context import BlockContext
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from dspark.drafters.chain import ChainDrafter
 
 
-class ChainRoom:
+class ChainRoom(OwedRows):
     """``blocks`` blocks of ``size`` pairs of committed positions: keys, values, and the hidden states that they began
     with.
     """
@@ -31,15 +32,17 @@ class ChainRoom:
     def __init__(self, drafter: ChainDrafter, blocks: int, size: int) -> None:
         self.drafter, config = drafter, drafter.config
         layer = KVLayer(config.num_key_value_heads, config.head_dim, 0)
-        self.cache = KVCache([layer], blocks, size, drafter.dtype, drafter.device)
+        super().__init__(KVCache([layer], blocks, size, drafter.dtype, drafter.device), config.taps_width)
         self.hidden_Sd = torch.zeros(blocks * size, config.hidden_size, dtype=drafter.dtype, device=drafter.device)
 
     def extend(
         self, features_TF: Tensor, positions_T: Tensor, rows_T: Tensor, following_T: Tensor | None = None
     ) -> None:
         assert following_T is not None, "a pair is a hidden state and the token behind it"
+        super().extend(features_TF, positions_T, rows_T, following_T)
+
+    def take(self, features_TF: Tensor, positions_T: Tensor, rows_T: Tensor, following_T: Tensor) -> None:
         drafter = self.drafter
-        features_TF = features_TF.to(device=drafter.device, dtype=drafter.dtype)
         if drafter.compiled is not None:
             drafter.compiled.take(features_TF, following_T, (positions_T, rows_T), self.cache, self.hidden_Sd)
             return
@@ -50,6 +53,7 @@ class ChainRoom:
         self.hidden_Sd[rows_T] = hidden_Td
 
     def begin(self, anchors: Sequence[int], tables: Sequence[BlockTable], slots: int | None = None) -> ChainDrafting:
+        self.settle(tables)
         return ChainDrafting(self, tables, slots or self.drafter.config.block_size)
 
     def draft(
@@ -59,6 +63,7 @@ class ChainRoom:
         slots: int | None = None,
         chance: Chance | None = None,
     ) -> Drafted:
+        self.settle(tables)
         program, slots = self.drafter.program, slots or self.drafter.config.block_size
         assert program is not None, "drafts of this drafter are no program"
         before, size, device = _before_anchors(tables), self.cache.size, self.drafter.device
@@ -69,6 +74,7 @@ class ChainRoom:
         return program.run(anchors, self.hidden_Sd[rows_KR[0]], (positions_KR, rows_KR, seen), self.cache, chance)
 
     def grown(self, size: int) -> ChainRoom:
+        self.settle_all()
         bigger, blocks = ChainRoom(self.drafter, self.cache.blocks, size), self.cache.blocks
         old, new = (each.cache.both(0).unflatten(1, (blocks, -1)) for each in (self, bigger))
         new[:, :, : old.shape[2]] = old

@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from dspark.decoding.admission import Share
-from dspark.decoding.engine import Engine, Work
+from dspark.decoding.engine import Engine
 from dspark.decoding.logprobs import TokenLogprob
 from dspark.decoding.request import GivenUp, Reason, Request, Running
+from dspark.decoding.work import Work
 from dspark.foundation.errors import UserError
 from dspark.kernels.machine import dismiss_team
 from dspark.serving.errors import ApiError

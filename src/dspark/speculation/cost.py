@@ -16,6 +16,7 @@ Legend: F features of a load (the parts), M measured steps, N drafts.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
@@ -104,7 +105,8 @@ class CostModel:
 
     def seconds(self, load: Load) -> float:
         """Of one step."""
-        return self._rest(load) + float(np.interp(self._padded(np.array([load.tokens])), *self._step_curve)[0])
+        tokens = next((size for size in self.padded if size >= load.tokens), load.tokens)
+        return self._rest(load) + _height(self._step_curve, tokens)
 
     def rounds(self, load: Load, drafts: int) -> Numbers:
         """Seconds ``[N+1]`` of steps that verify 0, 1, ... ``drafts`` drafts on top of ``load``, each of which reads as
@@ -121,7 +123,7 @@ class CostModel:
         """Seconds of all but the first part."""
         request, context, read, law = self._prices
         reading, drawing = self.weights[-2:]
-        draft = float(np.interp(load.drafting, *self._draft_curve))
+        draft = _height(self._draft_curve, load.drafting)
         draft += reading * load.reads_drafting + drawing * load.laws_drafting
         return request * load.requests + context * load.context + read * load.reads + law * load.laws + draft
 
@@ -130,11 +132,11 @@ class CostModel:
         return self.weights[len(self.tokens) :][:_BASE]
 
     @cached_property
-    def _step_curve(self) -> tuple[Numbers, Numbers]:
+    def _step_curve(self) -> tuple[list[float], list[float]]:
         return _curve(self.tokens, self.weights[: len(self.tokens)])
 
     @cached_property
-    def _draft_curve(self) -> tuple[Numbers, Numbers]:
+    def _draft_curve(self) -> tuple[list[float], list[float]]:
         return _curve(self.drafts, self.weights[len(self.tokens) + _BASE : -2])
 
     def refined(self, taken: Sequence[tuple[Load, float]]) -> CostModel:
@@ -196,12 +198,18 @@ def _rising(values: NDArray[np.int64], knots: tuple[int, ...]) -> Numbers:
     return np.concatenate((there, paid), axis=1)
 
 
-def _curve(knots: tuple[int, ...], weights: Sequence[float]) -> tuple[Numbers, Numbers]:
+def _curve(knots: tuple[int, ...], weights: Sequence[float]) -> tuple[list[float], list[float]]:
     """Where the rising curve of ``_rising`` bends and its heights there, for interpolation."""
     step = knots[-1] - knots[-2] if len(knots) > 1 else 1
     beyond = weights[-1] * _BEYOND / step if len(knots) > 1 else 0.0
-    at = np.array((0, *knots, knots[-1] + _BEYOND), dtype=np.float64)
-    return at, np.cumsum((0.0, *weights, beyond))
+    return [0.0, *map(float, knots), knots[-1] + _BEYOND], np.cumsum((0.0, *weights, beyond)).tolist()
+
+
+def _height(curve: tuple[list[float], list[float]], at: int) -> float:
+    """What ``np.interp`` gives, to the bit, in a few operations on numbers: for one of them it takes longer to call."""
+    knots, heights = curve
+    i = bisect_right(knots, at) - 1
+    return (heights[i + 1] - heights[i]) / (knots[i + 1] - knots[i]) * (at - knots[i]) + heights[i]
 
 
 def not_negative(a_MF: Numbers, b_M: Numbers) -> Numbers:

@@ -92,7 +92,10 @@ class Past:
         Ranking comes before averaging, since a budget goes to whoever is lucky in its own step. A request with fewer
         rounds counts as the mean of all in those it lacks.
         """
-        rounds_MRK = self._filled(self.recent[slots])[..., :length].swapaxes(0, 1)
+        recent_RMK = self.recent[slots]
+        if np.isnan(recent_RMK[:, 0, 0]).all():  # nobody here has drafted, so all are the mean, which never rises
+            return np.repeat(self.mean()[:length], len(slots))
+        rounds_MRK = self._filled(recent_RMK)[..., :length].swapaxes(0, 1)
         ranked = np.sort(rounds_MRK.reshape(_REMEMBERED, -1), axis=1)[:, ::-1]
         expected: Numbers = ranked.mean(axis=0)
         return expected

@@ -1,0 +1,100 @@
+"""Features of committed positions whose context rows nobody has needed yet.
+
+Who drafts needs the rows of its own blocks, and nobody else's: while nobody drafts, features are copied and that is
+all. A request that ends before then never has any rows made.
+
+Legend: T positions, S places for features, F = L*d tapped features.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from dspark.nn.blocks import BlockTable
+from dspark.nn.cache import KVCache
+
+_BYTES = 2**27  # of features that may wait, whatever the cache holds
+# Rows that are made at once: weights are read as often as there are such pieces, and features of more of them leave the
+# caches between one product and the next (docs/lab_log.md).
+_AT_ONCE = 256
+
+
+class OwedRows(ABC):
+    """A room that makes context rows of ``cache`` when somebody drafts from their blocks; features are ``width`` wide.
+
+    Rows that are written again hold what came last. Where no more features have room, the oldest rows are made.
+    """
+
+    def __init__(self, cache: KVCache, width: int) -> None:
+        self.cache, like = cache, cache.keys[0]
+        most = min(cache.blocks * cache.size, _BYTES // (width * like.element_size()))
+        self._features_SF = torch.empty(max(_AT_ONCE, most), width, dtype=like.dtype, device=like.device)
+        self._free = list(range(len(self._features_SF)))
+        # By block, the oldest first, and row: where its features are, its position and the token behind it.
+        self._waiting: dict[int, dict[int, tuple[int, int, int]]] = {}
+        self._latest: set[int] = set()
+        self._late = 0.0
+
+    def extend(
+        self, features_TF: Tensor, positions_T: Tensor, rows_T: Tensor, following_T: Tensor | None = None
+    ) -> None:
+        """See ``Room``."""
+        following = following_T if following_T is not None else rows_T  # which nobody reads then
+        known = list(zip(rows_T.tolist(), positions_T.tolist(), following.tolist(), strict=True))
+        self._latest.clear()
+        for first in range(0, len(known), _AT_ONCE):
+            piece = slice(first, first + _AT_ONCE)
+            places_T = torch.tensor(self._put(known[piece]), device=self._features_SF.device)
+            self._features_SF.index_copy_(0, places_T, features_TF[piece].to(self._features_SF))
+
+    @abstractmethod
+    def take(self, features_TF: Tensor, positions_T: Tensor, rows_T: Tensor, following_T: Tensor) -> None:
+        """Write the context rows ``rows_T``; ``following``: the tokens behind their positions, if they were given."""
+
+    def settle(self, tables: Iterable[BlockTable]) -> None:
+        """Make the rows of all blocks of ``tables``."""
+        self._settle(block for table in tables for block in table.blocks)
+
+    def settle_all(self) -> None:
+        """Make all rows."""
+        self._settle(list(self._waiting))
+
+    def drop(self, block: int) -> None:
+        """Nobody will read these rows: the block is given to others, or to nobody."""
+        self._free += [place for place, _, _ in self._waiting.pop(block, {}).values()]
+
+    def late(self) -> float:
+        """Seconds since this was last asked that went into rows which had waited for longer than a step."""
+        late, self._late = self._late, 0.0
+        return late
+
+    def _put(self, rows: Sequence[tuple[int, int, int]]) -> list[int]:
+        while len(self._free) < len(rows):
+            self._settle([next(iter(self._waiting))])
+        places = []
+        for row, position, following in rows:
+            mine = self._waiting.setdefault(row // self.cache.size, {})
+            place = mine[row][0] if row in mine else self._free.pop()
+            mine[row] = place, position, following
+            places.append(place)
+        self._latest.update(places)
+        return places
+
+    def _settle(self, blocks: Iterable[int]) -> None:
+        due = [(row, *at) for block in blocks for row, at in self._waiting.pop(block, {}).items()]
+        if not due:
+            return
+        started, rest = time.perf_counter(), iter(due)
+        while some := list(islice(rest, _AT_ONCE)):
+            rows_T, places_T, *at = torch.tensor(some, device=self._features_SF.device).T.contiguous()
+            self.take(self._features_SF.index_select(0, places_T), at[0], rows_T, at[1])
+        places = [place for _, place, _, _ in due]
+        self._free += places
+        late = 1 - len(self._latest.intersection(places)) / len(places)
+        self._late += late * (time.perf_counter() - started)
