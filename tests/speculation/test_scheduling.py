@@ -407,6 +407,26 @@ class TestScheduler:
             memory = scheduler.after(memory, present, slots, ended=slots[:0])
         assert drafted == [[0], [], [], [], [0], [], [], []], "a probe asks one of a few, and one comes first of all"
 
+    def test_at_rest_a_promise_holds_for_about_as_many(self) -> None:
+        """Prices are asked for again where a quarter of the requests have gone, and not because one came or went."""
+        priced = list[int]()
+
+        def seconds(requests: int, drafted: int, drafts: int) -> Numbers:
+            priced.append(requests)
+            return 0.9 + 0.9 * (drafted > 0) + 0.1 * np.arange(drafts + 1.0)
+
+        scheduler = self.scheduler(form="price", guard=Guard(soonest=100), seconds=seconds)
+        memory, asked_again = scheduler.begin(16, 2), list[bool]()
+        for requests in (16, 16, 15, 16, 15, 15, 12, 12, 11):
+            priced.clear()
+            slots = np.arange(requests)
+            asked, memory = scheduler.drafts(memory, slots)
+            asked_again.append(bool(priced))
+            present = Present.of([[0.05, 0.01] if i in asked else [] for i in slots])
+            memory = scheduler.after(memory, present, slots, ended=slots[:0])
+        assert memory.resting.patience and not asked.size
+        assert asked_again == [False, True, False, False, False, False, True, False, False]
+
     def test_blocks_are_as_long_as_pays(self) -> None:
         """Short where a draft is dear, long where it costs little, and all are compared again when the load changes."""
 

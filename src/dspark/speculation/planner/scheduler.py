@@ -92,6 +92,15 @@ class Memory:
         """Steps after which all lengths are compared again: while nobody drafts nothing new is learned."""
         return _LOOKED if self.resting.patience and not self.resting.probing else _RECONSIDERED
 
+    def still_says(self, requests: int) -> bool:
+        """Whether the promise is of a step of so many requests; while nobody drafts, of about as many: what one more or
+        less could change is seen at the next probe.
+        """
+        if self.promise is None:
+            return False
+        resting = self.resting.patience and not self.resting.probing
+        return abs(requests - self.promise.requests) * _MANY <= (self.promise.requests if resting else 0)
+
     @property
     def oldest(self) -> Past:
         """What the next step may be planned from."""
@@ -244,7 +253,7 @@ class Scheduler:
         """With what the past promises if all ``slots`` draft, in blocks of the length that it promises most of."""
         looking, behind = (memory.length and memory.steps % _LOOKED == number for number in (0, 1))
         due = bool(self.lengths) and (not memory.length or memory.steps % memory.reconsiders == 0 or behind)
-        known = memory.promise if memory.promise and memory.promise.requests == len(slots) else None
+        known = memory.promise if memory.promise and memory.still_says(len(slots)) else None
         if not memory.oldest.known or (known and (not due or known.step == memory.steps)):
             return memory
         lengths = self.lengths if due else (memory.asks,)
