@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dspark.decoding.engine import Engine, Limits
+from dspark.serving import worker
 from tiny_server import Serve, Served, Tiny, until
 
 TEXT = "/v1/completions"
@@ -102,6 +103,15 @@ def test_time_runs_out(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
         assert json.loads(said[-2])["error"]["code"] == "timeout"
         assert "choices" in json.loads(said[-3])
         served.idle()
+
+
+def test_the_thread_that_loaded_the_model_has_no_team_of_its_own(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second team is more threads than CPUs, and every wait in a step a sleep (docs/lab_log.md)."""
+    dismissed: list[str] = []
+    monkeypatch.setattr(worker, "dismiss_team", lambda: dismissed.append(threading.current_thread().name))
+    with serve("off") as served:
+        assert served.post(TEXT, LONG | {"max_tokens": 2}).status_code == 200
+    assert len(dismissed) == 1 and dismissed[0] != "engine"
 
 
 def test_what_was_decoded_comes_before_an_end(serve: Serve, monkeypatch: pytest.MonkeyPatch, tiny: Tiny) -> None:

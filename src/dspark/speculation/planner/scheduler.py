@@ -88,9 +88,14 @@ class Memory:
         return self.length or self.oldest.block
 
     @property
+    def rests(self) -> bool:
+        """Whether nobody drafts, not even to see whether it pays."""
+        return self.resting.patience > 0 and not self.resting.probing
+
+    @property
     def reconsiders(self) -> int:
         """Steps after which all lengths are compared again: while nobody drafts nothing new is learned."""
-        return _LOOKED if self.resting.patience and not self.resting.probing else _RECONSIDERED
+        return _LOOKED if self.rests else _RECONSIDERED
 
     def still_says(self, requests: int) -> bool:
         """Whether the promise is of a step of so many requests; while nobody drafts, of about as many: what one more or
@@ -98,8 +103,7 @@ class Memory:
         """
         if self.promise is None:
             return False
-        resting = self.resting.patience and not self.resting.probing
-        return abs(requests - self.promise.requests) * _MANY <= (self.promise.requests if resting else 0)
+        return abs(requests - self.promise.requests) * _MANY <= (self.promise.requests if self.rests else 0)
 
     @property
     def oldest(self) -> Past:
