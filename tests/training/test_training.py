@@ -142,8 +142,8 @@ def test_training_sees_what_decoding_sees() -> None:
     anchor = 14
     positions = torch.full((3, 1), anchor)
     blocks = blocks_at(batch.ids, batch.supervised, positions, torch.ones_like(positions, dtype=torch.bool), 4)
-    slots, previous = supervised_slots(drafter, batch, blocks)
-    trained = drafter.logits(slots.hidden, previous).view(3, 4, -1)
+    slots, _ = supervised_slots(drafter, batch, blocks)
+    trained = drafter.logits(slots.hidden, blocks.previous[blocks.supervised]).view(3, 4, -1)
     for row, example in enumerate(examples):
         session = TargetSession(target, capacity=64, taps=(0, 1))
         state = DSparkState(drafter)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dspark.data.responses import Response
 from dspark.data.store import Store
+from dspark.kernels.law import can_make_law, masses
 from dspark.targets.compiled import FEW_ROWS
 from dspark.targets.model import Target
 from dspark.targets.ragged import RaggedBatch
@@ -164,7 +165,7 @@ class OnlineFeatures:
     def _log_mass(self, hidden_AD: Tensor) -> Tensor:
         """log of the softmax's denominator over the whole vocabulary, fp32 ``[A]``."""
         blocks = hidden_AD.to(self._target.dtype).split(_MASS_ROWS)
-        return torch.cat([self._target.head(block).float().logsumexp(dim=-1) for block in blocks])
+        return torch.cat([_log_sums(self._target.head(block).float()) for block in blocks])
 
     def _pad(self, indices: Sequence[int], features: list[_Features]) -> FeatureBatch:
         examples = [self._examples[index] for index in indices]
@@ -184,3 +185,12 @@ class OnlineFeatures:
             log_mass[row, example.start - 1 : end] = kept.log_mass_A
         lengths = torch.tensor([len(example.ids) for example in examples], device=device)
         return FeatureBatch(ids, supervised, taps, hidden, log_mass, lengths)
+
+
+def _log_sums(logits_AV: Tensor) -> Tensor:
+    """log of ``sum(exp(logits))``, ``[A]``: rows as wide as a vocabulary are read twice, where PyTorch reads and writes
+    them some six times.
+    """
+    if can_make_law(logits_AV):
+        return logits_AV.amax(dim=-1) + masses(logits_AV).log()
+    return logits_AV.logsumexp(dim=-1)

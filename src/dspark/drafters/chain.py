@@ -69,7 +69,7 @@ class PairLayer(nn.Module):
         """The next hidden states ``[B, A, 1, d]``."""
         x_BA1d, read = self.join(hidden_BA1d, embedded_BA1d)
         x_BA1d = x_BA1d + self.self_attn(read, at, context, ())
-        out: Tensor = x_BA1d + self.mlp(self.post_attention_layernorm(x_BA1d))
+        out: Tensor = x_BA1d + self.mlp(self.post_attention_layernorm.for_products(x_BA1d))
         return out
 
 

@@ -22,7 +22,7 @@ from dspark.nn.layer import DraftLayer
 from dspark.nn.lean import lean_drafter
 from dspark.nn.norm import RMSNorm
 from dspark.nn.packed import can_pack, frozen_linear, pack_linears, round_products
-from dspark.nn.precision import for_products, under_autocast
+from dspark.nn.precision import under_autocast
 from dspark.nn.rope import rotary
 from dspark.nn.visibility import WHOLE_CONTEXT, BlockGroup, rows_before_anchors
 
@@ -53,7 +53,7 @@ class DFlashBackbone(Drafter):
         """
         positions_S = torch.arange(taps_BSLd.shape[1], device=taps_BSLd.device)
         taps_BSLd = taps_BSLd if under_autocast(taps_BSLd) else taps_BSLd.to(self.dtype)
-        context = self.context_kv(for_products(self.project(taps_BSLd)), positions_S[None])
+        context = self.context_kv(self.hidden_norm.for_products(self.fc(taps_BSLd)), positions_S[None])
         return self.block_hidden(anchor_ids_BA, anchor_positions_BA, context, slots=slots)
 
     def taught(self, taps_BSF: Tensor, ids_BS: Tensor, previous_BAK: Tensor, positions_BA: Tensor) -> Tensor:

@@ -81,9 +81,12 @@ class DSparkDrafter(DFlashBackbone):
         if self.read_confidence is not None:
             read: Tensor = self.read_confidence(hidden, prev_ids)
             return read
-        features = [hidden]
-        if self.config.confidence_head_with_markov:
-            features.append(self.markov_head.embed(prev_ids))
+        return self.taught_confidence(hidden, self.markov_head.embed(prev_ids))
+
+    def taught_confidence(self, hidden: Tensor, embedded: Tensor) -> Tensor:
+        """``confidence_logits`` as they are trained, for ``e [..., r]`` of the previous tokens."""
+        assert self.confidence_head is not None, "this drafter has no confidence head"
+        features = [hidden, embedded] if self.config.confidence_head_with_markov else [hidden]
         logits: Tensor = self.confidence_head(*features)
         return logits.float()
 

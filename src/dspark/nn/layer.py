@@ -15,7 +15,7 @@ from dspark.nn.context import Context, ContextRows
 from dspark.nn.mlp import GatedMLP
 from dspark.nn.norm import RMSNorm
 from dspark.nn.precision import for_products
-from dspark.nn.rope import Rotary, rotate
+from dspark.nn.rope import Rotary
 from dspark.nn.visibility import BlockGroup
 
 
@@ -70,7 +70,7 @@ class BlockAttention(nn.Module):
     def forward(self, x_BAKd: Tensor, at: Rotary, context: Context, groups: Sequence[BlockGroup]) -> Tensor:
         """``[B, A, K, d]`` to ``[B, A, K, d]``; ``groups`` say which blocks go together and what they see."""
         x_BAKd = for_products(x_BAKd)
-        q_BAKQD = rotate(self.q_norm(self._split(self.q_proj(x_BAKd))), at)
+        q_BAKQD = self.q_norm.turned(self._split(self.q_proj(x_BAKd)), at)
         q_BHGAKD = q_BAKQD.view(*q_BAKQD.shape[:3], self.kv_heads, -1, self.head_dim).permute(0, 3, 4, 1, 2, 5)
         k_BHAKD, v_BHAKD = (t.permute(0, 3, 1, 2, 4) for t in self._keys_values(x_BAKd, at))
         out_BHGAKD = context.attend(q_BHGAKD, k_BHAKD, v_BHAKD, groups)
@@ -78,7 +78,7 @@ class BlockAttention(nn.Module):
         return out
 
     def _keys_values(self, x: Tensor, at: Rotary) -> tuple[Tensor, Tensor]:
-        return rotate(self.k_norm(self._split(self.k_proj(x))), at), self._split(self.v_proj(x))
+        return self.k_norm.turned(self._split(self.k_proj(x)), at), self._split(self.v_proj(x))
 
     def _split(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:-1], -1, self.head_dim)
@@ -115,8 +115,8 @@ class DraftLayer(nn.Module):
     def forward(self, x_BAKd: Tensor, at: Rotary, context: Context, groups: Sequence[BlockGroup]) -> Tensor:
         """``[B, A, K, d]`` to ``[B, A, K, d]``."""
         before, inner, after, last = self.norms
-        attended = self.self_attn(before(x_BAKd), at, context, groups)
+        attended = self.self_attn(before.for_products(x_BAKd), at, context, groups)
         x_BAKd = x_BAKd + (attended if after is None else after(attended))
-        made = self.mlp(inner(x_BAKd))
+        made = self.mlp(inner.for_products(x_BAKd))
         out: Tensor = x_BAKd + (made if last is None else last(made))
         return out

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dspark.kernels.machine import can_compile
 from dspark.kernels.rows import HeadNorms, can_row, gate_name, gate_rows, norm_rows
 from dspark.nn.mlp import GatedMLP
-from dspark.nn.norm import RMSNorm
+from dspark.nn.norm import Norm, RMSNorm
 from dspark.nn.packed import frozen_linear
 
 
@@ -27,7 +27,7 @@ def stacked(linears: list[nn.Linear]) -> nn.Module:
     return frozen_linear(torch.cat([each.weight.detach() for each in linears]), torch.cat(biases) if biases else None)
 
 
-class LeanNorm(nn.Module):
+class LeanNorm(Norm):
     """``x / sqrt(mean(x^2) + eps) * weight`` over the last axis, in fp32 at least, returned in the dtype of ``x``."""
 
     def __init__(self, weight: Tensor, eps: float) -> None:

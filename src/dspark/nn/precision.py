@@ -11,9 +11,14 @@ def under_autocast(x: Tensor) -> bool:
     return torch.is_autocast_enabled(x.device.type)
 
 
+def product_dtype(x: Tensor) -> torch.dtype:
+    """In which products take ``x``: autocast's, or its own without."""
+    return torch.get_autocast_dtype(x.device.type) if under_autocast(x) else x.dtype
+
+
 def for_products(x: Tensor) -> Tensor:
     """``x`` as the products under autocast take it, for several of them to share; ``x`` itself without autocast."""
-    return x.to(torch.get_autocast_dtype(x.device.type)) if under_autocast(x) else x
+    return x.to(product_dtype(x))
 
 
 def narrowed(wide: Tensor, like: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -48,12 +49,15 @@ class Learner:
         done = self.step / settings.steps
         terms = objective(self.drafter.train(), batch, blocks, self.recipe.loss, done, self._bf16, self._head)
         terms.loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), optimizer.clip)
-        if not torch.isfinite(norm):
+        norm = float(torch.nn.utils.get_total_norm([p.grad for p in self.drafter.parameters() if p.grad is not None]))
+        if not math.isfinite(norm):
             raise ArithmeticError(f"step {self.step}: the gradient is not finite; nothing was updated")
+        # Where it is too long the optimiser divides it as it reads it: a pass over all gradients less.
+        scale = torch.tensor(norm / optimizer.clip) if norm > optimizer.clip else None
+        self.optimizer.grad_scale = scale  # type: ignore[attr-defined]  # what torch's fused optimisers look for
         self.optimizer.step()
         self.step += 1
-        return _figures(terms, float(norm))
+        return _figures(terms, norm)
 
     def _rhythm(self) -> tuple[int, int]:
         """Slots of this step's blocks and anchors of a sequence: short blocks come in larger numbers, of as many slots

@@ -34,13 +34,13 @@ class Terms:
 
 
 def supervised_slots(drafter: Drafter, batch: FeatureBatch, blocks: Blocks) -> tuple[Slots, Tensor]:
-    """The supervised slots of ``blocks`` and their previous ids ``[N]``."""
+    """The supervised slots of ``blocks`` and the rows ``[N, r]`` that their previous tokens have in W_1."""
     hidden_BAKd = drafter.taught(batch.taps, batch.ids, blocks.previous, blocks.anchor_positions)
     row_N, anchor_N, slot_N = blocks.supervised.nonzero(as_tuple=True)
     at_N = blocks.anchor_positions[row_N, anchor_N] + slot_N
-    previous_N = blocks.previous[row_N, anchor_N, slot_N]
     head = drafter.markov_head
-    summed_BAKr = head.over_blocks(hidden_BAKd, head.embed(blocks.previous))
+    embedded_BAKr = head.embed(blocks.previous)  # once for both heads: its gradient is as large as W_1
+    summed_BAKr = head.over_blocks(hidden_BAKd, embedded_BAKr)
     slots = Slots(
         hidden=hidden_BAKd[row_N, anchor_N, slot_N].to(drafter.dtype),
         summed=summed_BAKr[row_N, anchor_N, slot_N].to(drafter.dtype),
@@ -49,7 +49,7 @@ def supervised_slots(drafter: Drafter, batch: FeatureBatch, blocks: Blocks) -> t
         labels=_draft_index(drafter, blocks.labels[row_N, anchor_N, slot_N]),
         places=slot_N,
     )
-    return slots, previous_N
+    return slots, embedded_BAKr[row_N, anchor_N, slot_N].to(drafter.dtype)
 
 
 def objective(
@@ -66,7 +66,7 @@ def objective(
     for products with ``head`` if that has it otherwise (None: the drafter's, in fp32).
     """
     with torch.autocast(drafter.device.type, torch.bfloat16, enabled=bf16):
-        slots, previous_N = supervised_slots(drafter, batch, blocks)
+        slots, embedded_Nr = supervised_slots(drafter, batch, blocks)
     mix = Mix(settings.hard_ce, settings.soft_ce, settings.l1 if done >= settings.l1_after else 0.0)
     # The head of a bf16 target in fp32: losses need the precision, and its rows of the draft vocabulary are few.
     head = head or Outputs(drafter.head.float())
@@ -79,7 +79,7 @@ def objective(
     loss, weights_N = distances.loss, distances.weights
     confidence = loss.new_zeros(())
     if isinstance(drafter, DSparkDrafter) and drafter.confidence_head is not None:
-        logits_N = drafter.confidence_logits(slots.hidden, previous_N)
+        logits_N = drafter.taught_confidence(slots.hidden, embedded_Nr)
         confidence = confidence_loss(logits_N, distances.l1, weights_N)
         loss = loss + settings.confidence * confidence
     return Terms(
