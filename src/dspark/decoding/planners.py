@@ -230,6 +230,7 @@ class Together:
         if len(self._taken) == _STEPS:
             self.costs = self.costs.refined(self._taken)
             self._taken.clear()
+            self._pace.anew()
         if self._planned is not None and len(rounds):
             self.ledger.came(rounds, self._planned.expected)
             ended = self._here[[each.finish is not None for each in rounds]]

@@ -146,8 +146,11 @@ class CostModel:
         foretold_M = parts_MF.sum(axis=1)
         if not (foretold_M > 0).all():
             return self
-        surprise_M = np.clip(np.array(seconds) / foretold_M - 1, -_SURPRISE, _SURPRISE)
+        over_M = np.array(seconds) / foretold_M
+        level = float(np.median(over_M))
+        surprise_M = np.clip(over_M / level - 1, -_SURPRISE, _SURPRISE)
         moved_F = _LEARNING * (surprise_M / parts_MF.max(axis=1)) @ parts_MF
+        moved_F += (1 - (1 - _LEARNING) ** len(taken)) * np.clip(np.log(level), -_SURPRISE, _SURPRISE)
         return replace(self, weights=tuple((np.array(self.weights) * np.exp(moved_F)).tolist()))
 
     def asdict(self) -> dict[str, list[float]]:

@@ -90,7 +90,7 @@ class Memory:
     @property
     def rests(self) -> bool:
         """Whether nobody drafts, not even to see whether it pays."""
-        return self.resting.patience > 0 and not self.resting.probing
+        return self.resting.rests
 
     @property
     def reconsiders(self) -> int:
@@ -164,7 +164,7 @@ class Scheduler:
         if self.guard is None:
             return slots, memory
         gain = memory.promise.gain if memory.promise else None
-        drafting, resting = self.guard.next_step(gain, memory.resting, memory.steps)
+        drafting, resting = self.guard.next_step(gain, memory.resting, memory.steps, len(slots))
         asked = slots[self.guard.asked(len(slots), memory.steps, resting)] if drafting else slots[:0]
         return asked, replace(memory, resting=resting)
 
@@ -203,7 +203,7 @@ class Scheduler:
         they were.
         """
         drafted = bool(over.drafted.any())
-        newest = memory.pasts[-1].forgotten() if memory.resting.probing else memory.pasts[-1]
+        newest = memory.pasts[-1].forgotten() if memory.resting.woken else memory.pasts[-1]
         pasts = (*memory.pasts[1:], newest.after(over, slots) if drafted else newest.faded())
         if not drafted and not outcomes:
             over_now = replace(memory, pasts=pasts, steps=memory.steps + 1)
