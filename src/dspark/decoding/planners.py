@@ -240,7 +240,8 @@ class Together:
         if rounds and not self._asked and load.requests == len(rounds):
             took = seconds + time.perf_counter() - started
             gained = sum(each.accepted for each in rounds) / len(rounds)
-            self._copying.after(gained, took / self.costs.seconds(self._base))
+            copies = self._planned is not None and bool(self._planned.drafts)
+            self._copying.after(copies, gained, took / self.costs.seconds(self._base), len(rounds))
 
     def _seated(self, rows: Sequence[Running]) -> dict[Running, int]:
         """The seat of each row; who is not here has none, and whoever takes one begins anew."""

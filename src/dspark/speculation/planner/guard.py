@@ -5,7 +5,7 @@ Deciding it after a look at the present block would be App. A's search again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -51,7 +51,7 @@ class Guard:
     margin: float = 0.05
     credit: float = 0.5
     doubt: float = 2.5
-    forgiven: float = 0.01
+    forgiven: float = 0.005
     among: int = 8
     listening: float = 0.005
     heard: int = 8
@@ -77,6 +77,9 @@ class Guard:
         if lost > self.credit + self.doubt / requests:
             return False, Resting(resting.lost, rests=True)
         return True, Resting(lost, False, resting.probing, drafted)
+
+    def charged(self, before: Resting, gain: float, resting: Resting) -> Resting:
+        return replace(resting, lost=max(0.0, before.lost + self.margin - gain))
 
     def asked(self, requests: int, step: int, resting: Resting) -> Counts:
         """Which of so many requests draft in a step that does: all, or in a probe others from one to the next."""

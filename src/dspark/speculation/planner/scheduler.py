@@ -166,6 +166,12 @@ class Scheduler:
         gain = memory.promise.gain if memory.promise else None
         drafting, resting = self.guard.next_step(gain, memory.resting, memory.steps, len(slots))
         asked = slots[self.guard.asked(len(slots), memory.steps, resting)] if drafting else slots[:0]
+        if len(asked) < len(slots) and drafting and memory.promise:  # a probe, which loses more or less than all would
+            rate = self._capacity(memory, slots, asked, memory.asks).rate
+            if rate < memory.promise.budget.rate:
+                asked = slots
+            else:
+                resting = self.guard.charged(memory.resting, rate / memory.promise.plain - 1, resting)
         return asked, replace(memory, resting=resting)
 
     def ahead(self, memory: Memory, slots: Counts) -> Memory:
