@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from statistics import median
+from statistics import fmean, median
 
-# Steps whose planning is remembered, comparisons that are, for how many of these the model counts that was measured,
-# and how fast surprises are followed.
+# Steps whose planning is remembered, comparisons that are, for how many of these the model that was measured counts,
+# and how fast surprises of steps of one kind are followed (natural logarithms).
 _PLANNED, _COMPARED, _TRUST, _FOLLOWING = 16, 15, 2, 0.3
 
 
 class Pace:
-    """Learns from every step ``after`` it; steps with drafts and plain ones are two kinds."""
+    """Learns from every step ``after`` it; steps with drafts and plain ones are two kinds.
+
+    A step that something else has held up says nothing, however long it was: of the last comparisons the middle half
+    is averaged, and the median is taken of what planning took.
+    """
 
     def __init__(self) -> None:
         self._planning: dict[bool, deque[float]] = {kind: deque(maxlen=_PLANNED) for kind in (False, True)}
@@ -27,8 +31,8 @@ class Pace:
     @property
     def dearer(self) -> float:
         """What steps with drafts take over what they are foretold to, where plain ones take just that."""
-        middle = sorted(self._ratios)[len(self._ratios)//4 : len(self._ratios) - len(self._ratios)//4]
-        return math.exp(sum(middle)/len(middle))
+        outside = len(self._ratios) // 4
+        return math.exp(fmean(sorted(self._ratios)[outside : len(self._ratios) - outside]))
 
     def planning(self, drafting: bool) -> float:
         """Seconds that planning a step of this kind takes by itself."""
@@ -49,5 +53,5 @@ class Pace:
         self._before, self._lately = drafting, surprise
 
     def anew(self) -> None:
-        """The model says something else from now on: what comes is compared with nothing before."""
+        """The model says something else from now on, so nothing before is compared with what comes."""
         self._before = None

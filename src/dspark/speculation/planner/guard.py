@@ -5,7 +5,7 @@ Deciding it after a look at the present block would be App. A's search again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from dspark.speculation.planner.plan import Counts
 @dataclass(frozen=True)
 class Resting:
     """What drafting has ``lost`` and neither gained back nor waited for, in plain steps; whether it ``rests`` until
-    that is waited for; whether it is ``probing``, with few requests, if it pays again; how many steps in a row drafted.
+    that is waited for, or is ``probing`` whether it pays again; how many steps in a row ``drafted``.
     """
 
     lost: float = 0.0
@@ -25,7 +25,7 @@ class Resting:
 
     @property
     def woken(self) -> bool:
-        """Whether this step is the first that drafts after a rest."""
+        """Whether this step is the first of a probe."""
         return self.probing and self.drafted == 1
 
 
@@ -34,16 +34,18 @@ DRAFTING = Resting()
 
 @dataclass(frozen=True)
 class Guard:
-    """An account of what drafting loses, in plain steps: a step with drafts loses what the past promises it to gain less
-    than ``margin`` (0.05: five per cent more tokens a second), and what it promises above that pays back.
+    """An account of what drafting loses, in plain steps. A step with drafts costs by how much the gain that the past
+    promises is below ``margin`` (0.05: five per cent more tokens a second); what is promised above it pays back.
 
-    Texts have easy and hard stretches, and what a few rounds promise is uncertain, the more the fewer requests there
-    are. So nobody rests before ``credit`` is used up (and ``doubt``, shared among the requests). Then nobody drafts until the loss has been waited for, ``forgiven`` a step; a probe comes
-    then, a few requests (one of ``among``) that draft until it pays, or until the credit is used up again. So a wait is as long as
-    its loss was large, and drafting loses no more than the credit and ``forgiven`` (a share of all time) of what the past promised of plain
-    steps.
+    Texts have easy and hard stretches, and what a few rounds promise is mostly chance: nobody rests before ``credit``
+    is used up, and besides it a ``doubt`` that all requests share. Then nobody drafts until all is waited for, of which
+    ``forgiven`` goes a step, or until so much is promised again; and a probe goes on until that is so or the credit is
+    used up once more. A clear loss is seen in few steps, an unclear one costs little, and either is waited for by
+    what it cost. So all that drafting is promised to lose, beside a margin less, is one credit (or one step, if that is
+    more) and ``forgiven``, a share of the time.
 
-    While it pays, a plain step comes in between, since what those take must be known as well: in the beginning every
+    A probe is of one request in ``among``, others from one step to the next, where all together would lose more. While
+    it pays, a plain step comes in between, since what those take must be known as well: in the beginning every
     ``heard`` steps, later the less often the longer it has gone on, until it costs no more than ``listening`` (a share
     of the time).
     """
@@ -67,22 +69,15 @@ class Guard:
         lost, drafted = max(0.0, resting.lost + self.margin - gain), resting.drafted + 1
         if gain >= self.margin:
             if resting.drafted >= max(self.heard, min(step / self.heard, gain / self.listening)):
-                return False, Resting(lost)
+                return False, Resting(resting.lost)
             return True, Resting(lost, drafted=drafted)
         if resting.rests:
             owed = max(0.0, resting.lost - self.forgiven)
-            if owed:
-                return False, Resting(owed, rests=True)
-            return True, Resting(lost, probing=True, drafted=1)
+            return (False, Resting(owed, rests=True)) if owed else (True, Resting(lost, probing=True, drafted=1))
         if lost > self.credit + self.doubt / requests:
             return False, Resting(resting.lost, rests=True)
-        return True, Resting(lost, False, resting.probing, drafted)
+        return True, Resting(lost, probing=resting.probing, drafted=drafted)
 
-    def charged(self, before: Resting, gain: float, resting: Resting) -> Resting:
-        return replace(resting, lost=max(0.0, before.lost + self.margin - gain))
-
-    def asked(self, requests: int, step: int, resting: Resting) -> Counts:
-        """Which of so many requests draft in a step that does: all, or in a probe others from one to the next."""
-        if not resting.probing:
-            return np.arange(requests)
+    def few(self, requests: int, step: int) -> Counts:
+        """Which of so many requests draft in a probe, if not all do."""
         return np.arange(step % min(self.among, requests), requests, self.among)
