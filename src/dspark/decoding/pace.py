@@ -18,7 +18,7 @@ _PLANNED, _COMPARED, _TRUST, _FOLLOWING = 16, 15, 2, 0.3
 class Pace:
     """Learns from every step ``after`` it; steps with drafts and plain ones are two kinds.
 
-    A step that something else has held up says nothing, however long it was: of the last comparisons the middle half
+    A step that something else has held up says nothing, however long it was: of the last comparisons the middle third
     is averaged, and the median is taken of what planning took.
     """
 
@@ -31,7 +31,7 @@ class Pace:
     @property
     def dearer(self) -> float:
         """What steps with drafts take over what they are foretold to, where plain ones take just that."""
-        outside = len(self._ratios) // 4
+        outside = len(self._ratios) // 3
         return math.exp(fmean(sorted(self._ratios)[outside : len(self._ratios) - outside]))
 
     def planning(self, drafting: bool) -> float:

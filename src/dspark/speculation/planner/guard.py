@@ -75,7 +75,7 @@ class Guard:
             owed = max(0.0, resting.lost - self.forgiven)
             return (False, Resting(owed, rests=True)) if owed else (True, Resting(lost, probing=True, drafted=1))
         if lost > self.credit + self.doubt / requests:
-            return False, Resting(resting.lost, rests=True)
+            return False, Resting(lost, rests=True)
         return True, Resting(lost, probing=resting.probing, drafted=drafted)
 
     def few(self, requests: int, step: int) -> Counts:
