@@ -140,7 +140,7 @@ class Served:
         return row.rounds[-1]
 
 
-def gains(machine: Machine, texts: Texts, settings: Adaptive | int, requests: int = 1, steps: int = 600) -> float:
+def gained(machine: Machine, texts: Texts, settings: Adaptive | int, requests: int = 1, steps: int = 600) -> float:
     """Tokens a second over those of plain decoding, on the same machine in the same hour."""
     plain = Served(0, replace(machine), replace(texts), requests).run(steps)
     return Served(settings, replace(machine), replace(texts), requests).run(steps) / plain
