@@ -55,8 +55,8 @@ class Machine:
 
 @dataclass
 class Texts:
-    """How often a draft stands that follows one that stood, ``easy``, on average over rounds, which differ; confidence says how often in
-    each. ``copies``: rounds in which one is found; their drafts stand with ``copied`` on average.
+    """``easy``: how often a draft stands that follows one that stood, on average over rounds, which differ, and of
+    which confidence says just that. ``copies``: rounds in which one is found, whose drafts stand as ``copied`` says.
     """
 
     easy: float

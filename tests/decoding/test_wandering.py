@@ -19,7 +19,8 @@ MACHINE = {1: costs(), 4: costs(row=0.06), 16: costs(row=0.05)}
 # still.
 SLOW_MINUTE = costs(scale=2.7)
 BAD_MINUTE = costs(row=0.04, draft=0.22, drafted=0.07, scale=2.7)
-# Neither sits out a hard stretch nor comes back soon.
+# As it is, and one that neither sits out a hard stretch nor comes back soon.
+SOUND = Guard()
 SHY = Guard(credit=0.0, doubt=0.0, forgiven=0.0005)
 
 
@@ -29,7 +30,7 @@ def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planners.time, "perf_counter", lambda: 0.0)
 
 
-def adaptive(model: CostModel, guard: Guard | None = Guard()) -> Adaptive:  # noqa: B008 - a value
+def adaptive(model: CostModel, guard: Guard | None = SOUND) -> Adaptive:
     return Adaptive(model, guard=guard, lengths=LENGTHS)
 
 

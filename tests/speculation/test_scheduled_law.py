@@ -320,9 +320,7 @@ def test_confidence_that_is_learned_on_the_way_and_rounds_that_explore(
 ) -> None:
     target = random_logits(2, "learned")
     case = Case([target], [mixed(target, random_logits(2, "its"))], 2, confidence_of("learned"), drafter=drafter)
-    scheduler = Scheduler(
-        timed(CURVES["curve"]), form, 1, HASTY, explore_every=3, learn_from=learn_from
-    )
+    scheduler = Scheduler(timed(CURVES["curve"]), form, 1, HASTY, explore_every=3, learn_from=learn_from)
     doubtful = Calibrations({PLAIN: Logistic((1.0, 1.0), (0.5, 0.5), (-0.5, -0.5))})
     outcome = run(case, scheduler, [(0, 1)], JointPlanning(scheduler, doubtful).begin(1, 2), steps=3)
     assert_lossless(outcome)

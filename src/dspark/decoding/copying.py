@@ -39,3 +39,7 @@ class Copying:
             self._lost -= _FORGIVEN
             self._waits = self._lost > 0
         self._row = self._row + 1 if copies else 0
+
+    def anew(self) -> None:
+        """The cost model says something else from now on (``Pace.anew``)."""
+        self._pace.anew()

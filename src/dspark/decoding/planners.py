@@ -231,6 +231,7 @@ class Together:
             self.costs = self.costs.refined(self._taken)
             self._taken.clear()
             self._pace.anew()
+            self._copying.anew()
         if self._planned is not None and len(rounds):
             self.ledger.came(rounds, self._planned.expected)
             ended = self._here[[each.finish is not None for each in rounds]]
