@@ -6,12 +6,12 @@ from dataclasses import replace
 from statistics import fmean
 
 import pytest
+from wandering import BLOCK, Machine, Texts, costs, gained
 
 from dspark.decoding import planners
 from dspark.decoding.planners import Adaptive, lengths_of
 from dspark.speculation.cost import CostModel
 from dspark.speculation.planner.guard import Guard
-from made_up import BLOCK, Machine, Texts, costs, gained
 
 LENGTHS = lengths_of(BLOCK)
 MACHINE = {1: costs(), 4: costs(row=0.06), 16: costs(row=0.05)}
