@@ -302,6 +302,8 @@ class TestGuard:
             assert plain == 10
         early = [guard.next_step(0.4, Resting(drafted=drafted), 40)[0] for drafted in (7, 8)]
         assert early == [True, False]
+        doubtful = self.drafted(Guard(credit=9.0), [-0.01] * 90)
+        assert [step for step, drafting in enumerate(doubtful) if not drafting] == [*range(8, 90, 9)]
 
     def test_a_hard_stretch_is_sat_out_and_a_loss_is_not(self) -> None:
         guard, resting, drafted = Guard(margin=0.0, doubt=0.0), DRAFTING, []

@@ -44,10 +44,10 @@ class Guard:
     what it cost. So all that drafting is promised to lose, beside a margin less, is one credit (or one step, if that is
     more) and ``forgiven``, a share of the time.
 
-    A probe is of one request in ``among``, others from one step to the next, where all together would lose more. While
-    it pays, a plain step comes in between, since what those take must be known as well: in the beginning every
-    ``heard`` steps, later the less often the longer it has gone on, until it costs no more than ``listening`` (a share
-    of the time).
+    A probe is of one request in ``among``, others from one step to the next, where all together would lose more.
+    Between steps with drafts comes a plain one, since what those take must be known as well: every ``heard`` steps in
+    the beginning and where drafting does not pay, else the less often the longer it has gone on, until that costs no
+    more than ``listening`` (a share of the time).
     """
 
     margin: float = 0.05
@@ -66,16 +66,16 @@ class Guard:
         """
         if gain is None:
             return True, Resting(probing=True, drafted=1)
+        if resting.drafted >= max(self.heard, min(step / self.heard, gain / self.listening)):
+            return False, Resting(resting.lost)
         lost, drafted = max(0.0, resting.lost + self.margin - gain), resting.drafted + 1
         if gain >= self.margin:
-            if resting.drafted >= max(self.heard, min(step / self.heard, gain / self.listening)):
-                return False, Resting(resting.lost)
             return True, Resting(lost, drafted=drafted)
         if resting.rests:
             owed = max(0.0, resting.lost - self.forgiven)
             return (False, Resting(owed, rests=True)) if owed else (True, Resting(lost, probing=True, drafted=1))
         if lost > self.credit + self.doubt / requests:
-            return False, Resting(lost, rests=True)
+            return False, Resting(lost, rests=True)  # of one step more: what nobody would do is waited for as well
         return True, Resting(lost, probing=resting.probing, drafted=drafted)
 
     def few(self, requests: int, step: int) -> Counts:
