@@ -211,8 +211,12 @@ class Together:
         return list(self._planned.lengths)
 
     def ahead(self) -> None:
-        """The next step's promise, where the past that it is planned from is over already (``delay``)."""
-        if self._planned is None or not self._planned.drafts:
+        """The next step's promise, where the past that it is planned from is over already (``delay``).
+
+        A step with copies alone leaves the promise that there is.
+        """
+        drafts = () if self._planned is None else self._planned.drafts
+        if not any(draft.slots and draft.source == "drafter" for draft in drafts):
             return
         started = time.perf_counter()
         self._memory = self._planning.scheduler.ahead(self._memory, self._here)
