@@ -42,13 +42,14 @@ COSTS = CostModel((1, 8, 32), (1, 8), (1.0, 0.2, 2.0, 0.0, 0.0, 0.0, 0.0, 0.05, 
 CHEAP = replace(COSTS, weights=tuple(weight / 8 if i else weight for i, weight in enumerate(COSTS.weights)))
 DEAR = CostModel((1,), (1,), (1.0, 0.0, 0.0, 0.0, 0.0, 5.0, 0.0, 0.0))
 LEARNS = Calibrations({s: Logistic((0.5,) * 4, (0.5,) * 4, (-0.5,) * 4) for s in (Sampling(), Sampling(1.0))})
+HASTY = Guard(credit=0.0, doubt=0.0, forgiven=0.2, among=2)
 SETTINGS = [
-    *(Adaptive(COSTS, LEARNS, form, Guard(soonest=1, latest=4, among=2)) for form in FORMS),
+    *(Adaptive(COSTS, LEARNS, form, HASTY) for form in FORMS),
     Adaptive(COSTS),
-    Adaptive(COSTS, LEARNS, "averaged", Guard(soonest=1, latest=4, among=2), delay=2),
+    Adaptive(COSTS, LEARNS, "averaged", HASTY, delay=2),
     Adaptive(COSTS, LEARNS, guard=None, lengths=(2,)),
-    Adaptive(COSTS, LEARNS, guard=Guard(soonest=1, latest=4, among=2), lengths=(1, 2, 4)),
-    Adaptive(DEAR, guard=Guard(soonest=2)),
+    Adaptive(COSTS, LEARNS, guard=HASTY, lengths=(1, 2, 4)),
+    Adaptive(DEAR, guard=Guard(credit=0.0, doubt=0.0, forgiven=0.5)),
 ]
 
 
@@ -102,7 +103,7 @@ def test_rounds_are_those_of_the_reference_loop(
 ) -> None:
     """All begin at once, and no clock moves the costs: then both know the same, and draw the same."""
     target, drafter = pair()
-    settings = Adaptive(CHEAP, LEARNS, form, Guard(soonest=1, latest=4, among=2), delay, lengths, copies=True)
+    settings = Adaptive(CHEAP, LEARNS, form, HASTY, delay, lengths, copies=True)
     requests = requests_of(SAMPLINGS)
     planner = Together(settings, 6, drafter.config.block_size)
     engine = Engine(target, requests, Limits(6, 1024), "dspark", drafter, lookup=lookup, planner=planner)
@@ -140,7 +141,7 @@ def test_sampled_answers_have_the_targets_law(no_clock: None) -> None:
     sampling, prompt, count = Sampling(1.0), [1, 2, 0, 3], 3000
     requests = [Request(f"{i}", prompt, sampling, i, 6, ignore_stop=True) for i in range(count)]
     hopeful = Calibrations({sampling: Logistic((0.5,) * 4, (0.5,) * 4, (1.0,) * 4)})
-    settings = Adaptive(CHEAP, hopeful, guard=Guard(soonest=1, latest=2, among=2))
+    settings = Adaptive(CHEAP, hopeful, guard=HASTY)
     planner = Together(settings, 16, drafter.config.block_size)
     engine = Engine(target, requests, Limits(16, 16 * 64), "dspark", drafter, lookup=False, planner=planner)
     answers = list(engine.run())

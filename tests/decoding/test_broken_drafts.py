@@ -131,7 +131,7 @@ def test_a_drafter_that_breaks_altogether_costs_speed_alone(kind: str, monkeypat
     target = tiny_target(sharpness=2.0)
     drafter = DRAFTERS[kind](target)
     requests = requests_of([Sampling()])
-    settings = Adaptive(COSTS, guard=Guard(soonest=2, credit=2.0))
+    settings = Adaptive(COSTS, guard=Guard(credit=2.0))
     planner = Together(settings, 4, drafter.config.block_size)
     engine = Engine(target, requests, Limits(4, 1024), "dspark", drafter, lookup=False, planner=planner)
     over = planner.over

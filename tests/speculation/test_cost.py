@@ -114,6 +114,15 @@ def test_steps_that_are_real_move_the_model_to_another_machine(factor: float) ->
     assert max(off(TRUE.refined([(GRID[0], 1e9)]), TRUE)) < 0.06, "one absurd step hardly moves it"
 
 
+def test_a_machine_that_is_slower_is_so_in_all_parts() -> None:
+    """What decides is how the parts compare, so it stays what it was, whichever steps there are to learn from."""
+    model = TRUE
+    for _ in range(8):
+        model = model.refined([(load, 2.5 * TRUE.seconds(load)) for load in GRID[:16]])
+    ratios = [now / before for now, before in zip(model.weights, TRUE.weights, strict=True) if before]
+    assert max(ratios) == pytest.approx(min(ratios)) and 2.3 < ratios[0] < 2.6
+
+
 def test_what_a_model_saves_it_is_again(tmp_path: Path) -> None:
     TRUE.save(tmp_path / "cost.json")
     assert CostModel.of(json.loads((tmp_path / "cost.json").read_text()), "cost.json") == TRUE

@@ -46,6 +46,7 @@ from enumeration import (
 
 PLAIN = Sampling(1.0)
 TILTS = (Tilt(0.4, 6.0), Tilt(-0.3, 9.0))
+HASTY = Guard(credit=0.0, doubt=0.0, forgiven=1.0)  # rests at once, and probes a step later
 FORMS: list[Form] = ["price", "averaged", "literal", "algorithm 1"]
 Ids = tuple[int, ...]
 Confidence = Callable[[Ids, int], float]
@@ -258,10 +259,10 @@ def test_steps_of_one_request_end_to_end(form: Form) -> None:
     case = Case(
         [target := random_logits(2, "one")], [mixed(target, random_logits(2, "one's"))], 2, confidence_of("one")
     )
-    scheduler = Scheduler(timed(CURVES["curve"], plain=0.7), form, 2, Guard(soonest=1, latest=2))
+    scheduler = Scheduler(timed(CURVES["curve"], plain=0.7), form, 2, HASTY)
     outcome = run(case, scheduler, [(0, 1)], scheduler.begin(1, 2), steps=4)
     assert_lossless(outcome)
-    assert any(memory.resting.steps for memory in outcome.memories), "some rest"
+    assert any(memory.resting.rests for memory in outcome.memories), "some rest"
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -269,20 +270,20 @@ def test_who_drafts_at_a_small_loss_and_then_rests(form: Form) -> None:
     case = Case(
         [target := random_logits(2, "one")], [mixed(target, random_logits(2, "one's"))], 2, confidence_of("one")
     )
-    scheduler = Scheduler(timed(CURVES["curve"], plain=0.65), form, 1, Guard(soonest=1, latest=2, credit=0.4))
+    scheduler = Scheduler(timed(CURVES["curve"], plain=0.65), form, 1, Guard(credit=0.4, doubt=0.0, forgiven=1.0))
     past = Past.nothing(1, 2)
     for _ in range(4):
         past = past.after(Present.of([[0.6, 0.3]]), np.arange(1))
     outcome = run(case, scheduler, [(0, 1)], Memory((past,), TILTS[:1]), steps=3)
     assert_lossless(outcome)
-    assert any(memory.resting.steps for memory in outcome.memories)
+    assert any(memory.resting.rests for memory in outcome.memories)
     assert any(0 < memory.resting.lost <= 0.4 for memory in outcome.memories)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_steps_of_two_requests_end_to_end(form: Form) -> None:
     case = two_requests(2, 1)
-    scheduler = Scheduler(timed(CURVES["stairs"]), form, 2, Guard(soonest=1, latest=2, among=2))
+    scheduler = Scheduler(timed(CURVES["stairs"]), form, 2, replace(HASTY, among=2))
     assert_lossless(run(case, scheduler, [(0, 1), (0, 0)], scheduler.begin(2, 1), steps=3))
 
 
@@ -297,7 +298,7 @@ def test_blocks_of_a_length_that_the_past_chooses(form: Form, delay: int, monkey
     def seconds(requests: int, drafted: int, drafts: int) -> Any:
         return 0.8 + 0.05 * drafted + 0.2 * np.arange(drafts + 1) if drafted else np.ones(drafts + 1)
 
-    scheduler = Scheduler(seconds, form, delay, Guard(soonest=1, latest=2), lengths=(1, 2))
+    scheduler = Scheduler(seconds, form, delay, HASTY, lengths=(1, 2))
     outcome = run(case, scheduler, [(0, 1)], scheduler.begin(1, 2), steps=4)
     assert_lossless(outcome)
     assert {memory.asks for memory in outcome.memories} == {1, 2}
@@ -319,9 +320,7 @@ def test_confidence_that_is_learned_on_the_way_and_rounds_that_explore(
 ) -> None:
     target = random_logits(2, "learned")
     case = Case([target], [mixed(target, random_logits(2, "its"))], 2, confidence_of("learned"), drafter=drafter)
-    scheduler = Scheduler(
-        timed(CURVES["curve"]), form, 1, Guard(soonest=1, latest=2), explore_every=3, learn_from=learn_from
-    )
+    scheduler = Scheduler(timed(CURVES["curve"]), form, 1, HASTY, explore_every=3, learn_from=learn_from)
     doubtful = Calibrations({PLAIN: Logistic((1.0, 1.0), (0.5, 0.5), (-0.5, -0.5))})
     outcome = run(case, scheduler, [(0, 1)], JointPlanning(scheduler, doubtful).begin(1, 2), steps=3)
     assert_lossless(outcome)

@@ -2,46 +2,44 @@
 
 from __future__ import annotations
 
-from collections import deque
-from statistics import median
+from dspark.decoding.pace import Pace
 
-# Steps without copies before the first ones and, while they pay, between: what a step takes by itself must be known.
-_BEFORE, _BETWEEN = 8, 2
-# Steps after which copying is judged, and how many go by without it where it does not pay: twice as many each time, up
-# to the last.
-_TRIED, _SOONEST, _LATEST = 16, 32, 256
+# Steps with copies in a row before one without (what that takes must be known); in plain steps, what copies may lose
+# (more the fewer requests there are, since what a few gain is chance), and what is forgiven a step without.
+_HEARD, _CREDIT, _DOUBT, _FORGIVEN = 8, 0.5, 2.5, 0.005
 
 
 class Copying:
-    """Judges by what copies gained in the last steps, and by what these took beside steps without: the past alone, so
-    it bends no law. A cost model would do for what verifying them takes, but a few rows more than a tile has are dearer
-    than it says, and planning is not in it.
+    """An account as the guard of drafts keeps it (``planner.guard``), of what copies gained and what steps with them
+    took beside neighbours without: the past alone, so it bends no law. A cost model would do for what verifying them
+    takes, but a few rows more than a tile has are dearer than it says, and planning is not in it.
+
+    While the account is overdrawn nobody looks for copies until all is forgiven, so they lose no more than a credit and
+    half a per cent of the time.
     """
 
     def __init__(self) -> None:
-        self._gained, self._steps = 0.0, 0
-        self._left, self._patience = _BEFORE, _SOONEST
-        self._took: dict[bool, deque[float]] = {wanted: deque(maxlen=_TRIED) for wanted in (False, True)}
+        self._pace = Pace()
+        self._lost, self._waits, self._row = 0.0, False, 0
 
     @property
     def wanted(self) -> bool:
         """Whether the next step without drafts looks for copies."""
-        return not self._left
+        return not self._waits and self._row < _HEARD
 
-    def after(self, gained: float, took: float) -> None:
-        """Such a step is over: what its accepted copies are worth and what it took with all its planning, both in steps
-        of so many requests as the cost model foretells them without copies.
+    def after(self, copies: bool, gained: float, took: float, requests: int) -> None:
+        """Such a step is over, with ``copies`` or without: what those accepted are worth, in steps of so many requests,
+        and what it took with all its planning, over what the cost model foretells without copies.
         """
-        wanted = self.wanted
-        self._took[wanted].append(took)
-        if not wanted:
-            self._left -= 1
-            return
-        self._gained += gained
-        self._steps += 1
-        if self._steps == _TRIED:
-            if self._gained / _TRIED < median(self._took[True]) - median(self._took[False]):
-                self._left, self._patience = self._patience, min(2 * self._patience, _LATEST)
-            else:
-                self._left, self._patience = _BETWEEN, _SOONEST
-            self._gained, self._steps = 0.0, 0
+        self._pace.after(copies, took)
+        if copies:
+            self._lost = max(0.0, self._lost + self._pace.dearer - 1 - gained)
+            self._waits = self._lost > _CREDIT + _DOUBT / requests
+        elif self._waits:
+            self._lost -= _FORGIVEN
+            self._waits = self._lost > 0
+        self._row = self._row + 1 if copies else 0
+
+    def anew(self) -> None:
+        """The cost model says something else from now on (``Pace.anew``)."""
+        self._pace.anew()

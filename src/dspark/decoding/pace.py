@@ -7,34 +7,40 @@ steps of one kind that come right after the other kind are compared: whatever el
 from __future__ import annotations
 
 import math
+from collections import deque
+from statistics import fmean, median
 
-# How fast surprises and the ratio follow at least, how many comparisons the model that was measured counts for, the
-# largest surprise that counts and the least of which two alike in a row are no chance (natural logarithms).
-_FOLLOWING, _LEARNING, _TRUST, _SURPRISE, _CHANCE = 0.3, 0.1, 2, 0.5, 0.1
+# Steps whose planning is remembered, comparisons that are, for how many of these the model that was measured counts,
+# and how fast surprises of steps of one kind are followed (natural logarithms).
+_PLANNED, _COMPARED, _TRUST, _FOLLOWING = 16, 15, 2, 0.3
 
 
 class Pace:
-    """Learns from every step ``after`` it; steps with drafts and plain ones are two kinds."""
+    """Learns from every step ``after`` it; steps with drafts and plain ones are two kinds.
+
+    A step that something else has held up says nothing, however long it was: of the last comparisons the middle third
+    is averaged, and the median is taken of what planning took.
+    """
 
     def __init__(self) -> None:
-        self._planning: dict[bool, float] = {}
+        self._planning: dict[bool, deque[float]] = {kind: deque(maxlen=_PLANNED) for kind in (False, True)}
         self._before: bool | None = None  # the kind of the step before
         self._lately = 0.0  # how surprising steps were since a step of the other kind
-        self._ratio, self._compared, self._wrong = 0.0, 0, 0.0
+        self._ratios = deque([0.0] * _TRUST, maxlen=_COMPARED)
 
     @property
     def dearer(self) -> float:
         """What steps with drafts take over what they are foretold to, where plain ones take just that."""
-        return math.exp(self._ratio)
+        outside = len(self._ratios) // 3
+        return math.exp(fmean(sorted(self._ratios)[outside : len(self._ratios) - outside]))
 
     def planning(self, drafting: bool) -> float:
         """Seconds that planning a step of this kind takes by itself."""
-        return self._planning.get(drafting, 0.0)
+        return median(self._planning[drafting] or (0.0,))
 
     def planned(self, drafting: bool, seconds: float) -> None:
         """So many went into planning one."""
-        known = self._planning.get(drafting, seconds)
-        self._planning[drafting] = known + _LEARNING * (seconds - known)
+        self._planning[drafting].append(seconds)
 
     def after(self, drafting: bool, over_foretold: float) -> None:
         """A step, its planning left out, took so many times what the model says of it."""
@@ -43,9 +49,9 @@ class Pace:
             self._lately += _FOLLOWING * (surprise - self._lately)
             return
         if self._before is not None:
-            here = surprise - self._lately if drafting else self._lately - surprise
-            wrong = max(-_SURPRISE, min(_SURPRISE, here - self._ratio))
-            changed = wrong * self._wrong > 0 and min(abs(wrong), abs(self._wrong)) > _CHANCE
-            self._compared, self._wrong = 1 if changed else self._compared + 1, wrong
-            self._ratio += max(_LEARNING, 1 / (_TRUST + self._compared)) * wrong
+            self._ratios.append(surprise - self._lately if drafting else self._lately - surprise)
         self._before, self._lately = drafting, surprise
+
+    def anew(self) -> None:
+        """The model says something else from now on, so nothing before is compared with what comes."""
+        self._before = None

@@ -211,8 +211,12 @@ class Together:
         return list(self._planned.lengths)
 
     def ahead(self) -> None:
-        """The next step's promise, where the past that it is planned from is over already (``delay``)."""
-        if self._planned is None or not self._planned.drafts:
+        """The next step's promise, where the past that it is planned from is over already (``delay``).
+
+        A step with copies alone leaves the promise that there is.
+        """
+        drafts = () if self._planned is None else self._planned.drafts
+        if not any(draft.slots and draft.source == "drafter" for draft in drafts):
             return
         started = time.perf_counter()
         self._memory = self._planning.scheduler.ahead(self._memory, self._here)
@@ -230,6 +234,8 @@ class Together:
         if len(self._taken) == _STEPS:
             self.costs = self.costs.refined(self._taken)
             self._taken.clear()
+            self._pace.anew()
+            self._copying.anew()
         if self._planned is not None and len(rounds):
             self.ledger.came(rounds, self._planned.expected)
             ended = self._here[[each.finish is not None for each in rounds]]
@@ -239,7 +245,8 @@ class Together:
         if rounds and not self._asked and load.requests == len(rounds):
             took = seconds + time.perf_counter() - started
             gained = sum(each.accepted for each in rounds) / len(rounds)
-            self._copying.after(gained, took / self.costs.seconds(self._base))
+            copies = self._planned is not None and bool(self._planned.drafts)
+            self._copying.after(copies, gained, took / self.costs.seconds(self._base), len(rounds))
 
     def _seated(self, rows: Sequence[Running]) -> dict[Running, int]:
         """The seat of each row; who is not here has none, and whoever takes one begins anew."""

@@ -140,14 +140,21 @@ class CostModel:
         return _curve(self.drafts, self.weights[len(self.tokens) + _BASE : -2])
 
     def refined(self, taken: Sequence[tuple[Load, float]]) -> CostModel:
-        """After some steps, their loads and the seconds they took: the parts of each move, its largest one most."""
+        """After some steps, their loads and the seconds they took.
+
+        All parts together follow the middle of these steps: a machine that is slower now is slower in everything, and
+        what decides is how the parts compare. By what each step took besides, its own parts move, the largest one most.
+        """
         loads, seconds = zip(*taken, strict=True)
         parts_MF = self._features(loads) * np.array(self.weights)
         foretold_M = parts_MF.sum(axis=1)
         if not (foretold_M > 0).all():
             return self
-        surprise_M = np.clip(np.array(seconds) / foretold_M - 1, -_SURPRISE, _SURPRISE)
+        over_M = np.array(seconds) / foretold_M
+        level = np.median(over_M)
+        surprise_M = np.clip(over_M / level - 1, -_SURPRISE, _SURPRISE)
         moved_F = _LEARNING * (surprise_M / parts_MF.max(axis=1)) @ parts_MF
+        moved_F += (1 - (1 - _LEARNING) ** len(taken)) * np.log(level).clip(-_SURPRISE, _SURPRISE)
         return replace(self, weights=tuple((np.array(self.weights) * np.exp(moved_F)).tolist()))
 
     def asdict(self) -> dict[str, list[float]]:

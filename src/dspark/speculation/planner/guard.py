@@ -14,19 +14,19 @@ from dspark.speculation.planner.plan import Counts
 
 @dataclass(frozen=True)
 class Resting:
-    """How many steps went by without a draft, and how many may before one is made to see whether it pays again; what
-    drafting has ``lost`` and not paid back, as a share of its own steps; how many steps in a row ``drafted``.
+    """What drafting has ``lost`` and neither gained back nor waited for, in plain steps; whether it ``rests`` until
+    that is waited for, or is ``probing`` whether it pays again; how many steps in a row ``drafted``.
     """
 
-    steps: int = 0
-    patience: int = 0
     lost: float = 0.0
+    rests: bool = False
+    probing: bool = False
     drafted: int = 0
 
     @property
-    def probing(self) -> bool:
-        """Whether this step drafts to see whether it pays again."""
-        return self.patience > 0 and self.steps == 0
+    def woken(self) -> bool:
+        """Whether this step is the first of a probe."""
+        return self.probing and self.drafted == 1
 
 
 DRAFTING = Resting()
@@ -34,46 +34,50 @@ DRAFTING = Resting()
 
 @dataclass(frozen=True)
 class Guard:
-    """No draft where the gain that the past promises is below ``margin`` (0.05: five per cent more tokens a second),
-    and has been for so long that a ``credit`` of drafting steps is used up: texts have easy and hard stretches. What
-    they gain pays it back, and of what is owed so much is ``forgiven`` a step of rest.
+    """An account of what drafting loses, in plain steps. A step with drafts costs by how much the gain that the past
+    promises is below ``margin`` (0.05: five per cent more tokens a second); what is promised above it pays back.
 
-    A probe comes after ``soonest`` steps without a draft, then after twice as many each time, up to ``latest``, and
-    only one of ``among`` requests drafts in it: what finding out costs is bounded, and drafting comes back when texts
-    or load have changed. While it pays, a plain step comes in between, since what those take must be known as well: in
-    the beginning every ``heard`` steps, later the less often the longer it has gone on, until it costs no more than
-    ``listening`` (a share of the time).
+    Texts have easy and hard stretches, and what a few rounds promise is mostly chance: nobody rests before ``credit``
+    is used up, and besides it a ``doubt`` that all requests share. Then nobody drafts until all is waited for, of which
+    ``forgiven`` goes a step, or until so much is promised again; and a probe goes on until that is so or the credit is
+    used up once more. A clear loss is seen in few steps, an unclear one costs little, and either is waited for by
+    what it cost. So all that drafting is promised to lose, beside a margin less, is one credit (or one step, if that is
+    more) and ``forgiven``, a share of the time.
+
+    A probe is of one request in ``among``, others from one step to the next, where all together would lose more.
+    Between steps with drafts comes a plain one, since what those take must be known as well: every ``heard`` steps in
+    the beginning and where drafting does not pay, else the less often the longer it has gone on, until that costs no
+    more than ``listening`` (a share of the time).
     """
 
     margin: float = 0.05
-    soonest: int = 8
-    latest: int = 128
     credit: float = 0.5
-    forgiven: float = 0.002
+    doubt: float = 2.5
+    forgiven: float = 0.005
     among: int = 8
     listening: float = 0.005
     heard: int = 8
 
-    def next_step(self, gain: float | None, resting: Resting, step: int = 0) -> tuple[bool, Resting]:
+    def next_step(self, gain: float | None, resting: Resting, step: int = 0, requests: int = 1) -> tuple[bool, Resting]:
         """Whether the next step drafts, and what to remember; ``step``: how many there were.
 
         ``gain``: tokens a second of drafting steps over those of plain ones, less one, as the past promises it; None
         where there is no past: then a probe is due.
         """
         if gain is None:
-            return True, Resting(0, self.soonest)
-        lost = max(0.0, resting.lost + self.margin - gain)
-        if gain >= self.margin or (not resting.patience and lost <= self.credit):
-            if resting.drafted >= max(self.heard, min(step / self.heard, gain / self.listening)):
-                return False, Resting(lost=resting.lost)
-            return True, Resting(lost=min(lost, self.credit), drafted=resting.drafted + 1)
-        patience, owed = resting.patience or self.soonest, max(0.0, resting.lost - self.forgiven)
-        if resting.steps < patience:
-            return False, Resting(resting.steps + 1, patience, owed)
-        return True, Resting(0, min(2 * patience, self.latest), owed)
+            return True, Resting(probing=True, drafted=1)
+        if resting.drafted >= max(self.heard, min(step / self.heard, gain / self.listening)):
+            return False, Resting(resting.lost)
+        lost, drafted = max(0.0, resting.lost + self.margin - gain), resting.drafted + 1
+        if gain >= self.margin:
+            return True, Resting(lost, drafted=drafted)
+        if resting.rests:
+            owed = max(0.0, resting.lost - self.forgiven)
+            return (False, Resting(owed, rests=True)) if owed else (True, Resting(lost, probing=True, drafted=1))
+        if lost > self.credit + self.doubt / requests:
+            return False, Resting(lost, rests=True)  # of one step more: what nobody would do is waited for as well
+        return True, Resting(lost, probing=resting.probing, drafted=drafted)
 
-    def asked(self, requests: int, step: int, resting: Resting) -> Counts:
-        """Which of so many requests draft in a step that does: all, or in a probe others from one to the next."""
-        if not resting.probing:
-            return np.arange(requests)
+    def few(self, requests: int, step: int) -> Counts:
+        """Which of so many requests draft in a probe, if not all do."""
         return np.arange(step % min(self.among, requests), requests, self.among)

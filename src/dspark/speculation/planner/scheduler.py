@@ -90,7 +90,7 @@ class Memory:
     @property
     def rests(self) -> bool:
         """Whether nobody drafts, not even to see whether it pays."""
-        return self.resting.patience > 0 and not self.resting.probing
+        return self.resting.rests
 
     @property
     def reconsiders(self) -> int:
@@ -164,9 +164,10 @@ class Scheduler:
         if self.guard is None:
             return slots, memory
         gain = memory.promise.gain if memory.promise else None
-        drafting, resting = self.guard.next_step(gain, memory.resting, memory.steps)
-        asked = slots[self.guard.asked(len(slots), memory.steps, resting)] if drafting else slots[:0]
-        return asked, replace(memory, resting=resting)
+        drafting, resting = self.guard.next_step(gain, memory.resting, memory.steps, len(slots))
+        if drafting and resting.probing:
+            return self._probe(self.guard, replace(memory, resting=resting), slots)
+        return slots if drafting else slots[:0], replace(memory, resting=resting)
 
     def ahead(self, memory: Memory, slots: Counts) -> Memory:
         """With the next step's promise, if its requests are the same ``slots [R]``; for a ``delay`` of two or more, in
@@ -203,7 +204,7 @@ class Scheduler:
         they were.
         """
         drafted = bool(over.drafted.any())
-        newest = memory.pasts[-1].forgotten() if memory.resting.probing else memory.pasts[-1]
+        newest = memory.pasts[-1].forgotten() if memory.resting.woken else memory.pasts[-1]
         pasts = (*memory.pasts[1:], newest.after(over, slots) if drafted else newest.faded())
         if not drafted and not outcomes:
             over_now = replace(memory, pasts=pasts, steps=memory.steps + 1)
@@ -221,6 +222,16 @@ class Scheduler:
         promise, length = memory.coming or (self._held(memory) if drafted else memory.promise, memory.length)
         over_now = Memory(pasts, tuple(shown), memory.resting, memory.steps + 1, learned, heard, promise, length)
         return over_now.without(ended) if len(ended) else over_now
+
+    def _probe(self, guard: Guard, memory: Memory, slots: Counts) -> tuple[Counts, Memory]:
+        """A few of the slots, or all where that is promised to lose less than a few would."""
+        few, promise, resting = slots[guard.few(len(slots), memory.steps)], memory.promise, memory.resting
+        if promise is None or len(few) == len(slots):
+            return few, memory
+        spared = self._capacity(memory, slots, few, memory.asks).rate / promise.plain - 1 - promise.gain
+        if spared <= 0:
+            return slots, memory
+        return few, replace(memory, resting=replace(resting, lost=max(0.0, resting.lost - spared)))
 
     def _held(self, memory: Memory) -> Promise | None:
         """What still holds of a promise after a step with drafts: nothing after a probe, which is made to know more."""

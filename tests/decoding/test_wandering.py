@@ -1,0 +1,76 @@
+"""Adaptive decoding on a machine that others use as well: it drafts where that pays, and hardly loses where not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from statistics import fmean
+
+import pytest
+from wandering import BLOCK, Machine, Texts, costs, gained
+
+from dspark.decoding import planners
+from dspark.decoding.planners import Adaptive, lengths_of
+from dspark.speculation.cost import CostModel
+from dspark.speculation.planner.guard import Guard
+
+LENGTHS = lengths_of(BLOCK)
+MACHINE = {1: costs(), 4: costs(row=0.06), 16: costs(row=0.05)}
+# As a start-up finds them in a minute in which the machine is nearly three times as slow, and by chance drafts dearer
+# still.
+SLOW_MINUTE = costs(scale=2.7)
+BAD_MINUTE = costs(row=0.04, draft=0.22, drafted=0.07, scale=2.7)
+# As it is, and one that neither sits out a hard stretch nor comes back soon.
+SOUND = Guard()
+SHY = Guard(credit=0.0, doubt=0.0, forgiven=0.0005)
+
+
+@pytest.fixture(autouse=True)
+def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time that planning itself takes here is none of that machine's."""
+    monkeypatch.setattr(planners.time, "perf_counter", lambda: 0.0)
+
+
+def adaptive(model: CostModel, guard: Guard | None = SOUND) -> Adaptive:
+    return Adaptive(model, guard=guard, lengths=LENGTHS)
+
+
+def gain(settings: Adaptive | int, texts: Texts, requests: int = 1, calm: bool = False) -> float:
+    """Tokens a second over plain decoding's, mean of three hours."""
+    steps = 600 if requests == 1 else 400
+    hours = [(Machine(MACHINE[requests], seed, calm), replace(texts, seed=seed)) for seed in range(3)]
+    return fmean(gained(machine, each, settings, requests, steps) for machine, each in hours)
+
+
+@pytest.mark.parametrize("calm", [True, False], ids=["calm", "wandering"])
+def test_one_user_drafts_where_it_pays(calm: bool) -> None:
+    texts = Texts(0.36)
+    best = gain(2, texts, calm=calm)
+    assert best > 1.1
+    right, slow = (gain(adaptive(model), texts, calm=calm) for model in (MACHINE[1], SLOW_MINUTE))
+    assert right > best - 0.02
+    assert slow == pytest.approx(right, abs=0.01), "how fast the machine was at the start does not matter"
+    assert gain(adaptive(MACHINE[1], SHY), texts, calm=calm) < right - 0.08, "control: a guard that rests by chance"
+
+
+def test_prices_that_were_wrong_at_the_start_cost_less_than_resting_does() -> None:
+    assert gain(adaptive(BAD_MINUTE), Texts(0.36)) > 1.08
+    assert gain(adaptive(BAD_MINUTE), Texts(0.65), 4) > 1.12
+
+
+def test_four_users_draft_where_it_pays() -> None:
+    assert gain(adaptive(MACHINE[4]), Texts(0.65), 4) > gain(2, Texts(0.65), 4) > 1.15
+
+
+@pytest.mark.parametrize("requests", [1, 4, 16])
+def test_hardly_anything_is_lost_where_it_does_not_pay(requests: int) -> None:
+    """A credit and half a per cent of the time; who never rests loses a tenth and more."""
+    texts = Texts(0.12)
+    cheap = costs(row=0.03 if requests > 1 else 0.005, draft=0.15)  # half of what drafting takes
+    assert all(gain(adaptive(model), texts, requests) > 0.975 for model in (MACHINE[requests], cheap))
+    assert gain(adaptive(MACHINE[requests], None), texts, requests) < 0.92, "control"
+
+
+@pytest.mark.parametrize("requests", [1, 16])
+def test_copies_are_made_while_they_pay(requests: int) -> None:
+    rarely, often = (gain(adaptive(MACHINE[requests]), Texts(0.05, 0.3, each), requests) for each in (0.02, 0.6))
+    assert rarely > 0.975 and often > (1.3 if requests == 1 else 1.05)
