@@ -263,6 +263,23 @@ def test_dflash_learns_by_cross_entropy_alone() -> None:
     assert figures["confidence"] == 0
 
 
+def test_long_gradients_are_cut_to_the_clip_and_short_ones_stay() -> None:
+    """By what the optimiser remembers of its first step: a tenth of the gradient that it saw."""
+    target = tiny_target(sharpness=3.0, pack=False)
+    examples = conversations(target, 4)
+    batch = OnlineFeatures(target, examples, (0, 1)).batch(range(4))
+    norms = []
+    for clip in (1e-3, 1e9):
+        values = recipe().model_dump()
+        values["optimizer"] |= {"clip": clip}
+        settings = Recipe.model_validate(values)
+        learner = Learner(settings, new_drafter(settings, target, examples))
+        norms.append(learner.learn(batch)["gradient_norm"])
+        seen = [state["exp_avg"].flatten() * 10 for state in learner.optimizer.state.values()]
+        assert float(torch.cat(seen).norm()) == pytest.approx(min(clip, norms[-1]), rel=1e-4)
+    assert norms[0] == norms[1] > 1e-3
+
+
 def test_steps_of_short_blocks_are_those_of_a_drafter_with_short_blocks() -> None:
     target = tiny_target(sharpness=3.0, pack=False)
     examples = conversations(target, 4)

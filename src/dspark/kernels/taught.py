@@ -77,7 +77,8 @@ def can_gate(act: str) -> bool:
 
 
 def gate_forward(gate: Tensor, up: Tensor, act: str) -> Tensor:
-    """``act(gate) * up [..., I]``, all of one dtype."""
+    """``act(gate) * up [..., I]``, all of one dtype and contiguous."""
+    assert up.is_contiguous() and up.dtype == gate.dtype and up.shape == gate.shape
     out = torch.empty_like(gate)
     _gate(gate.dtype, act)(*(each.data_ptr() for each in (gate, up, out)), *_rows(gate))
     return out

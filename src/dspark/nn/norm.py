@@ -68,7 +68,8 @@ def _angles(x: Tensor, at: Rotary) -> Angles:
     while own and own[0] == 1:
         own = own[1:]
     shape = own if leading[len(leading) - len(own) :] == own else leading
-    cos, sin = (each.view(*own, -1).expand(*shape, -1).flatten(0, -2).contiguous() for each in at)
+    width = at.cos.shape[-1]
+    cos, sin = (each.view(*own, width).expand(*shape, width).reshape(-1, width).contiguous() for each in at)
     return Angles(cos, sin, x.shape[-2])
 
 
