@@ -1,14 +1,16 @@
 """All kinds of drafters trained under equal conditions, and what each then gains: equal tokens, equal time.
 
-    python benchmarks/compare_drafters.py --responses corpus/smollm2-135m.xz --out FOLDER
-        --domain math=FILE --domain code=FILE --domain chat=FILE [--limit 10] [--parts sweep tokens time ...]
+    OMP_NUM_THREADS=1 python benchmarks/compare_drafters.py --responses corpus/smollm2-135m.xz --out FOLDER
+        --domain math=FILE --domain code=FILE --domain chat=FILE [--limit 10] [--workers 2] [--parts sweep tokens ...]
 
 Every kind starts from the target's own last layers and sees the same answers in the same order, with as many taught
-slots a sequence. ``sweep`` finds each kind's learning rate (held-out answers decide, never the prompts of the domains);
-``tokens`` gives each as many steps, ``time`` as many as DSpark's steps take, by prices timed in turn; ``depth`` and
-``lengths`` vary DSpark's layers and block, ``losses`` gives DFlash what DSpark learns with. What was trained decodes
-the prompts for real, whole blocks of its own, greedy and at temperature 1. Rows go to FOLDER/comparison.jsonl as soon
-as they are there, a run that has its row is not made again; drafters of the two tables stay in FOLDER.
+slots a sequence. ``sweep`` finds each kind's learning rate (held-out answers decide, never the prompts of the domains)
+and times its step in turn with DSpark's; ``tokens`` gives each as many steps, ``time`` as many as DSpark's take;
+``depth`` varies layers and ``lengths`` the block, ``losses`` gives DFlash what DSpark learns with, ``longer``
+trains four times as long. What was trained decodes the prompts for real, whole blocks of its own, greedy and at
+temperature 1; ``speed`` and ``shares`` then time it (benchmarks/compared_speed.py), with nothing else running. Rows go
+to FOLDER/comparison.jsonl as soon as they are there, a run that has its row is not made again; what was trained stays
+in FOLDER. Each of the workers trains on a thread of its own and all read the same features.
 """
 
 from __future__ import annotations
@@ -16,38 +18,30 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import multiprocessing
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from compared_prompts import Prompts
+from compared_speed import add_shares, add_speed, rewrite
 from experiments import Arm, Room, Run, relative, validated
 
-from dspark.cli.eval_prompts import Dialogue, asked_of_files, domains_of
 from dspark.cli.pair import load_beside
-from dspark.decoding.engine import BLOCK, Engine, Limits
-from dspark.decoding.modes import LOOKUP_BLOCK, Mode
-from dspark.decoding.request import Completion, Request
+from dspark.decoding.modes import LOOKUP_BLOCK
 from dspark.drafters.checkpoint import save_drafter
-from dspark.drafters.drafter import Drafter
-from dspark.evaluation.intervals import interval
-from dspark.evaluation.summary import tau_of
 from dspark.foundation.records import JsonlWriter
-from dspark.speculation.acceptance import Round, RoundTally
-from dspark.speculation.sampling import Sampling
-from dspark.targets.model import Target
+
+Row = dict[str, Any]
 
 BASE = "DSpark vanilla"
 SLOTS = 84  # taught, of a sequence in a step
-RATES = (7.5e-4, 1.5e-3, 3.0e-3)
-SEEDS = (0, 1)
-SAMPLINGS = {"greedy": Sampling(), "temperature 1": Sampling(1.0)}
-CONTEXTS = (0, 128, 256, 512, 2048)  # edges, in tokens before the anchor
+RATES = (1.5e-3, 3.0e-3, 6.0e-3, 1.2e-2)
 LOOKUP = "prompt lookup"
+LONGER = 4  # times as many steps
 
 
 @dataclass(frozen=True)
@@ -76,169 +70,194 @@ KINDS = {
     "Eagle3": Kind("smollm2-135m-eagle3", layers=1),
     "MTP-1": Kind("smollm2-135m-mtp", block=1, layers=1),
 }
-DEPTH = {f"{BASE}, {n} layer{'s' * (n > 1)}": replace(KINDS[BASE], layers=n) for n in (1, 2)}
+DEPTH = {f"{arm}, {n} layer{'s' * (n > 1)}": replace(KINDS[arm], layers=n) for arm in (BASE, "DFlash") for n in (1, 2)}
 LENGTHS = {f"{BASE}, K = {k}": replace(KINDS[BASE], block=k) for k in (3, 11, 15)}
 _AS_DSPARK = (LATER, "loss.hard_ce=0.0", "loss.soft_ce=0.5", "loss.l1=1.0")
 LOSSES = {"DFlash, DSpark's losses": replace(KINDS["DFlash"], settings=_AS_DSPARK)}
 VARIANTS = {"depth": DEPTH, "lengths": LENGTHS, "losses": LOSSES}
+# The supposed cause of what the paper has otherwise: it trains far longer.
+LONG = (BASE, "DFlash", "Eagle3")
+# What a run with as many tokens of training is part of beside its own table.
+ALSO = {BASE: ("time", "depth", "lengths", "longer"), "DFlash": ("depth", "longer"), "Eagle3": ("longer",)}
 
 
-class Prompts:
-    """What is decoded, by domain."""
+@dataclass(frozen=True)
+class Job:
+    """One drafter to train: which, for what, how long and how."""
 
-    def __init__(self, target: Target, domains: Sequence[str], limit: int, max_tokens: int) -> None:
-        self._target, self._max_tokens = target, max_tokens
-        asked = asked_of_files(domains_of([], list(domains)), limit)
-        self._tasks = [Dialogue.of(each).task(target.chat, 0) for each in asked]
-        self._domain = {task.key[0] + task.id: task.domain for task in self._tasks}
+    arm: str
+    kind: Kind
+    part: str
+    steps: int
+    seed: int
+    rate: float
 
-    def decoded(self, drafter: Drafter | None) -> dict[str, Any]:
-        """Figures by sampling; without a drafter those of prompt lookup."""
-        return {name: self._figures(self._answers(drafter, sampling)) for name, sampling in SAMPLINGS.items()}
+    @property
+    def tables(self) -> list[str]:
+        """Those of the page that its row belongs to."""
+        return [self.part, *(ALSO.get(self.arm, ()) if self.part == "tokens" else ())]
 
-    def _answers(self, drafter: Drafter | None, sampling: Sampling) -> list[Completion]:
-        requests = [Request(t.key[0] + t.id, t.prompt_ids, sampling, t.seed, self._max_tokens) for t in self._tasks]
-        longest = max(len(each.prompt_ids) for each in requests) + self._max_tokens + 2 * BLOCK
-        limits, mode = Limits(len(requests), len(requests) * longest), _mode(drafter)
-        return list(Engine(self._target, requests, limits, mode, drafter, lookup=mode == "ngram").run())
-
-    def _figures(self, answers: Sequence[Completion]) -> dict[str, Any]:
-        whole, domains, contexts = RoundTally(), defaultdict(RoundTally), defaultdict(RoundTally)
-        sums: dict[str, list[list[float]]] = defaultdict(list)
-        for answer in answers:
-            domain = self._domain[answer.request.id]
-            for context, each in _placed(answer):
-                for tally in (whole, domains[domain], contexts[context]):
-                    tally.add(each)
-            gained = len(answer.output_ids) - len(answer.rounds[0].tokens)
-            sums[domain].append([gained, len(answer.rounds) - 1])
-        return {
-            "tau": whole.tau,
-            "macro_tau": float(np.mean([each.tau for each in domains.values()])),
-            "tau_interval": interval([np.array(each, dtype=np.float64) for each in sums.values()], tau_of),
-            "rounds": whole.rounds,
-            "prompts": len(answers),
-            "domains": {name: {"tau": each.tau, "rounds": each.rounds} for name, each in sorted(domains.items())},
-            "conditional_acceptance": whole.conditional_acceptance,
-            "reached": whole.observed_at,
-            "contexts": [
-                {"from": first, "to": last, "tau": contexts[first].tau, "rounds": contexts[first].rounds}
-                for first, last in zip(CONTEXTS, CONTEXTS[1:], strict=False)
-                if contexts[first].rounds
-            ],
-        }
+    def made(self, rows: Iterable[Row]) -> bool:
+        """Whether its row is there."""
+        mine = (self.arm, self.tables, self.seed, self.rate)
+        return any((row["arm"], row["tables"], row["seed"], row.get("lr")) == mine for row in rows)
 
 
-def _mode(drafter: Drafter | None) -> Mode:
-    return "ngram" if drafter is None else "dspark"
+def folder_of(arm: str, table: str, seed: int) -> str:
+    """Where what was trained lies."""
+    words = f"{arm} {table} {seed}".replace(",", "").replace("'", "").replace("= ", "")
+    return words.replace(" ", "-")
 
 
-def _placed(answer: Completion) -> Iterator[tuple[int, Round]]:
-    """Rounds with the lower edge of their context."""
-    length = len(answer.request.prompt_ids)
-    for each in answer.rounds:
-        yield max(edge for edge in CONTEXTS if edge <= length), each
-        length += len(each.tokens)
+class Trainer:
+    """Makes rows of jobs, in whatever process it finds itself."""
 
+    def __init__(self, room: Room, prompts: Prompts, folder: Path) -> None:
+        self._room, self._prompts, self._folder = room, prompts, folder
 
-class Comparison:
-    """The rows of a folder, and how they come about."""
-
-    def __init__(self, room: Room, prompts: Prompts, folder: Path, steps: int) -> None:
-        self._room, self._prompts, self._folder, self._steps = room, prompts, folder, steps
-        self._path = folder / "comparison.jsonl"
-        self.rows = [json.loads(line) for line in self._path.read_text().splitlines()] if self._path.exists() else []
-
-    def sweep(self) -> None:
-        """Short runs of every kind with every learning rate."""
-        for name, kind in KINDS.items():
-            for rate in RATES:
-                self._row(name, kind, "sweep", self._steps // 3, 0, rate)
-
-    def rate(self, name: str) -> float:
-        """The learning rate that a kind did best with on held-out answers."""
-        mine = [row for row in self.rows if row["arm"] == name and row["tables"] == ["sweep"]]
-        if not mine:
-            raise SystemExit(f"{name} has no learning rate yet; run the part sweep first")
-        best = max(mine, key=lambda row: row["validation"]["tau"] + row["validation"]["greedy_tau"])
-        return float(best["lr"])
-
-    def tables(self, table: str, seed: int) -> None:
-        """Every kind with one seed. DSpark vanilla's run belongs to both tables."""
-        for name, kind in KINDS.items():
-            steps = self._steps
-            if table == "time" and name != BASE:
-                steps = round(steps / self._price(name, kind))
-            self._row(name, kind, table, steps, seed, self.rate(name))
-
-    def variants(self, part: str) -> None:
-        """What varies one thing, with as many steps and one seed."""
-        for name, kind in VARIANTS[part].items():
-            self._row(name, kind, part, self._steps, 0, self.rate(name.split(",")[0]))
-
-    def lookup(self) -> None:
-        """The baseline that needs no training."""
-        if not any(row["arm"] == LOOKUP for row in self.rows):
-            row = {"record": "comparison", "arm": LOOKUP, "tables": ["tokens", "time"], "kind": "ngram"}
-            row |= {"layers": None, "block_size": LOOKUP_BLOCK, "seed": None, "tokens": 0, "seconds": 0.0}
-            self._keep(row | {"decoded": self._prompts.decoded(None)})
-
-    def _price(self, name: str, kind: Kind) -> float:
-        """A step's time in steps of DSpark vanilla: from an earlier row, or timed in turn."""
-        known = [row["step_price"] for row in self.rows if row["arm"] == name and row.get("step_price")]
-        if known:
-            return float(known[0])
-        return 1.0 if name == BASE else relative(self._room, kind.arm(0, RATES[0]), KINDS[BASE].arm(0, RATES[0]))
-
-    def _row(self, name: str, kind: Kind, part: str, steps: int, seed: int, rate: float) -> None:
-        tables = ["tokens", "time", "depth", "lengths"] if name == BASE and part in ("tokens", "time") else [part]
-        if any(
-            (row["arm"], row["tables"], row["seed"], row.get("lr")) == (name, tables, seed, rate) for row in self.rows
-        ):
-            return
-        price = self._price(name, kind)
-        run, tokens = Run(self._room, kind.arm(seed, rate), steps), 0
+    def row(self, job: Job) -> Row:
+        """Train, judge on held-out answers and, but in the sweep, decode."""
+        run, tokens = Run(self._room, job.kind.arm(job.seed, job.rate), job.steps), 0.0
         started = time.process_time()
-        while run.learner.step < steps:
+        while run.learner.step < job.steps:
             tokens += run.learn()["answer_tokens"]
-        row = {
+        seconds = time.process_time() - started
+        return {
             "record": "comparison",
-            "arm": name,
-            "tables": tables,
+            "arm": job.arm,
+            "tables": job.tables,
             "kind": run.learner.drafter.config.kind,
-            "layers": kind.layers,
-            "block_size": kind.block,
-            "seed": seed,
-            "lr": rate,
-            "steps": steps,
-            "step_price": price,
+            "layers": job.kind.layers,
+            "block_size": job.kind.block,
+            "seed": job.seed,
+            "lr": job.rate,
+            "steps": job.steps,
+            "step_price": self._price(job),
             "tokens": int(tokens),
-            "seconds": time.process_time() - started,
+            "seconds": seconds,
             "validation": asdict(validated(self._room, run.learner.drafter)),
+            "decoded": None if job.part == "sweep" else self._decoded(run, job),
         }
-        self._keep(row | {"decoded": None if part == "sweep" else self._decoded(run, f"{name} {part} {seed}")})
 
-    def _decoded(self, run: Run, name: str) -> dict[str, Any]:
-        folder = self._folder / name.replace(" ", "-").replace(",", "").replace("'", "")
-        recipe = run.learner.recipe
-        export = getattr(torch, recipe.drafter.export_dtype)
+    def _price(self, job: Job) -> float | None:
+        """A step's time in steps of DSpark vanilla, timed in turn; once a kind."""
+        if (job.part, job.rate) != ("sweep", RATES[0]):
+            return None
+        return 1.0 if job.arm == BASE else relative(self._room, job.kind.arm(0, job.rate), KINDS[BASE].arm(0, job.rate))
+
+    def _decoded(self, run: Run, job: Job) -> dict[str, Any]:
+        folder = self._folder / folder_of(job.arm, job.part, job.seed)
+        export = getattr(torch, run.learner.recipe.drafter.export_dtype)
         save_drafter(folder, run.learner.drafter, self._room.packed.identity, dtype=export)
         return self._prompts.decoded(load_beside(self._room.packed, folder))
 
-    def _keep(self, row: dict[str, Any]) -> None:
+    def lookup(self) -> Row:
+        """The baseline that needs no training."""
+        row = {"record": "comparison", "arm": LOOKUP, "tables": ["tokens", "time"], "kind": "ngram"}
+        row |= {"layers": None, "block_size": LOOKUP_BLOCK, "seed": None, "tokens": 0, "seconds": 0.0}
+        return row | {"decoded": self._prompts.decoded(None)}
+
+
+class Comparison:
+    """The rows of a folder, and which jobs make those that are missing."""
+
+    def __init__(self, trainer: Trainer, path: Path, steps: int, workers: int) -> None:
+        self._trainer, self._path, self._steps, self._workers = trainer, path, steps, workers
+        self.rows = rows_of(path)
+
+    def make(self, part: str) -> None:
+        """The rows of a part."""
+        name, _, seed = part.partition(" ")
+        if name == "lookup":
+            if not any(row["arm"] == LOOKUP for row in self.rows):
+                self._keep(self._trainer.lookup())
+        else:
+            self._run(list(self._jobs(name, int(seed or 0))))
+
+    def _jobs(self, part: str, seed: int) -> Iterable[Job]:
+        if part == "sweep":
+            return [Job(arm, kind, part, self._steps // 3, seed, rate) for rate in RATES for arm, kind in KINDS.items()]
+        kinds = VARIANTS.get(part, KINDS)
+        return [
+            Job(arm, kind, part, self._steps_of(arm, part), seed, self._rate(arm.split(",")[0]))
+            for arm, kind in kinds.items()
+            if not (part == "time" and arm == BASE) and not (part == "longer" and arm not in LONG)
+        ]
+
+    def _steps_of(self, arm: str, part: str) -> int:
+        if part == "longer":
+            return LONGER * self._steps
+        if part != "time":
+            return self._steps
+        price = next(row["step_price"] for row in self.rows if row["arm"] == arm and row.get("step_price"))
+        return round(self._steps / price)
+
+    def _rate(self, arm: str) -> float:
+        """The learning rate that a kind did best with on held-out answers."""
+        mine = [row for row in self.rows if row["arm"] == arm and row["tables"] == ["sweep"]]
+        if not mine:
+            raise SystemExit(f"{arm} has no learning rate yet; run the part sweep first")
+        best = max(mine, key=lambda row: row["validation"]["tau"] + row["validation"]["greedy_tau"])
+        return float(best["lr"])
+
+    def _run(self, jobs: list[Job]) -> None:
+        missing = [job for job in jobs if not job.made(self.rows)]
+        if not missing:
+            return
+        gc.freeze()  # what workers share is not written to
+        forked = multiprocessing.get_context("fork")
+        with forked.Pool(self._workers, _work_for, (self._trainer.row,), maxtasksperchild=1) as pool:
+            for row in pool.imap_unordered(_worked, missing, chunksize=1):
+                self._keep(row)
+
+    def _keep(self, row: Row) -> None:
         with JsonlWriter(self._path) as writer:
             writer.append([row])
         self.rows.append(row)
-        gc.collect()  # the caches that it was decoded with
         held, real = row.get("validation"), row["decoded"]
         told = f"held out {held['tau']:.3f} {held['greedy_tau']:.3f}" if held else ""
         if real:
             told += "  decoded " + "  ".join(f"{name} {each['macro_tau']:.3f}" for name, each in real.items())
-        fields = (f"{row['arm']:26s}", "/".join(row["tables"]), row["seed"], row.get("lr"), row.get("steps"))
-        print(*fields, told, flush=True)
+        fields = (f"{row['arm']:26s}", row["tables"][0], row["seed"], row.get("lr"), row.get("steps"))
+        print(time.strftime("%H:%M:%S"), *fields, told, flush=True)
 
 
-PARTS = ("lookup", "sweep", "tokens 0", "time 0", "losses", "lengths", "depth", "tokens 1", "time 1")
+_work: list[Callable[[Job], Row]] = []  # what a worker was forked for
+
+
+def _work_for(work: Callable[[Job], Row]) -> None:
+    _work.append(work)
+
+
+def _worked(job: Job) -> Row:
+    return _work[0](job)
+
+
+def rows_of(path: Path) -> list[Row]:
+    """Those that are there."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+TRAINED = ("lookup", "sweep", "tokens 0", "time 0", "tokens 1", "time 1", "lengths", "depth", "losses", "longer")
+TIMED = ("speed", "shares")
+
+
+def timed(path: Path, part: str, options: argparse.Namespace) -> None:
+    """Add to the rows of the first seed what ``part`` times of the drafters that lie in the folder."""
+    rows = rows_of(path)
+    table, kinds = ("tokens", KINDS) if part == "speed" else ("lengths", {BASE: KINDS[BASE], **LENGTHS})
+    found = {row["arm"]: row for row in rows if row["seed"] == 0 and table in row["tables"]}
+    if lacking := [arm for arm in kinds if arm not in found]:
+        raise SystemExit(f"nothing is trained yet of {', '.join(lacking)}; run the part {table} first")
+    mine = [found[arm] for arm in kinds]
+    folders = [path.parent / folder_of(row["arm"], row["tables"][0], row["seed"]) for row in mine]
+    if part == "speed":
+        asked = [word for domain in options.domain for word in ("--domain", domain)]
+        asked += ["--limit", str(options.limit), "--max-tokens", str(options.max_tokens), "--dtype", options.dtype]
+        add_speed([*mine, next(row for row in rows if row["arm"] == LOOKUP)], folders, asked)
+    else:
+        add_shares(mine, folders, options.dtype)
+    rewrite(path, rows)
 
 
 def main() -> None:
@@ -252,20 +271,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--examples", type=int, default=2400)
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--parts", nargs="*", default=PARTS, choices=PARTS)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--parts", nargs="*", default=TRAINED, choices=(*TRAINED, *TIMED))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    room = Room(options.responses.resolve(), Path(), options.examples, options.dtype)
-    prompts = Prompts(room.packed, options.domain, options.limit, options.max_tokens)
-    comparison = Comparison(room, prompts, options.out, options.steps)
-    for part in options.parts:
-        name, _, seed = part.partition(" ")
-        if seed:
-            comparison.tables(name, int(seed))
-        elif name in VARIANTS:
-            comparison.variants(name)
-        else:
-            getattr(comparison, name)()
+    path = options.out / "comparison.jsonl"
+    if trained := [part for part in options.parts if part in TRAINED]:
+        torch.set_num_threads(1)  # forked processes have no team of threads
+        room = Room(options.responses.resolve(), Path(), options.examples, options.dtype)
+        prompts = Prompts(room.packed, options.domain, options.limit, options.max_tokens)
+        comparison = Comparison(Trainer(room, prompts, options.out), path, options.steps, options.workers)
+        for part in trained:
+            comparison.make(part)
+    for part in TIMED:
+        if part in options.parts:
+            timed(path, part, options)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from operator import mul
 from pathlib import Path
@@ -72,9 +72,19 @@ def print_acceptance(name: str, found: Validation) -> None:
     print("   reached by ", " ".join(f"{found.blocks * share:6.0f}" for share in reached))
 
 
-def print_share(drafter: str, repeats: int) -> None:
-    """The sequential stage's share of a whole round of one greedy request."""
-    pair = load_pair(drafter=drafter)
+@dataclass(frozen=True)
+class RoundTimes:
+    """Seconds of a whole round of one greedy request, of its sequential stage and of the base logits before it."""
+
+    slots: int
+    whole: float
+    sequential: float
+    head: float
+
+
+def round_times(drafter: str, repeats: int, dtype: str = "auto") -> RoundTimes:
+    """Time rounds that draft and verify whole blocks."""
+    pair = load_pair(drafter=drafter, dtype=dtype)
     engine = ready(pair, "dspark", 1, 256, repeats)
     model = pair.decoder.drafter
     assert model is not None and model.program is not None, "drafts are not compiled here"
@@ -92,9 +102,15 @@ def print_share(drafter: str, repeats: int) -> None:
         return lambda: program.run(first, end)
 
     sequential, head = timed(part(first), repeats), timed(part(first - 1, first), repeats)
+    return RoundTimes(slots, whole, sequential, head)
+
+
+def print_share(times: RoundTimes) -> None:
+    """What of a round is the sequential stage."""
     print(
-        f"a round of {slots} drafts, all verified: {1e3 * whole:.2f} ms; lookups, bias products and"
-        f" searches {1e3 * sequential:.2f} ms ({sequential / whole:.1%}), base logits {1e3 * head:.2f} ms"
+        f"a round of {times.slots} drafts, all verified: {1e3 * times.whole:.2f} ms; lookups, bias products and"
+        f" searches {1e3 * times.sequential:.2f} ms ({times.sequential / times.whole:.1%}), base logits"
+        f" {1e3 * times.head:.2f} ms"
     )
 
 
@@ -118,7 +134,7 @@ def main() -> None:
     whole, zeroed = with_and_without(target, drafter, source, slots)
     print_acceptance("as it is", whole)
     print_acceptance("bias zeroed", zeroed)
-    print_share(options.drafter, options.repeats)
+    print_share(round_times(options.drafter, options.repeats))
 
 
 if __name__ == "__main__":

@@ -242,11 +242,21 @@ def comparison() -> list[Row]:
         "Eagle3": 1.9,
         "MTP-1": 1.55,
     }
+    also = {arm: ["longer"] for arm in ("DSpark vanilla", "DFlash", "Eagle3")}
     rows = [
-        run(arm, tau + 0.04 * seed, ["tokens", "time"] + (["depth"] if seed == 0 and "D" in arm[:2] else []), seed)
+        run(
+            arm,
+            tau + 0.04 * seed,
+            ["tokens", "time", *also.get(arm, [])] + (["depth"] * (seed == 0 and arm[0] == "D")),
+            seed,
+        )
         for arm, tau in arms.items()
         for seed in (0, 1)
     ]
+    for row in rows:
+        if row["seed"] == 0:
+            row["speed"] = {"greedy": {"speedup": 1.5, "interval": [1.4, 1.6], "tau": 2.0}}
+            row["speed"]["temperature 1"] = {"speedup": 1.1, "interval": None, "tau": 1.7}
     lookup = {"layers": None, "lr": None, "kind": "ngram", "validation": None, "seconds": 0.0, "tokens": 0}
     rows.append(run("prompt lookup", 1.5, ["tokens", "time"], **lookup))
     for layers in (1, 2):
@@ -258,6 +268,9 @@ def comparison() -> list[Row]:
         for arm, tau, head in (("DSpark vanilla", 2.3, share), ("DFlash", 2.0, None)):
             name = f"{arm}, K = {block}"
             rows.append(run(name, tau - 0.6 / block, ["lengths"], block_size=block, head_share=head))
+    for arm, tau in (("DSpark vanilla", 3.3), ("DFlash", 2.75), ("Eagle3", 2.5)):
+        rows.append(run(arm, tau, ["longer"], steps=1600))
+    rows.append(run("DFlash, DSpark's losses", 2.1, ["losses"]))
     for lr in (0.0005, 0.001, 0.002, 0.004):
         for arm, best in (("DSpark vanilla", 0.0015), ("DFlash", 0.002)):
             tau = 2.2 - 90 * abs(lr - best)

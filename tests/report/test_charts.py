@@ -195,6 +195,43 @@ def test_sizes_are_lines_of_families(tmp_path: Path) -> None:
     assert [len(line.points) for line in sweep.lines] == [4, 4] and sweep.x.scale == "log"
 
 
+def test_more_training_and_other_losses_stand_beside_the_papers_margins(tmp_path: Path) -> None:
+    figures = figures_of(write_rows(tmp_path / "c.jsonl", comparison()))
+    causes = figures["causes"]
+    rows = {(row[0], row[1]): row for row in causes.table.rows}
+    assert [*rows] == [
+        ("DFlash", "400"),
+        ("DFlash", "1600"),
+        ("Eagle3", "400"),
+        ("Eagle3", "1600"),
+        ("DFlash, DSpark's losses", "400"),
+    ]
+    greedy = rows["DFlash", "400"][2]
+    assert isinstance(greedy, Between) and greedy.value == pytest.approx(
+        100 * (2.37 / 2.07 - 1)
+    )  # macro tau lies 0.05 higher
+    assert math.isfinite(greedy.low)
+    longer = rows["DFlash", "1600"][2]
+    assert isinstance(longer, Between) and longer.value == pytest.approx(100 * (3.35 / 2.8 - 1))
+    assert rows["Eagle3", "1600"][-1] == "+26.7 to +30.9" and rows["DFlash, DSpark's losses", "400"][-1] is None
+    lines = {line.name: [point.x for point in line.points] for line in causes.panels[0].lines}
+    assert lines == {arm: [400, 1600] for arm in ("DSpark vanilla", "DFlash", "Eagle3")}
+
+
+def test_a_single_amount_of_training_is_no_experiment(tmp_path: Path) -> None:
+    rows = [row for row in comparison() if row["tables"] != ["longer"]]
+    assert "causes" not in figures_of(write_rows(tmp_path / "c.jsonl", rows))
+
+
+def test_measured_speed_is_shown_where_it_was_measured(tmp_path: Path) -> None:
+    figures = figures_of(write_rows(tmp_path / "c.jsonl", comparison()))
+    rows = figures["measured-speed"].table.rows
+    assert len(rows) == 12 and {row[1] for row in rows} == {"greedy", "temperature 1"}
+    assert rows[0] == ("DSpark vanilla", "greedy", Between(1.5, 1.4, 1.6), 2.0)
+    untimed = [{**row, "speed": None} for row in comparison()]
+    assert "measured-speed" not in figures_of(write_rows(tmp_path / "d.jsonl", untimed))
+
+
 def test_without_decoding_held_out_answers_stand_in(tmp_path: Path) -> None:
     rows = [run(arm, tau, ["tokens"], decoded=None) for arm, tau in (("DSpark vanilla", 2.0), ("DFlash", 1.8))]
     figures = figures_of(write_rows(tmp_path / "c.jsonl", rows))

@@ -35,6 +35,15 @@ class Decoded:
 
 
 @dataclass(frozen=True)
+class Speed:
+    """Tokens a second over plain decoding's, and tokens gained a round meanwhile."""
+
+    speedup: float
+    interval: tuple[float, float]
+    tau: float
+
+
+@dataclass(frozen=True)
 class Trial:
     """A drafter trained once, or a baseline that needs no training (NaN where a figure does not apply)."""
 
@@ -44,12 +53,14 @@ class Trial:
     layers: float
     block: float
     lr: float
+    steps: float
     tokens: float
     seconds: float
     head_share: float
     held_out: float
     held_out_greedy: float
     decoded: Mapping[str, Decoded]
+    speed: Mapping[str, Speed]
 
 
 @dataclass(frozen=True)
