@@ -23,6 +23,14 @@ from tiny import VOCAB, tiny_drafter, tiny_llama, tiny_target
 TARGET = tiny_target()
 needs_units = pytest.mark.skipif(not can_tile(), reason="this CPU has no matrix units (AMX)")
 PRUNED = {"draft_ids": tuple(range(0, VOCAB, 2))}
+HEADLESS = {"markov_rank": 0, "enable_confidence_head": False}  # DFlash
+WAYS = {
+    "whole": {},
+    "pruned": PRUNED,
+    "silent": {"enable_confidence_head": False},
+    "headless": HEADLESS,
+    "headless, pruned, sure": PRUNED | {"markov_rank": 0},
+}
 
 
 def made(packed: bool, rounded: bool = False, tiled: bool = False, **changes: object) -> DSparkDrafter:
@@ -137,7 +145,7 @@ def test_a_confidence_is_the_same_to_the_bit_in_any_company() -> None:
             assert torch.equal(alone[0], together[row, :slots])
 
 
-@pytest.mark.parametrize("changes", [{}, PRUNED, {"enable_confidence_head": False}], ids=["whole", "pruned", "silent"])
+@pytest.mark.parametrize("changes", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("sampled", [False, True], ids=["greedy", "sampled"])
 @torch.inference_mode()
 def test_drafts_of_a_program_are_those_drawn_slot_by_slot(sampled: bool, changes: dict[str, object]) -> None:

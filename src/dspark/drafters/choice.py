@@ -85,15 +85,16 @@ class Choice:
         found_R, support = (self._found_KR[slot - 1], self._support) if slot else (self.anchors_R, None)
         return follow_call(found_R, support, self._ids_KR[slot], table_Vr, out_Rr, scale)
 
-    def choose(self, slot: int) -> list[Call]:
-        """Find a slot's tokens by its logits."""
-        summed = mass_call(self.logits_RV, self._sums_KR[slot])
+    def choose(self, slot: int, logits_RV: Tensor | None = None) -> list[Call]:
+        """Find a slot's tokens by its logits, those of ``logits_RV`` unless others are given."""
+        logits_RV = self.logits_RV if logits_RV is None else logits_RV
+        summed = mass_call(logits_RV, self._sums_KR[slot])
         if not self._sampled:
-            return [summed, search_call(self.logits_RV, self._found_KR[slot])]
+            return [summed, search_call(logits_RV, self._found_KR[slot])]
         p_RV = self._p_KRV[slot]
         return [
             summed,
-            law_call(self.logits_RV, p_RV, self._shape_R3, self._chunks),
+            law_call(logits_RV, p_RV, self._shape_R3, self._chunks),
             invert_call(p_RV, self._u_KR[slot], self._found_KR[slot], self._mass_KR[slot]),
         ]
 

@@ -1,7 +1,7 @@
 """Whole drafts as one program: the token found in a slot is the next slot's previous token.
 
-For the vanilla Markov head. A draft of few tokens takes little longer than its weights take to be read, so nothing of
-it is left to Python.
+For the vanilla Markov head, and for drafters without one. A draft of few tokens takes little longer than its weights
+take to be read, so nothing of it is left to Python.
 
 Legend: R requests, K slots of a block, T = K * R rows (slot by slot), d hidden size, r Markov rank, V_d draft
 vocabulary.
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dspark.drafters.choice import Chance, Choice, Drafted, can_choose
-from dspark.drafters.heads import MarkovHead
+from dspark.drafters.heads import MarkovHead, NoMarkovHead
 from dspark.kernels.machine import Call, Rooms
 from dspark.kernels.rows import can_row, follow_call, norm_call
 from dspark.kernels.seen import Seen
@@ -37,11 +37,16 @@ class DraftProgram:
     """
 
     def __init__(self, drafter: DSparkDrafter, backbone: CompiledBackbone) -> None:
-        head, bias = drafter.packed_head, drafter.markov_head.markov_w2
-        assert isinstance(head, PanelLinear) and isinstance(bias, PanelLinear)
-        self.backbone, self.head, self.bias = backbone, head, bias
+        assert isinstance(drafter.packed_head, PanelLinear)
+        self.backbone, self.head = backbone, drafter.packed_head
         self.embedding, self.embedding_scale, self.support = drafter.embedding, drafter.embedding_scale, drafter.support
-        self.previous = drafter.markov_head.markov_w1.weight.detach()
+        self.bias: PanelLinear | None = None
+        """W_2; None without a sequential stage, which asks nothing of the previous tokens but their ids."""
+        self.previous = self.embedding
+        if not isinstance(drafter.markov_head, NoMarkovHead):
+            assert isinstance(drafter.markov_head.markov_w2, PanelLinear)
+            self.bias = drafter.markov_head.markov_w2
+            self.previous = drafter.markov_head.markov_w1.weight.detach()
         self.confidence = drafter.read_confidence
         self._shelf: Shelf[_Program] = Shelf()
 
@@ -94,7 +99,7 @@ class _Program:
         self.tokens_T, looked_T = (rooms.room(name, 1, rows, torch.int64) for name in ("tokens", "looked up"))
         """What the block reads: the anchors, then masks."""
         base_TV, hidden_Td = room("base", width), room("hidden", draft.head.in_features)
-        embedded_Rr = room("embedded", draft.bias.in_features, requests)
+        embedded_Rr = room("embedded", draft.previous.shape[1], requests)
         norm, confidence = draft.backbone.norm, draft.confidence
         calls: list[Call] = []
         if confidence is not None:
@@ -105,11 +110,10 @@ class _Program:
         calls.append(product_call(draft.head, hidden_Td, base_TV, rooms))
         for slot in range(slots):
             base_RV = base_TV[slot * requests : (slot + 1) * requests]
-            calls += [
-                choice.look_up(slot, draft.previous, embedded_Rr),
-                product_call(draft.bias, embedded_Rr, choice.logits_RV, rooms, base_RV),
-                *choice.choose(slot),
-            ]
+            calls.append(choice.look_up(slot, draft.previous, embedded_Rr))
+            if draft.bias is not None:
+                calls.append(product_call(draft.bias, embedded_Rr, choice.logits_RV, rooms, base_RV))
+            calls += choice.choose(slot, base_RV if draft.bias is None else None)
         calls.append(choice.look_up(slots, draft.previous, embedded_Rr))
 
         def ends(x_Td: Tensor) -> tuple[Sequence[Call], Sequence[Call]]:
@@ -121,10 +125,13 @@ class _Program:
 
 def draft_program(drafter: DSparkDrafter) -> DraftProgram | None:
     """Drafts of a packed drafter as a program, where its parts are of the forms that one knows."""
-    if drafter.compiled is None or type(drafter.markov_head) is not MarkovHead or drafter.config.markov_top_k:
+    head, markov = drafter.packed_head, drafter.markov_head
+    if drafter.compiled is None or not isinstance(head, PanelLinear) or not can_choose(head):
         return None
-    head, bias, previous = drafter.packed_head, drafter.markov_head.markov_w2, drafter.markov_head.markov_w1.weight
-    if not (isinstance(head, PanelLinear) and isinstance(bias, PanelLinear)):
+    if isinstance(markov, NoMarkovHead):
+        return DraftProgram(drafter, drafter.compiled)
+    if type(markov) is not MarkovHead or drafter.config.markov_top_k or not isinstance(markov.markov_w2, PanelLinear):
         return None
-    whole = can_choose(head) and head.out_features == bias.out_features and can_row(previous, previous.shape[1])
+    previous = markov.markov_w1.weight
+    whole = head.out_features == markov.markov_w2.out_features and can_row(previous, previous.shape[1])
     return DraftProgram(drafter, drafter.compiled) if whole else None
