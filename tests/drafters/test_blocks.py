@@ -28,6 +28,8 @@ WAYS = {
     "whole": {},
     "pruned": PRUNED,
     "silent": {"enable_confidence_head": False},
+    "gated": {"markov_head_type": "gated", "markov_rank": 32},
+    "rnn": {"markov_head_type": "rnn", "markov_rank": 32},
     "headless": HEADLESS,
     "headless, pruned, sure": PRUNED | {"markov_rank": 0},
 }

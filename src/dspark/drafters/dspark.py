@@ -9,8 +9,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from dspark.drafters.blocks import DrafterBlocks
+from dspark.drafters.compiled import compiles
 from dspark.drafters.config import DSparkConfig
 from dspark.drafters.dflash import DFlashBackbone
+from dspark.drafters.frozen_heads import frozen_head
 from dspark.drafters.heads import MARKOV_HEADS, ConfidenceHead, NoMarkovHead, ReadConfidence, with_bias
 from dspark.drafters.program import draft_program
 from dspark.nn.ends import Ends
@@ -41,6 +43,8 @@ class DSparkDrafter(DFlashBackbone):
         if self.confidence_head is not None and self.read_confidence is None:
             embeddings = self.markov_head.markov_w1.weight if self._confidence_rank else None
             self.read_confidence = ReadConfidence(self.confidence_head, embeddings)
+        if self.packed_head is None and compiles(self):
+            self.markov_head = frozen_head(self.markov_head)
         super().pack(rounds_rows)
         self.program = draft_program(self)
 

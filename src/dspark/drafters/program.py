@@ -1,7 +1,6 @@
 """Whole drafts as one program: the token found in a slot is the next slot's previous token.
 
-For the vanilla Markov head, and for drafters without one. A draft of few tokens takes little longer than its weights
-take to be read, so nothing of it is left to Python.
+A draft of few tokens takes little longer than its weights take to be read, so nothing of it is left to Python.
 
 Legend: R requests, K slots of a block, T = K * R rows (slot by slot), d hidden size, r Markov rank, V_d draft
 vocabulary.
@@ -16,7 +15,8 @@ import torch
 from torch import Tensor
 
 from dspark.drafters.choice import Chance, Choice, Drafted, can_choose
-from dspark.drafters.heads import MarkovHead, NoMarkovHead
+from dspark.drafters.frozen_heads import can_step, steps_of
+from dspark.drafters.heads import NoMarkovHead
 from dspark.kernels.machine import Call, Rooms
 from dspark.kernels.rows import can_row, follow_call, norm_call
 from dspark.kernels.seen import Seen
@@ -40,13 +40,11 @@ class DraftProgram:
         assert isinstance(drafter.packed_head, PanelLinear)
         self.backbone, self.head = backbone, drafter.packed_head
         self.embedding, self.embedding_scale, self.support = drafter.embedding, drafter.embedding_scale, drafter.support
-        self.bias: PanelLinear | None = None
-        """W_2; None without a sequential stage, which asks nothing of the previous tokens but their ids."""
+        self.markov, self.bias = drafter.markov_head, None
+        """The sequential head and W_2; None without a sequential stage, which asks of previous tokens but their ids."""
         self.previous = self.embedding
         if not isinstance(drafter.markov_head, NoMarkovHead):
-            assert isinstance(drafter.markov_head.markov_w2, PanelLinear)
-            self.bias = drafter.markov_head.markov_w2
-            self.previous = drafter.markov_head.markov_w1.weight.detach()
+            self.bias, self.previous = self.markov.markov_w2, self.markov.markov_w1.weight.detach()
         self.confidence = drafter.read_confidence
         self._shelf: Shelf[_Program] = Shelf()
 
@@ -108,11 +106,14 @@ class _Program:
             self.confidence_KR = confidence_TN[:, 0].view(slots, requests)
             calls.append(product_call(confidence.product, hidden_Td, confidence_TN, rooms))
         calls.append(product_call(draft.head, hidden_Td, base_TV, rooms))
+        ahead, steps = steps_of(draft.markov, hidden_Td, embedded_Rr, rooms)
+        calls += ahead
         for slot in range(slots):
             base_RV = base_TV[slot * requests : (slot + 1) * requests]
             calls.append(choice.look_up(slot, draft.previous, embedded_Rr))
             if draft.bias is not None:
-                calls.append(product_call(draft.bias, embedded_Rr, choice.logits_RV, rooms, base_RV))
+                step, summed_Rr = steps(slot)
+                calls += [*step, product_call(draft.bias, summed_Rr, choice.logits_RV, rooms, base_RV)]
             calls += choice.choose(slot, base_RV if draft.bias is None else None)
         calls.append(choice.look_up(slots, draft.previous, embedded_Rr))
 
@@ -130,7 +131,7 @@ def draft_program(drafter: DSparkDrafter) -> DraftProgram | None:
         return None
     if isinstance(markov, NoMarkovHead):
         return DraftProgram(drafter, drafter.compiled)
-    if type(markov) is not MarkovHead or drafter.config.markov_top_k or not isinstance(markov.markov_w2, PanelLinear):
+    if not can_step(markov) or drafter.config.markov_top_k or not isinstance(markov.markov_w2, PanelLinear):
         return None
     previous = markov.markov_w1.weight
     whole = head.out_features == markov.markov_w2.out_features and can_row(previous, previous.shape[1])
