@@ -171,12 +171,20 @@ class Comparison:
         if name == "lookup":
             if not any(row["arm"] == LOOKUP for row in self.rows):
                 self._keep(self._trainer.lookup())
+        elif name == "sweep":
+            self._sweep()
         else:
             self._run(list(self._jobs(name, int(seed or 0))))
 
+    def _sweep(self) -> None:
+        """All of ``RATES``, and twice the largest again for as long as that is what a kind does best with."""
+        due = {arm: list(RATES) for arm in KINDS}
+        while due:
+            self._run([Job(arm, KINDS[arm], "sweep", self._steps // 3, 0, rate) for arm in due for rate in due[arm]])
+            swept = {arm: [row["lr"] for row in self._swept(arm)] for arm in due}
+            due = {arm: [2 * max(rates)] for arm, rates in swept.items() if self._rate(arm) == max(rates)}
+
     def _jobs(self, part: str, seed: int) -> Iterable[Job]:
-        if part == "sweep":
-            return [Job(arm, kind, part, self._steps // 3, seed, rate) for rate in RATES for arm, kind in KINDS.items()]
         kinds = VARIANTS.get(part, KINDS)
         return [
             Job(arm, kind, part, self._steps_of(arm, part), seed, self._rate(arm.split(",")[0]))
@@ -194,11 +202,14 @@ class Comparison:
 
     def _rate(self, arm: str) -> float:
         """The learning rate that a kind did best with on held-out answers."""
-        mine = [row for row in self.rows if row["arm"] == arm and row["tables"] == ["sweep"]]
+        mine = self._swept(arm)
         if not mine:
             raise SystemExit(f"{arm} has no learning rate yet; run the part sweep first")
         best = max(mine, key=lambda row: row["validation"]["tau"] + row["validation"]["greedy_tau"])
         return float(best["lr"])
+
+    def _swept(self, arm: str) -> list[Row]:
+        return [row for row in self.rows if row["arm"] == arm and row["tables"] == ["sweep"]]
 
     def _run(self, jobs: list[Job]) -> None:
         missing = [job for job in jobs if not job.made(self.rows)]

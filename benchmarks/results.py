@@ -34,6 +34,7 @@ Verb = Callable[[Sequence[str]], int]  # runs a command line's words; its exit c
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
+COMPARISON = "comparison.jsonl"  # hours of training, so shown where it lies and not made here (compare_drafters.py)
 BUSY = 0.5  # load of the last minute from which on nothing is measured
 PARTS = (*dict.fromkeys(each.verb for each in MEASUREMENTS), "report")
 
@@ -83,8 +84,8 @@ def _results(options: argparse.Namespace, verb: Verb) -> int:
         _measure(each, options, load, verb)
     if "report" not in options.parts:
         return 0
-    there = [str(each.file(records)) for each in MEASUREMENTS if each.file(records).is_file()]
-    return verb(["report", *there, "--out", str(options.out)])
+    there = [each.file(records) for each in MEASUREMENTS] + [records / COMPARISON]
+    return verb(["report", *(str(each) for each in there if each.is_file()), "--out", str(options.out)])
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -85,6 +85,15 @@ def test_every_record_is_made_once_and_names_no_place(cli: Cli, line: list[str],
     assert [each[0] for each in verbs.asked] == ["report"], "nothing is measured again"
 
 
+def test_a_comparison_that_lies_beside_the_records_is_on_the_page(cli: Cli, line: list[str], tmp_path: Path) -> None:
+    verbs, rows = Verbs(cli, {"report": 0}), tmp_path / "out" / "records" / "comparison.jsonl"
+    assert results.main([*line, "--parts", "report"], verbs) == 0
+    rows.parent.mkdir(parents=True)
+    rows.write_text("{}\n")
+    assert results.main([*line, "--parts", "report"], verbs) == 0
+    assert verbs.asked == [["report", *some, "--out", str(tmp_path / "out")] for some in ([], [str(rows)])]
+
+
 def test_a_run_that_failed_goes_on_where_it_was(
     cli: Cli, line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,16 +104,16 @@ def test_a_run_that_failed_goes_on_where_it_was(
     assert there == {each.record for each in MEASUREMENTS if each.verb in ("profile", "eval")}
     well = Verbs(cli, {"profile": 0, "eval": 0, "calibrate": 0, "bench": 0})
     assert results.main(line, well) == 0
-    assert [each[0] for each in well.asked] == ["calibrate", "calibrate", "bench", "bench", "report"]
+    assert [each[0] for each in well.asked] == ["calibrate"] * 2 + ["bench"] * 3 + ["report"]
 
 
 def test_parts_are_measured_by_name_and_again(cli: Cli, line: list[str]) -> None:
     verbs = Verbs(cli, {"profile": 0, "bench": 0})
     for words in ("profile,bench", "profile"):
         assert results.main([*line, "--parts", words], verbs) == 0
-    assert [each[0] for each in verbs.asked] == ["profile", "bench", "bench"]
+    assert [each[0] for each in verbs.asked] == ["profile", "bench", "bench", "bench"]
     assert results.main([*line, "--parts", "profile", "--again"], verbs) == 0
-    assert len(verbs.asked) == 4
+    assert len(verbs.asked) == 5
 
 
 @pytest.mark.parametrize(
