@@ -177,12 +177,11 @@ class Comparison:
             self._run(list(self._jobs(name, int(seed or 0))))
 
     def _sweep(self) -> None:
-        """All of ``RATES``, and twice the largest again for as long as that is what a kind does best with."""
+        """All of ``RATES``, and further ones for as long as a kind does best with its least or its largest."""
         due = {arm: list(RATES) for arm in KINDS}
         while due:
             self._run([Job(arm, KINDS[arm], "sweep", self._steps // 3, 0, rate) for arm in due for rate in due[arm]])
-            swept = {arm: [row["lr"] for row in self._swept(arm)] for arm in due}
-            due = {arm: [2 * max(rates)] for arm, rates in swept.items() if self._rate(arm) == max(rates)}
+            due = {arm: further for arm in due if (further := self._beyond(arm))}
 
     def _jobs(self, part: str, seed: int) -> Iterable[Job]:
         kinds = VARIANTS.get(part, KINDS)
@@ -207,6 +206,10 @@ class Comparison:
             raise SystemExit(f"{arm} has no learning rate yet; run the part sweep first")
         best = max(mine, key=lambda row: row["validation"]["tau"] + row["validation"]["greedy_tau"])
         return float(best["lr"])
+
+    def _beyond(self, arm: str) -> list[float]:
+        rates = [row["lr"] for row in self._swept(arm)]
+        return {min(rates): [min(rates) / 2], max(rates): [2 * max(rates)]}.get(self._rate(arm), [])
 
     def _swept(self, arm: str) -> list[Row]:
         return [row for row in self.rows if row["arm"] == arm and row["tables"] == ["sweep"]]
