@@ -25,22 +25,22 @@ class Measurement:
 
 
 SAMPLED = "--temperature 1"
-ALL_MODES = "--modes off,fixed1,fixed2,fixed4,ngram,adaptive"
+ALL_MODES = "--modes off,fixed1,fixed4,ngram,adaptive"
 FEW_MODES = "--modes off,fixed1,adaptive"
-# Short answers: 64 users read and answer some 150 prompts a turn, so they have fewer modes as well.
+# Short answers: 32 users read and answer some 80 prompts a turn, so they have fewer modes as well.
 LOAD = "--limit 4 --max-tokens 64"
 # 4-bit blocks, all nine benchmarks; minutes are those of docs/lab_log.md, rounded up.
 MEASUREMENTS = (
     Measurement("profile", 1, "profile"),
-    Measurement("eval-greedy", 4, "eval", "--planned --limit 5"),
-    Measurement("eval-temperature-1", 4, "eval", f"--planned --limit 5 {SAMPLED}"),
-    Measurement("eval-blocks-greedy", 3, "eval", "--limit 3"),
-    Measurement("eval-blocks-temperature-1", 3, "eval", f"--limit 3 {SAMPLED}"),
-    Measurement("calibration-greedy", 2, "calibrate", "--limit 100"),
-    Measurement("calibration-temperature-1", 2, "calibrate", f"--limit 100 {SAMPLED}"),
-    Measurement("bench-greedy", 8, "bench", f"{ALL_MODES} --concurrency 1,4,16 {LOAD}"),
-    Measurement("bench-greedy-64", 4, "bench", f"{FEW_MODES} --concurrency 64 {LOAD}"),
-    Measurement("bench-temperature-1", 4, "bench", f"{FEW_MODES} --concurrency 1,4,16 {LOAD} {SAMPLED}"),
+    Measurement("eval-greedy", 3, "eval", "--planned --limit 4"),
+    Measurement("eval-temperature-1", 3, "eval", f"--planned --limit 4 {SAMPLED}"),
+    Measurement("eval-blocks-greedy", 2, "eval", "--limit 2"),
+    Measurement("eval-blocks-temperature-1", 2, "eval", f"--limit 2 {SAMPLED}"),
+    Measurement("calibration-greedy", 1, "calibrate", "--limit 70"),
+    Measurement("calibration-temperature-1", 1, "calibrate", f"--limit 70 {SAMPLED}"),
+    Measurement("bench-greedy", 5, "bench", f"{ALL_MODES} --concurrency 1,4,16 {LOAD}"),
+    Measurement("bench-greedy-32", 3, "bench", f"{FEW_MODES} --concurrency 32 {LOAD}"),
+    Measurement("bench-temperature-1", 3, "bench", f"{FEW_MODES} --concurrency 1,4,16 {LOAD} {SAMPLED}"),
 )
 # Sizes that show in a few minutes whether everything works, and nothing else.
 QUICK = {

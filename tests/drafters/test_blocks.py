@@ -221,9 +221,11 @@ def test_a_packed_drafter_may_read_its_weights_as_bytes() -> None:
 
 
 @needs_units
-def test_a_drafter_beside_a_target_that_rounds_rows_multiplies_as_it_does() -> None:
+@pytest.mark.parametrize("head", ["vanilla", "gated", "rnn"])
+def test_a_drafter_beside_a_target_that_rounds_rows_multiplies_as_it_does(head: str) -> None:
     """Every product is of tiles; a request's drafts are the same bits in any company, and nearly the exact ones."""
-    sizes: dict[str, object] = {"hidden_size": 64, "intermediate_size": 96, "markov_rank": 32}
+    sizes: dict[str, object] = {"hidden_size": 64, "intermediate_size": 96}
+    sizes |= {"markov_rank": 32, "markov_head_type": head}
     target = tiny_target(tiny_llama(hidden_size=64, intermediate_size=96))
     exact, tiled = (tiny_drafter(target, **sizes) for _ in range(2))
     exact.pack()
