@@ -105,8 +105,9 @@ class Job:
 
     def made(self, rows: Iterable[Row]) -> bool:
         """Whether its row is there."""
-        mine = (self.arm, self.seed, self.rate)
-        return any((row["arm"], row["seed"], row.get("lr")) == mine and self.part in row["tables"] for row in rows)
+        mine = (self.arm, self.seed, self.rate, self.steps)
+        found = (row for row in rows if (row["arm"], row["seed"], row.get("lr"), row.get("steps")) == mine)
+        return any(self.part in row["tables"] for row in found)
 
 
 def folder_of(arm: str, table: str, seed: int) -> str:
