@@ -55,8 +55,8 @@ def _sweep(arms: Sequence[Arm]) -> Figure:
     return Figure(
         "sweep",
         "Learning rates",
-        "Tau on held-out answers over the learning rate of training: each drafter is compared at its own best, or at the"
-        " usual rate where no other is better by more than chance.",
+        "Tau on held-out answers over the learning rate of training: each drafter is compared at its own best, or at"
+        " the usual rate where no other is better by more than chance.",
         Table((Column("drafter"), Column("learning rate"), Column("seeds"), Column("tau")), rows, heads=2),
         (panel,),
     )
