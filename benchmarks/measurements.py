@@ -29,7 +29,7 @@ ALL_MODES = "--modes off,fixed1,fixed4,ngram,adaptive"
 FEW_MODES = "--modes off,fixed1,adaptive"
 # Short answers: 32 users read and answer some 80 prompts a turn, so they have fewer modes as well.
 LOAD = "--limit 4 --max-tokens 64"
-# 4-bit blocks, all nine benchmarks; minutes are those of docs/lab_log.md, rounded up.
+# 24 minutes: reckoned from trials in sizes like these, 4-bit blocks, all nine benchmarks.
 MEASUREMENTS = (
     Measurement("profile", 1, "profile"),
     Measurement("eval-greedy", 3, "eval", "--planned --limit 4"),
