@@ -119,9 +119,11 @@ async def pieces_of(service: Service, job: Job) -> AsyncGenerator[Piece]:
     try:
         while going_on:
             fresh: dict[int, Piece] = {}
+            ended: Ended | None = None
             for ticket, event in await job.events.take():
                 if isinstance(event, Ended):
-                    raise error_of(event)
+                    ended = event  # what was written before it came is told first
+                    break
                 piece = answers[ticket].piece(event)
                 going_on -= piece.finish is not None
                 if ticket.index in fresh:
@@ -130,6 +132,8 @@ async def pieces_of(service: Service, job: Job) -> AsyncGenerator[Piece]:
                     fresh[ticket.index] = piece
             for piece in fresh.values():
                 yield piece
+            if ended is not None:
+                raise error_of(ended)
     finally:
         service.worker.cancel(job.tickets)
 
