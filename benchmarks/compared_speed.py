@@ -1,6 +1,6 @@
 """How fast the drafters of a comparison are: measured speed-up, and what share of a round the sequential head takes.
 
-Both are added to rows that are there, by processes of their own, and both refuse a machine that does other work.
+Both are added to rows that are there, and both refuse a machine that does other work.
 """
 
 from __future__ import annotations
