@@ -30,11 +30,11 @@ def learned(fitted: Logistic, recorded: Recorded) -> Numbers:
     survival, tilts = np.empty_like(outcomes.logits), dict[int, Tilt]()
     for first in range(0, len(recorded), _A_STEP):
         step = slice(first, first + _A_STEP)
-        believed = map_now.conditional(outcomes.logits[step], outcomes.peaks[step])
-        for i, c_K in enumerate(believed, first):
+        believed = map_now.map.conditional(outcomes.logits[step], outcomes.peaks[step])
+        for i, c_K in enumerate(believed.tolist(), first):
             prompt, accepted = int(recorded.prompt[i]), int(outcomes.accepted[i])
             tilt = tilts.get(prompt, LEVEL)
-            survival[i] = tilt.conditional(c_K).cumprod()
+            survival[i] = np.cumprod(tilt.tilted(c_K))
             tilts[prompt] = tilt.after(c_K, min(outcomes.block, accepted + 1), accepted)
         over = (outcomes.logits, outcomes.peaks, outcomes.verified, outcomes.accepted)
         map_now = map_now.after(*(each[step] for each in over))

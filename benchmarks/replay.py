@@ -33,7 +33,7 @@ from dspark.speculation.cost import CostModel, Load
 from dspark.speculation.planner.guard import Guard
 from dspark.speculation.planner.plan import Counts, Numbers, Present
 from dspark.speculation.planner.scheduler import Form, Memory, Scheduler
-from dspark.speculation.recalibration import Recalibration
+from dspark.speculation.recalibration import Outcome, Recalibration
 from dspark.speculation.sampling import Sampling
 
 _CONTEXT = 256
@@ -167,14 +167,14 @@ def _planned(
     """A step in which ``asked`` slots draft, as ``speculation.together`` plans it, and its lengths."""
     slots = np.arange(len(rounds))
     logits, peaks = trace.rounds.outcomes.logits[rounds], trace.rounds.outcomes.peaks[rounds]
-    believed = memory.learned[_REGIME].conditional(logits, peaks)
-    tilted = np.stack([tilt.conditional(each) for tilt, each in zip(memory.tilts, believed, strict=True)])
+    believed = memory.learned[_REGIME].map.conditional(logits, peaks).tolist()
+    tilted = np.array([tilt.tilted(each) for tilt, each in zip(memory.tilts, believed, strict=True)])
     present = Present(tilted.cumprod(axis=1), np.where(np.isin(slots, asked), memory.asks, 0))
     lengths = np.array(plan.plan(memory, present, slots).lengths)
     stood, observed = (np.minimum(lengths, trace.accepted[rounds] + i) for i in (0, 1))
     known = zip(memory.tilts, believed, observed.tolist(), stood.tolist(), strict=True)
     tilts = [tilt.after(each, seen, n) for tilt, each, seen, n in known]
-    outcomes = logits[asked], peaks[asked], lengths[asked], stood[asked]
+    outcomes = [Outcome(logits[i], peaks[i], observed[i], stood[i]) for i in asked.tolist()]
     return plan.after(memory, present, slots, ended, {_REGIME: outcomes} if len(asked) else {}, tilts), lengths
 
 

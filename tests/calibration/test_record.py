@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -107,8 +108,8 @@ def test_survival_is_tilted_as_the_loop_tilts_it() -> None:
     target = tiny_target(sharpness=1.5)
     drafter, seen = tiny_drafter(target), []
 
-    def heard(drafted: int, survival: Tensor) -> int:
-        seen.append(survival.tolist())
+    def heard(drafted: int, survival: Sequence[float] | None) -> int:
+        seen.append(survival)
         return drafted
 
     request = Request("0", [1, 5, 9, 3], Sampling(1.0), 0, 60, ignore_stop=True)

@@ -6,7 +6,6 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -188,7 +187,7 @@ def test_seats_are_kept_while_a_request_is_there_and_begun_anew_by_the_next() ->
     assert planner._here.tolist() == [1]
     planner.begin([b, c])
     assert planner._here.tolist() == [1, 0], "the one that went left its seat to the next"
-    assert np.isnan(planner._memory.pasts[0].recent[0]).all()
+    assert not planner._memory.pasts[0].recent[0]
 
 
 def test_blocks_longer_than_the_drafters_are_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -130,8 +131,8 @@ def test_a_drafter_that_breaks_altogether_costs_speed_alone(kind: str, monkeypat
     monkeypatch.setattr(Pace, "planned", lambda self, drafting, seconds: None)
     target = tiny_target(sharpness=2.0)
     drafter = DRAFTERS[kind](target)
-    requests = requests_of([Sampling()])
-    settings = Adaptive(COSTS, guard=Guard(credit=2.0))
+    requests = [replace(each, max_tokens=4 * TOKENS) for each in requests_of([Sampling()])]
+    settings = Adaptive(COSTS, guard=Guard(credit=0.5, doubt=0.0))
     planner = Together(settings, 4, drafter.config.block_size)
     engine = Engine(target, requests, Limits(4, 1024), "dspark", drafter, lookup=False, planner=planner)
     over = planner.over
@@ -147,7 +148,7 @@ def test_a_drafter_that_breaks_altogether_costs_speed_alone(kind: str, monkeypat
     for request in requests:
         assert found[request.id].output_ids == Decoder(target).answer(request, "plain").output_ids
     assert accepted(found.values()) > 0 and engine.broken_drafts > 0
-    assert planner.ledger.resting > 2
+    assert planner.ledger.resting > 2 and planner._memory.rests
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)

@@ -32,25 +32,30 @@ def costs(row: float = 0.01, draft: float = 0.3, drafted: float = 0.01, scale: f
 
 @dataclass
 class Machine:
-    """What steps take: ``true`` costs at a speed that wanders between one and two, or at one where it is ``calm``."""
+    """What steps take: ``true`` costs at a speed that wanders between one and two, or at one where it is ``calm``; a
+    step behind one of the other kind, with drafts or without, takes ``cold`` of it more.
+    """
 
     true: CostModel
     seed: int = 0
     calm: bool = False
+    cold: float = 0.0
 
     def __post_init__(self) -> None:
-        self._numbers, self._slower = np.random.default_rng(self.seed), 0.0
+        self._numbers, self._slower, self._drafted = np.random.default_rng(self.seed), 0.0, False
 
     def seconds(self, load: Load) -> float:
         """Of the next step: 3 % of noise where it is calm, else 12 %, and one step in 16 is held up."""
         numbers = self._numbers
         walked, noise, held_up = numbers.normal(0, 0.03), numbers.normal(0, 0.12), numbers.uniform(1.3, 3.0)
         rare = numbers.random() < 1 / 16
+        cold = self.cold if (load.drafting > 0) != self._drafted else 0.0
+        self._drafted, foretold = load.drafting > 0, self.true.seconds(load) * (1 + cold)
         if self.calm:
-            return self.true.seconds(load) * float(np.exp(noise / 4))
+            return foretold * float(np.exp(noise / 4))
         self._slower = abs(self._slower + walked)
         self._slower = min(self._slower, 2 * np.log(2) - self._slower)
-        return self.true.seconds(load) * float(np.exp(self._slower + noise)) * (held_up if rare else 1.0)
+        return foretold * float(np.exp(self._slower + noise)) * (held_up if rare else 1.0)
 
 
 @dataclass

@@ -10,7 +10,7 @@ import pytest
 
 from dspark.evaluation.evaluate import Measuring, Run, Task, Trial, rotated, ways_of
 from dspark.evaluation.identity import Comparison
-from dspark.evaluation.intervals import interval
+from dspark.evaluation.intervals import _student, interval
 from dspark.evaluation.summary import summarise
 from dspark.speculation.acceptance import Round
 
@@ -126,6 +126,27 @@ def test_loops_are_taken_out_of_tau() -> None:
     assert figures["tau"] == 33 / 9
     assert figures["tau_without_repeats"] == 4  # the rounds before the loop was one
     assert "identical" not in figures
+
+
+@pytest.mark.parametrize(("groups", "size"), [(1, 5), (3, 2), (3, 4), (9, 4), (1, 60)])
+def test_intervals_of_few_prompts_cover_as_they_say(groups: int, size: int) -> None:
+    """Percentiles of the resamples as they are cover 68 to 90 % here, but for the last."""
+    numbers, covered, plainly = np.random.default_rng(0), 0, 0
+    for _ in range(300):
+        sums = [np.stack((each, np.ones(size)), axis=1) for each in numbers.normal(1.0, 0.3, (groups, size))]
+        low, high = interval(sums, lambda pooled: pooled[:, 0] / pooled[:, 1], resamples=500) or (9.0, 9.0)
+        covered += low <= 1.0 <= high
+        drawn = [each[numbers.integers(0, size, (500, size)), 0].mean(axis=1) for each in sums]
+        low, high = np.percentile(np.mean(drawn, axis=0), [2.5, 97.5])
+        plainly += low <= 1.0 <= high
+    assert covered > 0.915 * 300
+    assert (plainly < 0.915 * 300) == (size < 60), "control"
+
+
+def test_student() -> None:
+    tables = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 9: 2.262, 27: 2.052, 120: 1.980}
+    for freedom, exact in tables.items():
+        assert _student(freedom) == pytest.approx(exact, abs=4e-3)
 
 
 def test_intervals_cover_and_depend_on_prompts_not_rounds() -> None:

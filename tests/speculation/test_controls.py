@@ -6,7 +6,7 @@ A control breaks one piece of the product by injection; the loop around it stays
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -147,17 +147,17 @@ def app_a_drafter() -> TableDrafter:
     return TableDrafter(constant_logits(0.5, 0.5), 2, None, app_a_confidence)
 
 
-def gains(survival: Tensor | None, sps: list[float]) -> list[float]:
+def gains(survival: Sequence[float] | None, sps: list[float]) -> list[float]:
     """tau * SPS of every length."""
     assert survival is not None
-    tau = 1 + torch.cat([torch.zeros(1), survival]).cumsum(0)
+    tau = 1 + torch.tensor([0.0, *survival], dtype=torch.float64).cumsum(0)
     return [float(t) * s for t, s in zip(tau, sps, strict=True)]
 
 
 def retrospective(sps: list[float]) -> VerifyLength:
     """The search of App. A that looks at the whole block."""
 
-    def length(drafted: int, survival: Tensor | None) -> int:
+    def length(drafted: int, survival: Sequence[float] | None) -> int:
         gain = gains(survival, sps)
         return gain.index(max(gain))
 
@@ -194,19 +194,19 @@ def test_early_stop_removes_the_bias(sps: list[float]) -> None:
         assert 1 < measured.verified < 2
 
 
-def budget_of(survival: Tensor | None) -> int:
+def budget_of(survival: Sequence[float] | None) -> int:
     """A global rule on a whole block: two tokens where more than one is expected to survive, else none."""
     assert survival is not None
-    return 2 if float(survival.sum()) > 1 else 0
+    return 2 if sum(survival) > 1 else 0
 
 
 class LaggedBudget:
     """The budget of a round comes from the confidences of the round before; `first` starts it."""
 
-    def __init__(self, first: int, rule: Callable[[Tensor | None], int] = budget_of) -> None:
+    def __init__(self, first: int, rule: Callable[[Sequence[float] | None], int] = budget_of) -> None:
         self.budget, self.rule = first, rule
 
-    def __call__(self, drafted: int, survival: Tensor | None) -> int:
+    def __call__(self, drafted: int, survival: Sequence[float] | None) -> int:
         budget, self.budget = self.budget, self.rule(survival)
         return budget
 
@@ -246,9 +246,9 @@ class ReadsTheDistribution(TableDrafter):
 
 
 def test_confidence_that_reads_its_own_token() -> None:
-    def above_half(drafted: int, survival: Tensor | None) -> int:
+    def above_half(drafted: int, survival: Sequence[float] | None) -> int:
         assert survival is not None  # stops early: the fault is the confidence, not the walk
-        return next((j for j in range(drafted) if float(survival[j]) <= 0.5), drafted)
+        return next((j for j in range(drafted) if survival[j] <= 0.5), drafted)
 
     def run(kind: type[TableDrafter]) -> Any:
         drafter = constant_logits(0.6, 0.4)
@@ -286,9 +286,9 @@ def test_noise_keyed_by_position_leaks_through_a_lagged_budget() -> None:
     def confidence(prefix: tuple[int, ...], slot: int) -> float:
         return logit(1.0) if slot < 2 else logit(0.9 if prefix[-1] == A else 0.0)
 
-    def rule(survival: Tensor | None) -> int:
+    def rule(survival: Sequence[float] | None) -> int:
         assert survival is not None
-        return 1 if len(survival) > 2 and float(survival[2]) > 0.5 else 0
+        return 1 if len(survival) > 2 and survival[2] > 0.5 else 0
 
     def run(kind: type[TableDrafter]) -> Any:
         return measure(

@@ -85,23 +85,23 @@ def test_a_request_of_another_kind_is_soon_seen_for_what_it_is() -> None:
             tilt = LEVEL
             for _ in range(40):
                 accepted = int((numbers.random(BLOCK) < truth).cumprod().sum())
-                tilt = tilt.after(believed, min(BLOCK, accepted + 1), accepted)
-            errors.append(np.abs(tilt.conditional(believed) - truth).mean())
+                tilt = tilt.after(believed.tolist(), min(BLOCK, accepted + 1), accepted)
+            errors.append(np.abs(np.array(tilt.tilted(believed.tolist())) - truth).mean())
         untilted = np.abs(believed - truth).mean()
         assert np.mean(errors) < max(0.06, 0.4 * untilted)
 
 
 def test_a_tilt_learns_of_what_was_verified_alone_and_keeps_the_order() -> None:
-    believed = np.array([0.9, 0.5, 0.5, 0.5])
+    believed = [0.9, 0.5, 0.5, 0.5]
     assert LEVEL.after(believed, 0, 0) is LEVEL
-    np.testing.assert_allclose(LEVEL.conditional(believed), believed)
+    np.testing.assert_allclose(LEVEL.tilted(believed), believed)
     # Of four drafts only the first was verified: what the others were believed to be makes no difference.
-    others = np.array([0.9, 0.1, 0.2, 0.99])
+    others = [0.9, 0.1, 0.2, 0.99]
     assert LEVEL.after(believed, 1, 1) == LEVEL.after(others, 1, 1) != LEVEL
     assert LEVEL.after(believed, 1, 0).log_odds < 0 < LEVEL.after(believed, 4, 4).log_odds
     rising = np.linspace(0.0, 1.0, 11)
     for tilt in (LEVEL.after(believed, 1, 0), LEVEL.after(believed, 4, 4)):
-        c = tilt.conditional(rising)
+        c = np.array(tilt.tilted(rising.tolist()))
         assert (np.diff(c) > 0).all() and ((c > 0) & (c < 1)).all()
 
 

@@ -122,16 +122,16 @@ class Outcome:
 
 def key_of(memory: Memory) -> Any:
     """What a memory says, as something that can be looked up."""
-    values = [*memory.pasts, *memory.learned.values()]
-    arrays = [array for value in values for array in vars(value).values()]
-    arrays += [array for waiting in memory.heard.values() for became in waiting for array in became]
+    heard = [each for waiting in memory.heard.values() for each in waiting]
     return (
+        memory.pasts,
         memory.tilts,
         memory.resting,
         memory.steps,
         memory.promise,
         memory.length,
-        tuple(array.tobytes() for array in arrays),
+        tuple((each.weights.tobytes(), each.curvature.tobytes()) for each in memory.learned.values()),
+        tuple((*each.logits, *each.peaks, each.observed, each.accepted) for each in heard),
     )
 
 

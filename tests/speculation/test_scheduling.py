@@ -277,7 +277,7 @@ class TestPast:
         tilts = Tilt(0.5), Tilt(-0.5)
         for ended in ([], [0]):
             memory = scheduler.after(memory, Present.of([[0.9], [0.1]]), slots, np.array(ended, dtype=int), tilts=tilts)
-        assert all(np.isnan(past.recent[0]).all() for past in memory.pasts) and memory.steps == 2
+        assert not any(past.recent[0] for past in memory.pasts) and memory.steps == 2
         assert memory.tilts == (LEVEL, tilts[1])
 
     def test_positions_that_were_not_drafted_are_not_counted(self) -> None:
@@ -293,17 +293,19 @@ class TestGuard:
 
     def test_what_plain_steps_take_is_heard_of_while_it_pays(self) -> None:
         """The more often the less that costs, never for more than its share of the time, and often in the beginning."""
-        for gain, every in ((0.06, 12), (0.1, 20), (0.4, 80)):
+        for gain, every in ((0.06, 24), (0.1, 40), (0.4, 160)):
             guard, resting, plain = Guard(), DRAFTING, 0
-            for _ in range(10 * (every + 1)):
+            for _ in range(10 * (every + 2)):
                 drafting, resting = guard.next_step(gain, resting, 10_000)
                 assert drafting or not resting.rests, "the next one drafts again"
                 plain += not drafting
-            assert plain == 10
-        early = [guard.next_step(0.4, Resting(drafted=drafted), 40)[0] for drafted in (7, 8)]
+            assert plain == 20, "two at a time"
+        early = [guard.next_step(0.4, Resting(drafted=drafted), 40)[0] for drafted in (15, 16)]
         assert early == [True, False]
         doubtful = self.drafted(Guard(credit=9.0), [-0.01] * 90)
-        assert [step for step, drafting in enumerate(doubtful) if not drafting] == [*range(8, 90, 9)]
+        assert [step for step, drafting in enumerate(doubtful) if not drafting] == [
+            step for step in range(90) if step % 18 >= 16
+        ]
 
     def test_a_hard_stretch_is_sat_out_and_a_loss_is_not(self) -> None:
         guard, resting, drafted = Guard(margin=0.0, doubt=0.0), DRAFTING, []

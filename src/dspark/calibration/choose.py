@@ -141,8 +141,8 @@ def tilted(calibration: ConfidenceMap, recorded: Recorded) -> Numbers:
     survival = np.empty_like(believed)
     for i, prompt in enumerate(recorded.prompt.tolist()):
         tilt, accepted = tilts.get(prompt, LEVEL), int(outcomes.accepted[i])
-        survival[i] = tilt.conditional(believed[i]).cumprod()
-        tilts[prompt] = tilt.after(believed[i], min(outcomes.block, accepted + 1), accepted)
+        survival[i] = np.cumprod(tilt.tilted(believed[i].tolist()))
+        tilts[prompt] = tilt.after(believed[i].tolist(), min(outcomes.block, accepted + 1), accepted)
     return survival
 
 

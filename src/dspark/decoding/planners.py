@@ -162,6 +162,8 @@ class Together:
         self._memory = self._planning.begin(slots, max(self._lengths))
         self._taken: list[tuple[Load, float]] = []
         self._pace, self._spent = Pace(), 0.0
+        self._drafted = False
+        """Whether the step before was one with drafts: behind one of the other kind a step takes longer than others."""
         self._copying, self._copies = Copying(), settings.copies
         self._base = Load(0, 0)
         self._seats: dict[int, Running] = {}
@@ -229,8 +231,10 @@ class Together:
             foretold, working = self.costs.seconds(load), seconds - self._spent
             dearer = self._pace.dearer if drafting else 1.0
             self.ledger.took(seconds, foretold * dearer + self._pace.planning(drafting))
-            self._taken.append((load, working))
-            self._pace.after(drafting, working / foretold)
+            if drafting == self._drafted:
+                self._taken.append((load, working))
+                self._pace.after(drafting, working / foretold)
+            self._drafted = drafting
         if len(self._taken) == _STEPS:
             self.costs = self.costs.refined(self._taken)
             self._taken.clear()

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from dspark.decoding.request import Request
 from dspark.decoding.single import Decoder
@@ -25,8 +24,10 @@ from dspark.speculation.sampling import Sampling
 from dspark.targets.model import Target
 
 CONTEXT = 128
-# Rounds of each kind: the first warm up, the others are counted.
+# Rounds of each kind: the first warm up, the others are counted. Plain steps come in a row, the first of which is not
+# counted: behind drafts it finds their weights in the caches in place of its own.
 WARM_UP = 1
+_IN_A_ROW = 3
 REPEATS = 7
 _PLAIN = -1  # the kind of a step without a draft, before lengths 0, 1, ...
 UNKNOWN = 1.0  # in place of seconds that could not be measured
@@ -54,7 +55,7 @@ def measure(target: Target, drafter: Drafter, slots: int | None = None) -> Price
     block = slots or drafter.config.block_size
     turns = _Turns(block)
     decoder = Decoder(target, drafter, greedy=Planning(turns.length, turns.drafts, slots), lookup=False)
-    rounds = (block + 2) * (WARM_UP + REPEATS)
+    rounds = (block + 1 + _IN_A_ROW) * (WARM_UP + REPEATS)
     request = _request(target, 1 + rounds * (block + 1))
     return time_rounds(itertools.islice(decoder.stream(request, "dspark"), rounds + 1), block, time.perf_counter)
 
@@ -85,10 +86,10 @@ def measure_blocks(
 
 
 class _Turns:
-    """A plain step, then rounds that verify 0, 1, ... ``block`` drafts, and from the start again."""
+    """Plain steps, then rounds that verify 0, 1, ... ``block`` drafts, and from the start again."""
 
     def __init__(self, block: int) -> None:
-        self._kinds = itertools.cycle(range(_PLAIN, block + 1))
+        self._kinds = itertools.cycle([*[_PLAIN] * _IN_A_ROW, *range(block + 1)])
         self._kind = _PLAIN
 
     def drafts(self, rounds: Sequence[Round], source: Source) -> bool:
@@ -96,22 +97,25 @@ class _Turns:
         self._kind = next(self._kinds)
         return self._kind != _PLAIN
 
-    def length(self, drafted: int, survival: Tensor | None) -> int:
+    def length(self, drafted: int, survival: Sequence[float] | None) -> int:
         """How many of them it verifies."""
         return self._kind
 
 
 def time_rounds(rounds: Iterable[Round], block: int, clock: Callable[[], float]) -> Prices:
-    """Medians of the steps without a draft and of the rounds that verified 0..``block``, of these none below a shorter
-    one's (pooled where they were). ``UNKNOWN`` where one of them was not seen often enough.
+    """Medians of the steps without a draft, behind others of these, and of the rounds that verified 0..``block``, of
+    which none is below a shorter one's (pooled where they were). ``UNKNOWN`` where one was not seen often enough.
     """
     taken: dict[int, list[float]] = {kind: [] for kind in range(_PLAIN, block + 1)}
-    started = clock()
+    started, drafted = clock(), False
     for each in rounds:
         now = clock()
         if each.index and each.finish is None:  # the first reads the prompt, the last has no room for a draft
-            taken[each.verified if each.drafted else _PLAIN].append(now - started)
-        started = clock()
+            if each.drafted:
+                taken[each.verified].append(now - started)
+            elif not drafted:
+                taken[_PLAIN].append(now - started)
+        drafted, started = each.drafted > 0, clock()
     if min(map(len, taken.values())) <= WARM_UP:
         return Prices(UNKNOWN, (UNKNOWN,) * (block + 1))
     plain, *medians = (statistics.median(some[WARM_UP:]) for some in taken.values())

@@ -9,7 +9,8 @@ Legend: K slots of a block, P knots; other leading axes are free.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Protocol
 
@@ -21,6 +22,7 @@ from dspark.speculation.sampling import Sampling
 
 Numbers = NDArray[np.float64]
 CLAMP = 15.0  # beyond, a logit says nothing more
+_FARTHEST = 700.0  # of what has an exponential
 
 
 class ConfidenceMap(Protocol):
@@ -98,6 +100,13 @@ class Logistic:
         slopes, peak_slopes, offsets = weights
         return sigmoid(clamped(logits) * slopes + clamped(peaks) * peak_slopes + offsets)
 
+    def of_round(self, logits: Sequence[float], peaks: Sequence[float]) -> list[float]:
+        """``conditional`` of one block, a number at a time."""
+        _check(self.block, len(logits))
+        weights = zip(self.slopes, self.peak_slopes, self.offsets, strict=True)
+        slots = zip(weights, logits, peaks, strict=False)
+        return [_chance(a * _held(logit) + b * _held(peak) + c) for (a, b, c), logit, peak in slots]
+
 
 @dataclass(frozen=True)
 class Isotonic:
@@ -115,7 +124,7 @@ class Isotonic:
     def conditional(self, logits: Numbers, peaks: Numbers | None = None) -> Numbers:
         """See ``ConfidenceMap``."""
         found = clamped(logits)  # a copy
-        for k in range(_checked(self.block, logits)):
+        for k in range(_check(self.block, logits.shape[-1])):
             found[..., k] = np.interp(found[..., k], self.knots[k], self.probabilities[k])
         return found
 
@@ -237,12 +246,34 @@ def clamped(logits: Numbers) -> Numbers:
     return np.clip(logits, -CLAMP, CLAMP)
 
 
+def chances(
+    through: ConfidenceMap | None, logits: Sequence[float], peaks: Sequence[float] | None = None
+) -> list[float]:
+    """``c [k]`` of one round's block, read ``through`` a map, or as the head was trained where that is None.
+
+    A few numbers: by themselves they take a fraction of what arrays do, and every round waits for them.
+    """
+    if through is None:
+        return [_chance(logit) for logit in logits]
+    if isinstance(through, Logistic) and peaks is not None:
+        return through.of_round(logits, peaks)
+    found: list[float] = through.conditional(np.array(logits), None if peaks is None else np.array(peaks)).tolist()
+    return found
+
+
+def _chance(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x > -_FARTHEST else 0.0
+
+
+def _held(logit: float) -> float:
+    return min(max(logit, -CLAMP), CLAMP)
+
+
 def _first(values: tuple[float, ...], logits: Numbers) -> Numbers:
-    return np.array(values[: _checked(len(values), logits)])
+    return np.array(values[: _check(len(values), logits.shape[-1])])
 
 
-def _checked(block: int, logits: Numbers) -> int:
-    slots: int = logits.shape[-1]
+def _check(block: int, slots: int) -> int:
     if slots > block:
         raise ValueError(f"a map of {block} slots was given the logits of {slots}")
     return slots

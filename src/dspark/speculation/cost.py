@@ -115,7 +115,7 @@ class CostModel:
         more = np.arange(drafts + 1)
         _, _, read, law = self._prices
         each = (read * load.reads + law * load.laws) / max(1, load.tokens)
-        rising_N = np.interp(self._padded(load.tokens + more), *self._step_curve)
+        rising_N = np.interp(self._padded(load.tokens + more), *self._step_points)
         total: Numbers = rising_N + (self._rest(load) + each * more)
         return total
 
@@ -134,6 +134,11 @@ class CostModel:
     @cached_property
     def _step_curve(self) -> tuple[list[float], list[float]]:
         return _curve(self.tokens, self.weights[: len(self.tokens)])
+
+    @cached_property
+    def _step_points(self) -> tuple[Numbers, Numbers]:
+        knots, heights = map(np.array, self._step_curve)
+        return knots, heights
 
     @cached_property
     def _draft_curve(self) -> tuple[list[float], list[float]]:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
+from operator import mul
 from typing import Protocol
 
 import torch
@@ -19,7 +21,7 @@ from torch import Tensor
 
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Finish, Round, Source
-from dspark.speculation.confidence import ConfidenceMap, Numbers, sigmoid
+from dspark.speculation.confidence import ConfidenceMap, chances
 from dspark.speculation.coupling import Coupling
 from dspark.speculation.draws import CertainDraws, Draws, Purpose
 from dspark.speculation.recalibration import LEVEL, Tilt
@@ -51,7 +53,7 @@ Sample = Callable[[int, Tensor, Tensor | None], tuple[int, Tensor]]
 # To stay lossless the decision about x_k may depend on the past and on what was known before x_k was drawn,
 # so a hook that reads the present survival must walk it from the left and stop early (Algorithm 1). A search
 # over the whole array lets a_k, which knows x_1..x_{k-1}, decide whether x_1 is verified: App. A's bias.
-VerifyLength = Callable[[int, Tensor | None], int]
+VerifyLength = Callable[[int, Sequence[float] | None], int]
 
 # (the request's rounds so far, who would propose) -> whether that one may in the next round. It sees the past alone, so
 # it is lossless.
@@ -132,25 +134,23 @@ class Draft:
         p_KV[:, self.support] = self.probs
         return p_KV
 
-    def believed(self, through: ConfidenceMap | None = None) -> Numbers | None:
+    def believed(self, through: ConfidenceMap | None = None) -> list[float] | None:
         """c[K], read ``through`` a map if there is one; None without confidence. A map is the drafter's: what a copy
         says of itself is not read through it.
         """
         if self.confidence is None:
             return None
-        logits = self.confidence.double().cpu().numpy()
-        if through is None or self.source == "lookup":
-            return sigmoid(logits)
-        return through.conditional(logits, None if self.peaks is None else self.peaks.double().cpu().numpy())
+        own = None if self.source == "lookup" else through
+        return chances(own, self.confidence.tolist(), None if self.peaks is None else self.peaks.tolist())
 
-    def survival(self, through: ConfidenceMap | None = None, tilt: Tilt = LEVEL) -> Tensor | None:
+    def survival(self, through: ConfidenceMap | None = None, tilt: Tilt = LEVEL) -> list[float] | None:
         """a[K], the running product of c_k as they are ``believed``, those of the drafter tilted; None without
         confidence.
         """
         believed = self.believed(through)
         if believed is None:
             return None
-        return torch.from_numpy((believed if self.source == "lookup" else tilt.conditional(believed)).cumprod())
+        return [*accumulate(believed if self.source == "lookup" else tilt.tilted(believed), mul)]
 
     def teaches(self, tilt: Tilt, through: ConfidenceMap | None, round: Round) -> Tilt:
         """The request's tilt after the round that these drafts were made for; copies teach nothing of the drafter."""
@@ -173,7 +173,7 @@ class DrafterState(Protocol):
         ...
 
 
-def verify_all(drafted: int, survival: Tensor | None) -> int:
+def verify_all(drafted: int, survival: Sequence[float] | None) -> int:
     """The default hook: every draft is verified."""
     return drafted
 

@@ -11,8 +11,11 @@ Legend: N rounds of a step, K slots of a block; the three inputs of a slot are i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +40,15 @@ def explores(round: int, seed: int, every: int = EXPLORING) -> bool:
     return (round + seed) % every == 0
 
 
+class Outcome(NamedTuple):
+    """Confidence ``logits`` and ``peaks`` of a round's drafts; how many are ``observed``, and how many stood."""
+
+    logits: Sequence[float]
+    peaks: Sequence[float]
+    observed: int
+    accepted: int
+
+
 @dataclass(frozen=True)
 class Recalibration:
     """Slopes and offset of each slot, ``weights [K, 3]``, and what is known of them, ``curvature [K, 3, 3]``.
@@ -58,19 +70,20 @@ class Recalibration:
         """K."""
         return len(self.weights)
 
-    @property
+    @cached_property
     def map(self) -> Logistic:
         """What is believed now."""
         slopes, peak_slopes, offsets = map(tuple, self.weights.T.tolist())
         return Logistic(slopes, peak_slopes, offsets)
 
-    def conditional(self, logits: Numbers, peaks: Numbers) -> Numbers:
-        """``c [..., k]`` of the first ``k <= K`` slots, as ``map`` would read them; ValueError for more."""
-        slots = logits.shape[-1]
-        if slots > self.block:
-            raise ValueError(f"a map of {self.block} slots was given the logits of {slots}")
-        slope_k, peak_slope_k, offset_k = self.weights[:slots].T
-        return sigmoid(clamped(logits) * slope_k + clamped(peaks) * peak_slope_k + offset_k)
+    def with_outcomes(self, outcomes: Sequence[Outcome]) -> Recalibration:
+        """``after`` rounds of drafts of any lengths up to K."""
+        known = np.zeros((2, len(outcomes), self.block))
+        for n, each in enumerate(outcomes):
+            known[:, n, : len(each.logits)] = each.logits, each.peaks
+        observed, accepted = np.array([(each.observed, each.accepted) for each in outcomes], dtype=np.int64).T
+        logits, peaks = known
+        return self.after(logits, peaks, observed, accepted)
 
     def after(
         self, logits: Numbers, peaks: Numbers, verified: NDArray[np.int64], accepted: NDArray[np.int64]
@@ -109,37 +122,23 @@ class Tilt:
     log_odds: float = 0.0
     precision: float = 1 / _SPREAD
 
-    def conditional(self, believed: Numbers) -> Numbers:
-        """``c [K]`` as they were believed, tilted."""
-        return tilted(believed, self.log_odds)
+    def tilted(self, believed: Sequence[float]) -> list[float]:
+        """``c [K]`` as they were believed, each moved by so many log-odds."""
+        odds = math.exp(self.log_odds)
+        kept = (min(max(c, _SUREST), 1 - _SUREST) for c in believed)
+        return [c * odds / (c * odds + 1 - c) for c in kept]
 
-    def after(self, believed: Numbers, observed: int, accepted: int) -> Tilt:
+    def after(self, believed: Sequence[float], observed: int, accepted: int) -> Tilt:
         """With a round that is over: the fate of its first ``observed`` drafts is known, ``accepted`` of them stood.
 
         One step of Newton's method with a normal prior, older rounds fading.
         """
-        (tilt,) = after_rounds([self], believed[None], np.array([observed]), np.array([accepted]))
-        return tilt
+        if not observed:
+            return self
+        seen = self.tilted(believed[:observed])
+        precision = _KEPT * self.precision + (1 - _KEPT) / _SPREAD + sum(c * (1 - c) for c in seen)
+        return Tilt(self.log_odds + (accepted - sum(seen)) / precision, precision)
 
 
 LEVEL = Tilt()
 """Of a request that nothing is known of."""
-
-
-def tilted(believed: Numbers, log_odds: Numbers | float) -> Numbers:
-    """Probabilities as they were believed, each moved by so many log-odds."""
-    kept = believed.clip(_SUREST, 1 - _SUREST)
-    return sigmoid(np.log(kept / (1 - kept)) + log_odds)
-
-
-def after_rounds(
-    tilts: Sequence[Tilt], believed: Numbers, observed: NDArray[np.int64], accepted: NDArray[np.int64]
-) -> list[Tilt]:
-    """``Tilt.after`` of N requests at once: ``believed [N, K]``, ``observed [N]`` and ``accepted [N]``."""
-    log_odds_N, precision_N = np.array([(tilt.log_odds, tilt.precision) for tilt in tilts]).T
-    seen_NK = np.arange(believed.shape[1]) < observed[:, None]
-    c_NK = np.where(seen_NK, tilted(believed, log_odds_N[:, None]), 0.0)
-    precision_N = _KEPT * precision_N + (1 - _KEPT) / _SPREAD + (c_NK * (1 - c_NK)).sum(axis=1)
-    log_odds_N = log_odds_N + (accepted - c_NK.sum(axis=1)) / precision_N
-    moved = zip(tilts, observed.tolist(), log_odds_N.tolist(), precision_N.tolist(), strict=True)
-    return [Tilt(odds, precision) if known else tilt for tilt, known, odds, precision in moved]

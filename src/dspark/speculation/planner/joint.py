@@ -8,32 +8,34 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
 
 import numpy as np
-from torch import Tensor
 
 from dspark.speculation.acceptance import Round, Source
-from dspark.speculation.confidence import Calibrations, ConfidenceMap, Logistic, nearest, sigmoid
+from dspark.speculation.confidence import Calibrations, ConfidenceMap, Logistic, chances, nearest
 from dspark.speculation.loop import Draft
-from dspark.speculation.planner.plan import Counts, Numbers, Present
-from dspark.speculation.planner.scheduler import Memory, Outcomes, Regime, Scheduler
-from dspark.speculation.recalibration import Recalibration, Tilt, after_rounds, tilted
+from dspark.speculation.planner.plan import Counts, Present
+from dspark.speculation.planner.scheduler import Memory, Regime, Scheduler
+from dspark.speculation.recalibration import Outcome, Recalibration, Tilt
 from dspark.speculation.sampling import Sampling
+
+Kind = tuple[Source, bool]  # of a draft: who proposed it, and whether it says how sure it is of each token
 
 
 @dataclass(frozen=True)
-class Readings:
-    """What drafts that are read alike say of themselves: ``members [N]`` of the step, their ``logits`` and ``peaks
-    [N, K]`` (0 behind a shorter draft's end), and the ``conditional [N, K]`` that these are believed to mean.
-    ``regime``: whose map goes on learning from them, None where none does; ``own``: they are the drafter's.
+class Reading:
+    """What a request's drafts say of themselves: ``logits`` and ``peaks [k]`` (0 where there are none), and the
+    conditional ``chances [k]`` that these are believed to mean. ``regime``: whose map goes on learning from them, None
+    where none does; ``own``: they are the drafter's.
     """
 
-    members: Counts
     own: bool
     regime: Regime | None
-    logits: Numbers
-    peaks: Numbers
-    conditional: Numbers
+    logits: Sequence[float]
+    peaks: Sequence[float]
+    chances: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Planned:
 
     slots: Counts
     drafts: tuple[Draft, ...]
-    readings: tuple[Readings, ...]
+    readings: tuple[Reading | None, ...]
     tilts: tuple[Tilt, ...]
     present: Present
     lengths: tuple[int, ...]
@@ -90,21 +92,13 @@ class JointPlanning:
         """How many drafts of each request are verified; none for a request that drafts nothing."""
         if not any(draft.slots for draft in drafts):
             return Planned(slots, (), (), (), _NOTHING, (0,) * len(drafts))
-        readings = self._read(memory, samplings, drafts)
+        known = {each: self._through(memory, *each) for each in {*zip(samplings, map(_kind, drafts), strict=True)}}
+        readings = tuple(
+            _read(draft, *known[sampling, _kind(draft)]) for sampling, draft in zip(samplings, drafts, strict=True)
+        )
         tilts = tuple(memory.tilts[i] for i in slots.tolist())
         # Broken slots are counted as drafted and will not stand: how many there are must not depend on what was drawn.
-        drafted = np.array([draft.slots for draft in drafts], dtype=np.int64)
-        # Of a draft that says nothing of itself nothing is known: it counts as certain.
-        survival = np.ones((len(drafts), int(drafted.max())))
-        for each in readings:
-            believed_NK = each.conditional
-            if each.own:
-                believed_NK = tilted(believed_NK, np.array([[tilts[i].log_odds] for i in each.members.tolist()]))
-            survival[each.members, : believed_NK.shape[1]] = believed_NK.cumprod(axis=1)
-        for i, draft in enumerate(drafts):
-            if draft.broken:
-                survival[i, len(draft.tokens) :] = 0.0
-        present = Present(survival, drafted)
+        present = Present.of([_survival(*each) for each in zip(drafts, readings, tilts, strict=True)])
         own = [bool(draft.slots) and draft.source == "drafter" for draft in drafts]
         lengths = self.scheduler.plan(memory, present, slots, slots[own]).lengths
         return Planned(slots, tuple(drafts), readings, tilts, present, lengths)
@@ -113,61 +107,49 @@ class JointPlanning:
         """When the step is over, ``rounds`` being what became of its drafts; ``ended``: slots that are free now."""
         if not planned.drafts:
             return self.scheduler.after(memory, _NOTHING, planned.slots, ended)
-        observed, accepted = np.array([(each.observed, each.accepted) for each in rounds], dtype=np.int64).T
-        tilts, outcomes = list(planned.tilts), dict[Regime, Outcomes]()
-        for each in planned.readings:
-            seen, stood = observed[each.members], accepted[each.members]
-            if each.own:
-                before = [tilts[i] for i in each.members.tolist()]
-                moved = after_rounds(before, each.conditional, seen, stood)
-                for i, tilt in zip(each.members.tolist(), moved, strict=True):
-                    tilts[i] = tilt
-            if each.regime is not None:
-                block = memory.learned[each.regime].block
-                outcomes[each.regime] = _widened(each.logits, block), _widened(each.peaks, block), seen, stood
-        own = np.array([draft.source == "drafter" for draft in planned.drafts], dtype=bool)
-        over = Present(planned.present.survival, np.where(own, planned.present.drafted, 0))  # copies come unasked
+        tilts, outcomes = list(planned.tilts), defaultdict[Regime, list[Outcome]](list)
+        for i, (reading, round) in enumerate(zip(planned.readings, rounds, strict=True)):
+            if reading is None:
+                continue
+            if reading.own:
+                tilts[i] = tilts[i].after(reading.chances, round.observed, round.accepted)
+            if reading.regime is not None:
+                became = Outcome(reading.logits, reading.peaks, round.observed, round.accepted)
+                outcomes[reading.regime].append(became)
+        over, copied = planned.present, [draft.source != "drafter" for draft in planned.drafts]
+        if any(copied):  # they come unasked
+            over = Present(over.survival, np.where(copied, 0, over.drafted))
         return self.scheduler.after(memory, over, planned.slots, ended, outcomes, tilts)
 
-    def _read(self, memory: Memory, samplings: Sequence[Sampling], drafts: Sequence[Draft]) -> tuple[Readings, ...]:
-        """All drafts that say something of themselves, by how they are read."""
-        alike: dict[tuple[Sampling, Source, bool], list[int]] = defaultdict(list)
-        for i, (sampling, draft) in enumerate(zip(samplings, drafts, strict=True)):
-            if draft.confidence is not None:
-                alike[sampling, draft.source, draft.peaks is not None].append(i)
-        return tuple(self._alike(memory, kind, members, drafts) for kind, members in alike.items())
-
-    def _alike(
-        self, memory: Memory, kind: tuple[Sampling, Source, bool], members: Sequence[int], drafts: Sequence[Draft]
-    ) -> Readings:
-        sampling, source, peaked = kind
-        logits = _padded([drafts[i].confidence for i in members])
-        peaks = _padded([drafts[i].peaks for i in members]) if peaked else np.zeros_like(logits)
+    def _through(self, memory: Memory, sampling: Sampling, kind: Kind) -> tuple[Regime | None, ConfidenceMap | None]:
+        """How drafts of a kind are read, and whose map learns from them."""
+        source, peaked = kind
         near = nearest(sampling, [each for each, of in memory.learned if of == source])
-        own, regime = source == "drafter", None if near is None else (near, source)
-        if regime is not None and (peaked or not own):
-            conditional = memory.learned[regime].conditional(logits, peaks)
-        else:
-            regime = None
-            conditional = _through(self.calibrations.of(sampling) if own else None, logits, peaks if peaked else None)
-        return Readings(np.array(members, dtype=np.int64), own, regime, logits, peaks, conditional)
+        if near is not None and (peaked or source == "lookup"):
+            return (near, source), memory.learned[near, source].map
+        return None, self.calibrations.of(sampling) if source == "drafter" else None
 
 
-def _through(calibration: ConfidenceMap | None, logits: Numbers, peaks: Numbers | None) -> Numbers:
-    return sigmoid(logits) if calibration is None else calibration.conditional(logits, peaks)
+def _kind(draft: Draft) -> Kind:
+    return draft.source, draft.peaks is not None
 
 
-def _padded(rows: Sequence[Tensor | None]) -> Numbers:
-    """Rows of any lengths as ``[N, K]`` float64, zeros behind their ends."""
-    there = [row.tolist() for row in rows if row is not None]
-    width = max(map(len, there))
-    return np.array([row + [0.0] * (width - len(row)) for row in there])
+def _read(draft: Draft, regime: Regime | None, through: ConfidenceMap | None) -> Reading | None:
+    """What it says of itself; None for one that says nothing."""
+    if draft.confidence is None:
+        return None
+    logits = draft.confidence.tolist()
+    peaks = None if draft.peaks is None else draft.peaks.tolist()
+    none = [0.0] * len(logits)
+    own = draft.source == "drafter"
+    found = chances(through, logits, none if peaks is None and regime is not None else peaks)
+    return Reading(own, regime, logits, none if peaks is None else peaks, found)
 
 
-def _widened(values: Numbers, block: int) -> Numbers:
-    """``[N, K]`` as ``[N, block]``; behind their ends nothing is observed."""
-    if values.shape[1] >= block:
-        return values
-    wide = np.zeros((len(values), block))
-    wide[:, : values.shape[1]] = values
-    return wide
+def _survival(draft: Draft, reading: Reading | None, tilt: Tilt) -> list[float]:
+    """``a [k]`` of all its slots. Of a draft that says nothing of itself nothing is known: it counts as certain."""
+    broken = [0.0] * (draft.slots - len(draft.tokens))
+    if reading is None:
+        return [1.0] * len(draft.tokens) + broken
+    believed = tilt.tilted(reading.chances) if reading.own else reading.chances
+    return [*accumulate(believed, mul), *broken]

@@ -7,7 +7,10 @@ Legend: R requests of a step, K drafts of the longest block, S slots for request
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 
@@ -17,23 +20,26 @@ from dspark.speculation.planner.plan import Counts, Numbers, Present
 _REMEMBERED, _FADING = 4, 0.98
 _NOTHING = 1e-12  # a survival that no other is measured by
 
+Survival = tuple[float, ...]  # ``a_1..a_k`` of a round's drafts
+
 
 @dataclass(frozen=True)
 class Past:
     """Survival of drafts in rounds that are over.
 
-    ``recent [S, M, K]``: of the last M rounds that drafted, by the slot of the request, the newest first (NaN: none);
-    ``weight`` and ``total [K]``: of all requests, older steps fading.
+    ``recent [S][up to M]``: of the last rounds that drafted, by the slot of the request, the newest first; ``weight``
+    and ``total [K]``: of all requests, older steps fading. Numbers by themselves: a step has few, and each is looked at
+    once.
     """
 
-    recent: Numbers
-    weight: Numbers
-    total: Numbers
+    recent: tuple[tuple[Survival, ...], ...]
+    weight: Survival
+    total: Survival
 
     @classmethod
     def nothing(cls, slots: int, block: int) -> Past:
         """Before the first step, for ``slots`` requests at once and blocks of up to ``block`` drafts."""
-        return cls(np.full((slots, _REMEMBERED, block), np.nan), np.zeros(block), np.zeros(block))
+        return cls(((),) * slots, (0.0,) * block, (0.0,) * block)
 
     @property
     def block(self) -> int:
@@ -43,47 +49,51 @@ class Past:
     @property
     def known(self) -> bool:
         """Whether anybody has drafted."""
-        return bool(self.weight.any())
+        return any(self.weight)
 
     def after(self, over: Present, slots: Counts) -> Past:
         """With a step that is over now; ``slots [R]`` of its requests."""
-        drafted = over.drafted > 0
-        if not drafted.any():
+        recent, sums, counts = [*self.recent], [0.0] * self.block, [0] * self.block
+        rows = zip(slots.tolist(), over.drafted.tolist(), over.survival.tolist(), strict=True)
+        for slot, drafted, survival in rows:
+            if drafted:
+                seen = tuple(survival[: min(drafted, self.block)])
+                recent[slot] = (seen, *recent[slot][: _REMEMBERED - 1])
+                for k, a in enumerate(seen):
+                    sums[k] += a
+                    counts[k] += 1
+        if not any(counts):
             return self.faded()
-        width = min(self.block, over.survival.shape[1])
-        seen = np.full((over.requests, self.block), np.nan)
-        seen[:, :width] = np.where(np.arange(width) < over.drafted[:, None], over.survival[:, :width], np.nan)
-        recent = self.recent.copy()
-        recent[slots[drafted], 1:] = self.recent[slots[drafted], :-1]
-        recent[slots[drafted], 0] = seen[drafted]
-        there = ~np.isnan(seen)
-        count = there.sum(axis=0)  # a step counts once, however many requests it had
-        mean = np.nansum(seen, axis=0) / np.maximum(1, count)
-        weight, total = self.weight * _FADING + (count > 0), self.total * _FADING + mean
-        reach = int(np.flatnonzero(count)[-1])
+        # A step counts once, however many requests it had.
+        weight = [_FADING * w + (count > 0) for w, count in zip(self.weight, counts, strict=True)]
+        total = [_FADING * t + a / max(1, count) for t, a, count in zip(self.total, sums, counts, strict=True)]
+        reach = sum(count > 0 for count in counts) - 1
         before = self.total[reach] / self.weight[reach] if self.weight[reach] else 0.0
         if before > _NOTHING:  # behind it a draft stands as often as it did once those before it stand
-            total[reach + 1 :] *= total[reach] / weight[reach] / before
-        return Past(recent, weight, total)
+            moved = total[reach] / weight[reach] / before
+            total[reach + 1 :] = [moved * t for t in total[reach + 1 :]]
+        return Past(tuple(recent), tuple(weight), tuple(total))
 
     def faded(self) -> Past:
         """With a step in which nobody drafted."""
-        return replace(self, weight=_FADING * self.weight, total=_FADING * self.total)
+        weight, total = (tuple(_FADING * each for each in of) for of in (self.weight, self.total))
+        return Past(self.recent, weight, total)
 
     def forgotten(self) -> Past:
         """Where nobody drafted for so long that what requests have shown is no longer theirs; the mean of all stays."""
-        return replace(self, recent=np.full_like(self.recent, np.nan))
+        return replace(self, recent=((),) * len(self.recent))
 
     def without(self, slots: Counts) -> Past:
         """Where requests have ended and others will take their slots."""
-        recent = self.recent.copy()
-        recent[slots] = np.nan
-        return replace(self, recent=recent)
+        recent = [*self.recent]
+        for slot in slots.tolist():
+            recent[slot] = ()
+        return replace(self, recent=tuple(recent))
 
     def mean(self) -> Numbers:
         """Survival ``[K]`` to expect of a request that nothing is known of; 1 where nobody ever drafted."""
-        mean = np.where(self.weight > 0, self.total / np.maximum(self.weight, 1e-300), 1.0)
-        return np.minimum.accumulate(mean)
+        each = (total / weight if weight > 0 else 1.0 for weight, total in zip(self.weight, self.total, strict=True))
+        return np.array([*accumulate(each, min)])
 
     def averaged(self, slots: Counts, length: int | None = None) -> Numbers:
         """The ranked survival ``[R*K]`` to expect of a step: the mean of what the remembered rounds would have had.
@@ -92,26 +102,39 @@ class Past:
         Ranking comes before averaging, since a budget goes to whoever is lucky in its own step. A request with fewer
         rounds counts as the mean of all in those it lacks.
         """
-        recent_RMK = self.recent[slots]
-        if np.isnan(recent_RMK[:, 0, 0]).all():  # nobody here has drafted, so all are the mean, which never rises
+        if not any(self.recent[slot] for slot in slots.tolist()):  # all are the mean, which never rises
             return np.repeat(self.mean()[:length], len(slots))
-        rounds_MRK = self._filled(recent_RMK)[..., :length].swapaxes(0, 1)
+        rounds_MRK = self._filled(slots, _REMEMBERED)[..., :length]
         ranked = np.sort(rounds_MRK.reshape(_REMEMBERED, -1), axis=1)[:, ::-1]
-        expected: Numbers = ranked.mean(axis=0)
+        expected: Numbers = np.add.reduce(ranked) / _REMEMBERED
         return expected
 
     def as_last_seen(self, slots: Counts, length: int | None = None) -> Numbers:
         """The ranked survival ``[R*K]`` just as each request's last round had it; the mean of all where one is new."""
-        ranked: Numbers = np.sort(self._filled(self.recent[slots, 0])[:, :length], axis=None)[::-1]
+        ranked: Numbers = np.sort(self._filled(slots, 1)[..., :length], axis=None)[::-1]
         return ranked
 
-    def _filled(self, survival: Numbers) -> Numbers:
-        """What is not known as the mean of all, behind a request's own last known position from there on; never rising
-        along a block.
+    def _filled(self, slots: Counts, rounds: int) -> Numbers:
+        """The last ``rounds`` of each request ``[rounds, R, K]``. What is not known is the mean of all, behind a
+        round's own last draft from there on; never rising along a block.
         """
-        mean, unknown = self.mean(), np.isnan(survival)
-        last = (~unknown).sum(axis=-1, keepdims=True) - 1
-        own = np.take_along_axis(survival, last.clip(min=0), axis=-1)
-        ratio = np.where(last < 0, 1.0, own / np.maximum(mean[last.clip(min=0)], 1e-300))
-        filled: Numbers = np.minimum.accumulate(np.where(unknown, mean * ratio, survival), axis=-1)
-        return filled
+        asked = tuple(slots.tolist()), rounds
+        if asked not in self._found:  # once for all lengths of blocks that are compared
+            mean, known, nobody = self.mean().tolist(), [self.recent[slot] for slot in asked[0]], ()
+            self._found[asked] = np.array(
+                [[_as_long(each[i] if i < len(each) else nobody, mean) for each in known] for i in range(rounds)]
+            )
+        return self._found[asked]
+
+    @cached_property
+    def _found(self) -> dict[tuple[tuple[int, ...], int], Numbers]:
+        return {}
+
+
+def _as_long(survival: Survival, mean: Sequence[float]) -> list[float]:
+    """As far as ``mean [K]``, which it goes on as from where it ends."""
+    if len(survival) == len(mean):
+        return [*survival]
+    last = len(survival) - 1
+    ratio = 1.0 if last < 0 else survival[last] / max(mean[last], 1e-300)
+    return [*accumulate((*survival, *(ratio * each for each in mean[last + 1 :])), min)]

@@ -25,7 +25,7 @@ from dspark.speculation.planner.guard import DRAFTING, Guard, Resting
 from dspark.speculation.planner.past import Past
 from dspark.speculation.planner.plan import Counts, Numbers, Plan, Present
 from dspark.speculation.planner.price import convex_slopes, worth_their_price
-from dspark.speculation.recalibration import LEVEL, Recalibration, Tilt
+from dspark.speculation.recalibration import LEVEL, Outcome, Recalibration, Tilt
 from dspark.speculation.sampling import Sampling
 
 Form = Literal["price", "averaged", "literal", "algorithm 1"]
@@ -39,8 +39,6 @@ _RECONSIDERED, _LOOKED = 8, 64
 # confidence is known, which a promise does not count.
 _WITHIN = 0.01
 _MANY = 8  # one in so many requests may be another one, and a promise still holds
-# Confidence logits and peaks ``[R, K]`` of drafts, and how many of them each request verified and accepted ``[R]``.
-Outcomes = tuple[Numbers, Numbers, Counts, Counts]
 # Whose confidence it is: what is accepted depends on a request's sampling and on what proposed the draft.
 Regime = tuple[Sampling, Source]
 
@@ -77,7 +75,7 @@ class Memory:
     resting: Resting = DRAFTING
     steps: int = 0
     learned: Mapping[Regime, Recalibration] = field(default_factory=dict)
-    heard: Mapping[Regime, tuple[Outcomes, ...]] = field(default_factory=dict)
+    heard: Mapping[Regime, tuple[Outcome, ...]] = field(default_factory=dict)
     promise: Promise | None = None
     length: int = 0
     coming: tuple[Promise, int] | None = None
@@ -196,7 +194,7 @@ class Scheduler:
         over: Present,
         slots: Counts,
         ended: Counts,
-        outcomes: Mapping[Regime, Outcomes] | None = None,
+        outcomes: Mapping[Regime, Sequence[Outcome]] | None = None,
         tilts: Sequence[Tilt] = (),
     ) -> Memory:
         """When the step is over; ``ended``: the slots of requests that won't come again; ``outcomes``: of their
@@ -211,9 +209,9 @@ class Scheduler:
             return over_now.without(ended) if len(ended) else over_now
         learned, heard = {**memory.learned}, {**memory.heard}
         for regime, became in (outcomes or {}).items():
-            waiting = (*heard.get(regime, ()), became)
-            if sum(len(each[-1]) for each in waiting) >= self.learn_from:
-                learned[regime] = learned[regime].after(*map(np.concatenate, zip(*waiting, strict=True)))
+            waiting = (*heard.get(regime, ()), *became)
+            if len(waiting) >= self.learn_from:
+                learned[regime] = learned[regime].with_outcomes(waiting)
                 waiting = ()
             heard[regime] = waiting
         shown = list(memory.tilts)

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from torch import Tensor
-
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round, Source
 from dspark.speculation.confidence import Calibrations, nearest
@@ -58,11 +56,11 @@ class EarlyStop:
         if not self.seconds or not all(0 < each < float("inf") for each in self.seconds):
             raise UserError(f"rounds take {list(self.seconds)} seconds; expected positive numbers, one for each length")
 
-    def __call__(self, drafted: int, survival: Tensor | None) -> int:
+    def __call__(self, drafted: int, survival: Sequence[float] | None) -> int:
         """Length to verify; never more than there are costs for."""
         if survival is None:
             return drafted
-        return early_stop(survival[:drafted].tolist(), self.seconds)
+        return early_stop(survival[:drafted], self.seconds)
 
 
 # In plain steps, what drafts may have lost and still be made; the share of a gain or loss that is left a round later;
