@@ -113,8 +113,9 @@ def _measure(each: Measurement, options: argparse.Namespace, load: float, verb: 
         if code or not figures.is_file():
             raise UserError(f"{each.verb} ended with exit code {code}, so {each.record}.json is not written; see above")
         minutes = (time.monotonic() - begun) / 60
-        made = provenance(line, minutes, load, ROOT)
-        write_json(each.file(options.out / "records"), portable(read_json(figures)) | {"made": made})
+        record = portable(read_json(figures)) | {"made": provenance(line, minutes, load, ROOT)}
+        record.setdefault("machine", {})["load before"] = f"{load:.1f}"  # not what the measurement before this one has left behind
+        write_json(each.file(options.out / "records"), record)
     print(f"{each.record}: took {minutes:.1f}", flush=True)
 
 

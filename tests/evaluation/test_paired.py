@@ -26,12 +26,13 @@ def test_ratios_are_of_pooled_figures_and_of_macro_ones() -> None:
     trials = [
         trial(0, 4, 2, benchmark="gsm8k"),
         trial(1, 4, 2, benchmark="gsm8k"),
+        trial(2, 4, 2, benchmark="gsm8k"),
         trial(0, 6, 2, benchmark="aime25"),
         trial(0, 3, 3, domain="chat"),
     ]
     found = paired(trials, "good", "poor")
     assert found["over"] == "poor"
-    assert found["tau"] == pytest.approx(34 / 18), "the same 74 tokens in 18 rounds and in 34"
+    assert found["tau"] == pytest.approx(42 / 22), "the same 90 tokens in 22 rounds and in 42"
     assert found["macro_tau"] == pytest.approx(((4 + 6) / 2 + 3) / (2 + 3))
     assert found["tok_s"] == pytest.approx(2.0), "the same texts in half the time"
     assert found["benchmarks"]["aime25"]["tau"] == pytest.approx(3.0)

@@ -1,7 +1,8 @@
 """Whether steps with drafts are dearer beside plain ones than the cost model says, and what planning them takes.
 
 What decides is the ratio of the two, and a machine that others use as well is faster or slower for minutes. So only
-steps of one kind that come right after the other kind are compared: whatever else happens then is in both.
+steps of one kind that come soon after the other kind are compared: whatever else happens then is in both. The very
+first of a kind is not told: it finds the caches full of what the other kind worked with.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _PLANNED, _COMPARED, _TRUST, _FOLLOWING = 16, 15, 2, 0.3
 
 
 class Pace:
-    """Learns from every step ``after`` it; steps with drafts and plain ones are two kinds.
+    """Learns from steps ``after`` they are over; steps with drafts and plain ones are two kinds.
 
     A step that something else has held up says nothing, however long it was: of the last comparisons the middle third
     is averaged, and the median is taken of what planning took.

@@ -21,13 +21,14 @@ Floats = NDArray[np.float64]
 RESAMPLES = 2000
 _TAIL = 2.5  # per cent on each side
 _Z = 1.959964  # standard errors that 95 % of a normal distribution lie within
-_FEW = {1: 12.7062, 2: 4.3027}  # the same of Student's t, by its degrees of freedom
+_OF_TWO = 4.3027  # the same of Student's t with two degrees of freedom
 
 
 def interval(
     groups: Sequence[Floats], statistic: Callable[[Floats], Floats], resamples: int = RESAMPLES
 ) -> list[float] | None:
-    """[low, high] of a pooled figure, or None without two prompts of one domain, where nothing can be said.
+    """[low, high] of a pooled figure, or None where prompts say hardly anything of their spread: without three of one
+    domain, or two of each of two.
 
     groups[g] holds one domain's sums[N, C], one row a prompt; ``statistic`` takes the pooled sums[B, C] to
     figures[B]. Prompts are drawn with replacement within their domain, whose sizes were chosen and not drawn.
@@ -40,7 +41,8 @@ def interval_of_groups(
     groups: Sequence[Floats], statistic: Callable[[Sequence[Floats]], Floats], resamples: int = RESAMPLES
 ) -> list[float] | None:
     """The same of a figure that is not pooled: ``statistic`` takes the sums[B, C] of each group that has prompts."""
-    if max(map(len, groups), default=0) < 2:  # one prompt a domain, each drawn every time: an interval of no width
+    sizes = [len(group) for group in groups if len(group) > 1]
+    if sum(sizes) - len(sizes) < 2:
         return None
     generator = np.random.default_rng(0)
     sums = [_resampled_sums(group, generator, resamples) for group in groups if len(group)]
@@ -50,7 +52,7 @@ def interval_of_groups(
     if not len(finite_B):
         return None
     figure = float(statistic([group.sum(axis=0, keepdims=True) for group in groups if len(group)])[0])
-    stretch = _stretch([len(group) for group in groups if len(group) > 1])
+    stretch = _stretch(sizes)
     low, high = np.percentile(finite_B, [_TAIL, 100 - _TAIL])
     if not (figure > 0 and low > 0):  # none of the figures here, unless nothing was decoded
         return [float(low), float(high)]
@@ -65,9 +67,9 @@ def _stretch(sizes: Sequence[int]) -> float:
 
 
 def _student(freedom: int) -> float:
-    """Standard errors that 95 % of Student's t lie within (Abramowitz and Stegun 26.7.5, to a thousandth)."""
-    if freedom in _FEW:
-        return _FEW[freedom]
+    """Standard errors that 95 % of Student's t lie within (Abramowitz and Stegun 26.7.5, to a few thousandths)."""
+    if freedom == 2:
+        return _OF_TWO
     z, n = _Z, freedom
     terms = (
         (z**3 + z) / 4,
