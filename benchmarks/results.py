@@ -114,7 +114,8 @@ def _measure(each: Measurement, options: argparse.Namespace, load: float, verb: 
             raise UserError(f"{each.verb} ended with exit code {code}, so {each.record}.json is not written; see above")
         minutes = (time.monotonic() - begun) / 60
         record = portable(read_json(figures)) | {"made": provenance(line, minutes, load, ROOT)}
-        record.setdefault("machine", {})["load before"] = f"{load:.1f}"  # not what the measurement before this one has left behind
+        # Not the load that the measurement before this one has left behind.
+        record.setdefault("machine", {})["load before"] = f"{load:.1f}"
         write_json(each.file(options.out / "records"), record)
     print(f"{each.record}: took {minutes:.1f}", flush=True)
 

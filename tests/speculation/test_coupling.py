@@ -58,10 +58,10 @@ def confidence(prefix: tuple[int, ...], slot: int) -> float:
     return 2 * float(random_logits(1, "coupled confidence")(prefix))
 
 
-def searches(drafted: int, survival: Tensor | None) -> int:
+def searches(drafted: int, survival: Sequence[float] | None) -> int:
     """The search of App. A over the whole block, which bends the law of rejection sampling."""
     assert survival is not None
-    tau = 1 + np.concatenate([[0.0], survival.cumsum(0).numpy()])
+    tau = 1 + np.concatenate([[0.0], np.cumsum(survival)])
     return int((tau * np.array([1, 0.5, 0.45, 0.4, 0.38])[: drafted + 1]).argmax())
 
 
