@@ -3,8 +3,8 @@
 Drawn anew, few prompts vary less than they do themselves: by (n - 1) / n of their variance, within each domain, and
 what that variance is they hardly know. So percentiles are stretched away from the figure, by a ratio (all figures here
 are positive): as far as undoes the first and as Student's t asks for the second. Of many prompts they are the usual
-ones. (Hesterberg 2015, section 5.2, says how narrow percentiles are, and moves them outwards; of two prompts a domain
-no percentile is far enough outside.)
+ones. (Hesterberg, What Teachers Should Know About the Bootstrap, 2015, says how narrow percentiles are, and moves them
+outwards; of two prompts a domain no percentile is far enough outside.)
 
 Shapes: `_N` prompts, `_NC` sums a prompt, `_B` resamples.
 """
