@@ -29,18 +29,18 @@ ALL_MODES = "--modes off,fixed1,fixed4,ngram,adaptive"
 FEW_MODES = "--modes off,fixed1,adaptive"
 # Short answers: 32 users read and answer some 80 prompts a turn, so they have fewer modes as well.
 LOAD = "--limit 4 --max-tokens 64"
-# 24 minutes: reckoned from trials in sizes like these, 4-bit blocks, all nine benchmarks.
+# As the first of two whole runs took them (docs/lab_log.md), 4-bit blocks, all nine benchmarks: 34 minutes.
 MEASUREMENTS = (
     Measurement("profile", 1, "profile"),
     Measurement("eval-greedy", 3, "eval", "--planned --limit 4"),
-    Measurement("eval-temperature-1", 3, "eval", f"--planned --limit 4 {SAMPLED}"),
+    Measurement("eval-temperature-1", 4, "eval", f"--planned --limit 4 {SAMPLED}"),
     Measurement("eval-blocks-greedy", 2, "eval", "--limit 2"),
-    Measurement("eval-blocks-temperature-1", 2, "eval", f"--limit 2 {SAMPLED}"),
+    Measurement("eval-blocks-temperature-1", 3, "eval", f"--limit 2 {SAMPLED}"),
     Measurement("calibration-greedy", 1, "calibrate", "--limit 70"),
     Measurement("calibration-temperature-1", 1, "calibrate", f"--limit 70 {SAMPLED}"),
-    Measurement("bench-greedy", 5, "bench", f"{ALL_MODES} --concurrency 1,4,16 {LOAD}"),
-    Measurement("bench-greedy-32", 3, "bench", f"{FEW_MODES} --concurrency 32 {LOAD}"),
-    Measurement("bench-temperature-1", 3, "bench", f"{FEW_MODES} --concurrency 1,4,16 {LOAD} {SAMPLED}"),
+    Measurement("bench-greedy", 9, "bench", f"{ALL_MODES} --concurrency 1,4,16 {LOAD}"),
+    Measurement("bench-greedy-32", 5, "bench", f"{FEW_MODES} --concurrency 32 {LOAD}"),
+    Measurement("bench-temperature-1", 5, "bench", f"{FEW_MODES} --concurrency 1,4,16 {LOAD} {SAMPLED}"),
 )
 # Sizes that show in a few minutes whether everything works, and nothing else.
 QUICK = {

@@ -32,6 +32,23 @@ def test_every_kind_of_step_is_timed_at_the_load_that_was_asked_for() -> None:
         assert (load.laws, load.laws_drafting) == ((load.tokens, load.drafting) if setting.sampled else (0, 0))
 
 
+def test_the_first_step_behind_another_kind_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But where there is no other, since one takes so long."""
+    before: list[Setting] = []
+
+    def step(bench: costs._Bench, setting: Setting) -> tuple[float, Load]:
+        seconds = (1e-3 if setting.requests == 1 else 1.0) * (1 if before[-1:] == [setting] else 5)
+        before.append(setting)
+        return seconds, Load(setting.requests, setting.requests)
+
+    monkeypatch.setattr(costs._Bench, "step", step)
+    target = tiny_target(max_position_embeddings=1024)
+    settings = [Setting(1, 0, None), Setting(1, 0, 2), Setting(3, 0, 2)]
+    measured = time_steps(target, tiny_drafter(target), settings, CONTEXTS)
+    assert [seconds for _, seconds in measured] == [1e-3, 1e-3, 5.0]
+    assert before.count(settings[-1]) == 1
+
+
 def test_a_step_near_the_end_of_answers_is_not_what_was_asked_for() -> None:
     """Whatever the clock says, no step of fewer drafts is taken for one of more."""
     target = tiny_target(max_position_embeddings=1024)

@@ -130,7 +130,7 @@ def test_loops_are_taken_out_of_tau() -> None:
 
 @pytest.mark.parametrize(("groups", "size"), [(1, 5), (3, 2), (3, 4), (9, 4), (1, 60)])
 def test_intervals_of_few_prompts_cover_as_they_say(groups: int, size: int) -> None:
-    """Percentiles of the resamples as they are cover 68 to 90 % here, but for the last."""
+    """Percentiles of the resamples as they are cover 69 to 89 % here (of 1,000), but for the last."""
     numbers, covered, plainly = np.random.default_rng(0), 0, 0
     for _ in range(300):
         sums = [np.stack((each, np.ones(size)), axis=1) for each in numbers.normal(1.0, 0.3, (groups, size))]

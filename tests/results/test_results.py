@@ -73,6 +73,7 @@ def test_every_record_is_made_once_and_names_no_place(cli: Cli, line: list[str],
         assert record.keys() >= KEYS[each.verb] | {"made"}, each
         assert "gsm8k.jsonl" in text or "--benchmark gsm8k" in text or each.verb == "profile"
         assert record["made"]["command"].startswith(f"dspark {each.verb} ")
+        assert record["machine"]["load before"] == f"{record['made']['load']:.1f}", "that before all of them"
         for place in (tmp_path, tmp_path.parent, Path.home(), results.ROOT, prompts.resolve()):
             assert str(place) not in text, (each, place)
     assert sum(file.stat().st_size for file in files) < 1e6

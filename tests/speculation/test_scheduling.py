@@ -302,6 +302,8 @@ class TestGuard:
             assert plain == 20, "two at a time"
         early = [guard.next_step(0.4, Resting(drafted=drafted), 40)[0] for drafted in (15, 16)]
         assert early == [True, False]
+        later = [guard.next_step(0.4, Resting(drafted=drafted), 200)[0] for drafted in (49, 50)]
+        assert later == [True, False], "a quarter of what has gone on"
         doubtful = self.drafted(Guard(credit=9.0), [-0.01] * 90)
         assert [step for step, drafting in enumerate(doubtful) if not drafting] == [
             step for step in range(90) if step % 18 >= 16

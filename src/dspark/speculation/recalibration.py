@@ -126,7 +126,7 @@ class Tilt:
         """``c [K]`` as they were believed, each moved by so many log-odds."""
         odds = math.exp(self.log_odds)
         kept = (min(max(c, _SUREST), 1 - _SUREST) for c in believed)
-        return [c * odds / (c * odds + 1 - c) for c in kept]
+        return [c * odds / (c * odds + (1 - c)) for c in kept]  # never above 1, whatever is rounded
 
     def after(self, believed: Sequence[float], observed: int, accepted: int) -> Tilt:
         """With a round that is over: the fate of its first ``observed`` drafts is known, ``accepted`` of them stood.
