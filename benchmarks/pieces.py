@@ -154,15 +154,15 @@ def pieces(engine: Engine, watch: Watch, repeats: int) -> dict[str, float]:
         engine.step(engine.admission.shares())
     laps = {name: 1000 * seconds / repeats for name, seconds in engine.laps.seconds.items()}
     inside = {name: 1000 * seconds / repeats for name, seconds in watch.seconds.items()}
-    stack, running = engine.target._compiled, engine.admission.running
+    compiled, running = engine.target._compiled, engine.admission.running
     block = engine._drafter.drafter.config.block_size if engine._drafter is not None else 0
-    if stack is not None:
+    if compiled is not None:
         tables = [row.table for row in running]
         for row in running:
             engine.pool.reserve(row.table, block + 1)
         batch = RaggedBatch(engine.cache, tables, [block + 1] * len(tables))
         with torch.inference_mode():
-            inside |= {name: 1000 * seconds for name, seconds in parts_of(stack, batch, repeats).items()}
+            inside |= {name: 1000 * seconds for name, seconds in parts_of(compiled.stack, batch, repeats).items()}
     draft = sum(laps.get(name, 0.0) for name in DRAFT)
     rest = laps["verify"] - sum(inside.values())
     return {

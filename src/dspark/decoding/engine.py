@@ -208,7 +208,9 @@ class Engine:
         rows = [work.row for work in answering]
         verdicts: Iterator[Verdict | None] = iter(())
         if answering:
-            raw_NV = self.target.head(forward.hidden_TD[asked(works, ids.device)])
+            every = all(not work.count for work in works)
+            hidden_ND = forward.hidden_TD if every else forward.hidden_TD[asked(works, ids.device)]
+            raw_NV = self.target.head(hidden_ND)
             self.laps("verify")
             logits_NV = self._granted(raw_NV, answering)
             settled = settle if self.lose is None else settle_finite

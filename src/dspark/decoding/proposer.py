@@ -90,7 +90,8 @@ def _as_program(room: Room, rows: Sequence[Running], length: int | None, lap: Ti
     drafted = room.draft([row.anchor for row in rows], [row.table for row in rows], length, chance)
     probs = [None] * len(rows) if drafted.p_KRV is None else drafted.p_KRV.transpose(0, 1)
     support = None if chance is None else room.drafter.support
-    drafts = _drafts(drafted.ids_KR.T, probs, support, drafted.confidence_KR.T, drafted.peaks_KR.T)
+    drawn = [None] * len(rows) if drafted.drawn_KR is None else drafted.drawn_KR.T.tolist()
+    drafts = _drafts(drafted.ids_KR.T, probs, support, drafted.confidence_KR.T, drafted.peaks_KR.T, drawn)
     lap("draft")
     return drafts
 
@@ -112,7 +113,7 @@ def _slot_by_slot(room: Room, rows: Sequence[Running], length: int | None, lap: 
     p_RKV = torch.stack(drawn, dim=1) if drawn else [None] * len(rows)
     peaks_RK = torch.stack(sure, dim=1)
     confidence_RK = drafting.confidence(chain_RK[:, :-1], peaks_RK)
-    drafts = _drafts(chain_RK[:, 1:], p_RKV, drafter.support, confidence_RK, peaks_RK)
+    drafts = _drafts(chain_RK[:, 1:], p_RKV, drafter.support, confidence_RK, peaks_RK, [None] * len(rows))
     lap("draft, sequential")
     return drafts
 
@@ -136,10 +137,11 @@ def _drafts(
     support: Tensor | None,
     confidence_RK: Tensor,
     peaks_RK: Tensor,
+    drawn: Iterable[list[float] | None],
 ) -> list[Draft]:
     """One for each request, up to its first slot that is broken."""
-    each = zip(tokens_RK.tolist(), probs, confidence_RK, peaks_RK, strict=True)
-    drafts = [Draft(tokens, p_KV, support, c_K, peaks_K) for tokens, p_KV, c_K, peaks_K in each]
+    each = zip(tokens_RK.tolist(), probs, confidence_RK, peaks_RK, drawn, strict=True)
+    drafts = [Draft(tokens, p_KV, support, c_K, peaks_K, drawn=p_K) for tokens, p_KV, c_K, peaks_K, p_K in each]
     sound_RK = (confidence_RK + peaks_RK).isfinite()
     if bool(sound_RK.all()):
         return drafts

@@ -162,7 +162,9 @@ def _sampled(
     standing, rejected = ([i for i, n in enumerate(accepted) if (n < len(tokens[i])) == fell] for fell in (False, True))
     for mine in filter(None, (standing, rejected)):  # apart, since residuals are float64
         places = [firsts[i] + accepted[i] for i in mine]
-        if mine is standing:
+        if len(mine) == len(p_t_NV):  # nobody drafted: every row is a draw, and none is copied
+            own_R = invert_rows(p_t_NV, u_R).cpu()
+        elif mine is standing:
             own_R[mine] = invert_rows(p_t_NV[places], u_R[mine]).cpu()
         else:
             own_R[mine] = _from_rests(p_t_NV, places, [drafts[i] for i in mine], [accepted[i] for i in mine], u_R[mine])
@@ -208,10 +210,12 @@ def _chances(
     return [list(islice(chances, len(some))) for some in tokens]
 
 
-def _drawn_from(draft: Draft, tokens: Sequence[int]) -> list[float]:
+def _drawn_from(draft: Draft, tokens: Sequence[int]) -> Sequence[float]:
     """p_d of the tokens that were drawn."""
     if draft.probs is None:
         return [1.0] * len(tokens)
+    if draft.drawn is not None:
+        return draft.drawn[: len(tokens)]
     inside_K = torch.tensor(tokens, device=draft.probs.device)
     if draft.support is not None:
         inside_K = torch.searchsorted(draft.support, inside_K)

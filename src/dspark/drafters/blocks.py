@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dspark.drafters.choice import Chance, Drafted
 from dspark.drafters.owed import OwedRows
+from dspark.kernels.seen import Seen
 from dspark.nn.blocks import BlockTable, Plan
 from dspark.nn.cache import KVCache, KVLayer
 from dspark.nn.context import BlockContext
@@ -77,12 +78,12 @@ class DrafterBlocks(OwedRows):
         self.settle(tables)
         program, slots = self.drafter.program, slots or self.drafter.config.block_size
         assert program is not None, "drafts of this drafter are no program"
-        positions_T, rows_T, plan = self._places(tables, slots)
-        seen = plan.seen
-        if len(tables) > 1:
-            positions_T, rows_T = (each.view(-1, slots).T.flatten() for each in (positions_T, rows_T))
-            seen = seen.slot_by_slot(slots)
-        return program.run(anchors, slots, (positions_T, rows_T, seen), self.cache, chance)
+        starts, rows = [table.length for table in tables], [table.rows(slots, self.cache.size) for table in tables]
+        positions = [start + slot for slot in range(slots) for start in starts]
+        rows_T = torch.tensor([row for some in zip(*rows, strict=True) for row in some])
+        blocks = [table.blocks for table in tables]
+        seen = Seen(blocks, starts, [slots] * len(tables), causal=False, interleaved=True)
+        return program.run(anchors, slots, (positions, rows_T, seen), self.cache, chance)
 
     def _places(self, tables: Sequence[BlockTable], slots: int) -> tuple[Tensor, Tensor, Plan]:
         """Positions and rows of the blocks' slots, request by request, and what they see."""

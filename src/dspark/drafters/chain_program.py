@@ -53,8 +53,8 @@ class ChainProgram:
             prepared.x_Rd.copy_(hidden_Rd)
             prepared.aim(rotations, list(rows_KR), seen)
             prepared.program.run()
-            ids_KR, p_KRV, peaks_KR = prepared.choice.chosen()
-        return Drafted(ids_KR[1:], p_KRV, peaks_KR, peaks_KR)
+            chosen = prepared.choice.chosen()
+        return chosen.drafted(chosen.peaks_KR)
 
     def prepare(self, requests: int, slots: int, cache: KVCache, sampled: bool = False) -> _Program:
         """The program for so many requests and slots."""

@@ -32,14 +32,30 @@ class Chance:
 
 @dataclass(frozen=True)
 class Drafted:
-    """Ids ``int64 [K, R]`` of the target's vocabulary, what they were drawn from ``[K, R, V_d]`` (None: certain),
-    confidence logits ``[K, R]``, and how sure the drafter is of its own likeliest tokens ``[K, R]`` (``heads.peaks``).
+    """Ids ``int64 [K, R]`` of the target's vocabulary, what they were drawn from ``[K, R, V_d]`` (None: certain) and
+    their own probability there ``[K, R]``, confidence logits ``[K, R]``, and how sure the drafter is of its own
+    likeliest tokens ``[K, R]`` (``heads.peaks``).
     """
 
     ids_KR: Tensor
     p_KRV: Tensor | None
+    drawn_KR: Tensor | None
     confidence_KR: Tensor
     peaks_KR: Tensor
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a program's run leaves: ids ``[K + 1, R]``, the anchors first, and the rest as ``Drafted``."""
+
+    ids_KR: Tensor
+    p_KRV: Tensor | None
+    drawn_KR: Tensor | None
+    peaks_KR: Tensor
+
+    def drafted(self, confidence_KR: Tensor) -> Drafted:
+        """With what is believed of them."""
+        return Drafted(self.ids_KR[1:], self.p_KRV, self.drawn_KR, confidence_KR, self.peaks_KR)
 
 
 def draws(sampling: Sampling) -> bool:
@@ -108,13 +124,13 @@ class Choice:
         self._shape_R3.copy_(torch.tensor(shapes, dtype=torch.float64))
         self._u_KR.copy_(chance.u_KR)
 
-    def chosen(self) -> tuple[Tensor, Tensor | None, Tensor]:
-        """What a run leaves: ids ``[K + 1, R]``, the anchors first, laws and peaks (``Drafted``).
-
-        In a slot whose logits are no numbers it finds some token or other, and the peak is NaN.
+    def chosen(self) -> Chosen:
+        """What a run leaves. In a slot whose logits are no numbers it finds some token or other, and the peak is
+        NaN.
         """
-        p_KRV = None
+        p_KRV = drawn_KR = None
         if self._sampled:
             check_mass(self._mass_KR.where(self._sums_KR.isfinite(), 1.0))
-            p_KRV = self._p_KRV.clone()
-        return self._ids_KR.clone(), p_KRV, peaks_of_mass(self._sums_KR)
+            p_KRV, found_KR1 = self._p_KRV.clone(), self._found_KR.clamp(min=0)[..., None]
+            drawn_KR = p_KRV.gather(-1, found_KR1)[..., 0]
+        return Chosen(self._ids_KR.clone(), p_KRV, drawn_KR, peaks_of_mass(self._sums_KR))

@@ -84,8 +84,7 @@ class CompiledBackbone(nn.Module):
         masks = [self.config.mask_token_id] * (len(positions_T) // len(anchors) - 1)
         ids_T = torch.tensor([token for anchor in anchors for token in (anchor, *masks)])
         x_Td, rotations = self._embed(ids_T), (self.rotations.at(positions_T),)
-        found = self.stack.run(x_Td, rotations, cache, rows_T, plan.seen)
-        hidden_Td: Tensor = self.norm(found[self.config.num_hidden_layers - 1])
+        hidden_Td: Tensor = self.norm(self.stack.run(x_Td, rotations, cache, rows_T, plan.seen))
         return hidden_Td.view(len(anchors), -1, hidden_Td.shape[-1])
 
 

@@ -52,7 +52,7 @@ class DraftProgram:
         self,
         anchors: Sequence[int],
         slots: int,
-        places: tuple[Tensor, Tensor, Seen],
+        places: tuple[Sequence[int], Tensor, Seen],
         cache: KVCache,
         chance: Chance | None = None,
     ) -> Drafted:
@@ -62,20 +62,20 @@ class DraftProgram:
         rows of ``cache`` are written. In a slot whose logits are no numbers it finds some token or other, and the peak
         is NaN.
         """
-        positions_T, rows_T, seen = places
-        rotation = self.backbone.rotations.at(positions_T)
+        positions, rows_T, seen = places
+        rotation = self.backbone.rotations.at(torch.tensor(positions), max(positions))
         with self._shelf.lock:
             prepared = self.prepare(len(anchors), slots, cache, chance is not None)
             prepared.choice.load(anchors, chance)
-            masks = [self.backbone.config.mask_token_id] * (len(positions_T) - len(anchors))
+            masks = [self.backbone.config.mask_token_id] * (len(positions) - len(anchors))
             prepared.tokens_T.copy_(torch.tensor([*anchors, *masks]))
             prepared.stack.aim((rotation,), rows_T, seen)
             prepared.stack.program.run()
-            ids_KR, p_KRV, peaks_KR = prepared.choice.chosen()
-            confidence_KR = peaks_KR
+            chosen = prepared.choice.chosen()
+            confidence_KR = chosen.peaks_KR
             if self.confidence is not None:
-                confidence_KR = self.confidence.whole(prepared.confidence_KR, ids_KR[:-1])
-        return Drafted(ids_KR[1:], p_KRV, confidence_KR, peaks_KR)
+                confidence_KR = self.confidence.whole(prepared.confidence_KR, chosen.ids_KR[:-1])
+        return chosen.drafted(confidence_KR)
 
     def prepare(self, requests: int, slots: int, cache: KVCache, sampled: bool = False) -> _Program:
         """The program for so many requests and slots."""

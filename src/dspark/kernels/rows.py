@@ -58,9 +58,10 @@ def norm_call(x: Tensor, out: Tensor, weight: Tensor, eps: float, adds: bool = F
 
 
 def copy_call(x: Tensor, out: Tensor) -> Call:
-    """The rows of ``x`` written to ``out``."""
+    """The rows of ``x`` written to ``out``, whose rows may lie apart."""
     width = x.shape[-1]
-    return _copy(), (x.data_ptr(), out.data_ptr(), x.numel() // width, width)
+    assert out.stride(-1) == 1, "the numbers of a row lie together"
+    return _copy(), (x.data_ptr(), out.data_ptr(), x.numel() // width, width, out.stride(-2))
 
 
 def gate_rows(both: Tensor, act: str) -> Tensor:
@@ -230,9 +231,9 @@ def _normed(code: Code, x: Value, out: Value, weights: Value, width: Value, eps:
 @cache
 def _copy() -> Kernel:
     def body(code: Code, table: list[Value], row: Value) -> None:
-        source, destination, _, width = table
-        offset = code.build.mul(row, width)
-        x, out = (code.at(code.pointer(each), offset, F32) for each in (source, destination))
+        source, destination, _, width, apart = table
+        x = code.at(code.pointer(source), code.build.mul(row, width), F32)
+        out = code.at(code.pointer(destination), code.build.mul(row, apart), F32)
 
         def numbers(k: Value, _: list[Value]) -> list[Value]:
             code.store(code.load(x, k, F32, _LANES), out, k, F32)
@@ -240,7 +241,7 @@ def _copy() -> Kernel:
 
         code.loop(code.number(0), width, _LANES, [], numbers)
 
-    return row_kernel(4, body, rows_at=2)
+    return row_kernel(5, body, rows_at=2)
 
 
 @cache

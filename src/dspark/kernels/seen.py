@@ -20,14 +20,28 @@ class Seen:
     """Which positions each token of a step sees, as the kernel reads it."""
 
     def __init__(
-        self, blocks: Sequence[Sequence[int]], firsts: Sequence[int], counts: Sequence[int], causal: bool
+        self,
+        blocks: Sequence[Sequence[int]],
+        firsts: Sequence[int],
+        counts: Sequence[int],
+        causal: bool,
+        interleaved: bool = False,
     ) -> None:
-        """``counts[i]`` tokens at positions from ``firsts[i]`` on, in the blocks ``blocks[i]``."""
+        """``counts[i]`` tokens at positions from ``firsts[i]`` on, in the blocks ``blocks[i]``.
+
+        They lie request by request; ``interleaved``: the first of all requests before the second of any, all counts
+        being equal.
+        """
         flat: list[int] = []
         tokens: list[tuple[int, int, int, int]] = []
-        for own, first, count in zip(blocks, firsts, counts, strict=True):
-            end, place = first + count, len(tokens) - first
-            tokens += [(len(flat), at, at + 1 if causal else end, place + at) for at in range(first, end)]
+        for number, (own, first, count) in enumerate(zip(blocks, firsts, counts, strict=True)):
+            end = first + count
+            start, apart = (number, len(blocks)) if interleaved else (len(tokens), 1)
+            places = range(start, start + count * apart, apart)
+            tokens += [
+                (len(flat), at, at + 1 if causal else end, place)
+                for at, place in zip(range(first, end), places, strict=True)
+            ]
             flat += own
         self._blocks, self._tokens_T4 = torch.tensor(flat), torch.tensor(tokens)
         self._shares = _shares([end for _, _, end, _ in tokens], torch.get_num_threads())
@@ -36,13 +50,6 @@ class Seen:
     def addresses(self) -> tuple[int, int, int]:
         """What the kernel's table begins with."""
         return self._blocks.data_ptr(), self._tokens_T4.data_ptr(), self._shares.data_ptr()
-
-    def slot_by_slot(self, slots: int) -> Seen:
-        """The same where every request has ``slots`` tokens, the first of all requests before the second of any."""
-        turned = copy(self)
-        turned._tokens_T4 = self._tokens_T4.clone()
-        turned._tokens_T4[:, 3] = torch.arange(len(self._tokens_T4)).view(slots, -1).T.flatten()
-        return turned
 
     def by_slot(self, slots: int) -> list[Seen]:
         """A step of its own for each slot, where every request has ``slots`` tokens."""

@@ -42,9 +42,9 @@ class RotationTable:
         self._compute = compute
         self._table = torch.empty(0)
 
-    def at(self, positions_T: Tensor) -> Tensor:
-        """Of ``positions_T`` (int64, not empty)."""
-        table, last = self._table, int(positions_T.max())
+    def at(self, positions_T: Tensor, last: int | None = None) -> Tensor:
+        """Of ``positions_T`` (int64, not empty), none of which is behind ``last`` (None: it is looked for)."""
+        table, last = self._table, int(positions_T.max()) if last is None else last
         if last >= len(table):
             rows = max(self._FIRST, 1 << last.bit_length())
             with torch.inference_mode(False), torch.no_grad():  # kept, and read in either mode

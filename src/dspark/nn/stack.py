@@ -153,8 +153,8 @@ class Aim:
 class StackProgram:
     """The calls of layers for one number of rows and one cache, with what they read and write.
 
-    ``x_Td`` is what the first layer reads and the last one leaves, ``kept`` what the layers ``taps`` leave. ``ends``
-    gives calls to be made before them, which fill it, and after them, which read it.
+    ``x_Td`` is what the first layer reads and the last one leaves. ``ends`` gives calls to be made before them, which
+    fill it, and after them, which read it; ``kept``: layers, and where what they leave is copied to ``[T, d]``.
     """
 
     def __init__(
@@ -164,16 +164,15 @@ class StackProgram:
         cache: KVCache,
         rooms: Rooms,
         ends: Ends = no_ends,
-        taps: Sequence[int] = (),
+        kept: Sequence[tuple[int, Tensor]] = (),
     ) -> None:
         self.x_Td = rooms.room("x", layers[0].input_norm.weight.numel(), rows).view(rows, -1)
         before, after = ends(self.x_Td)
-        self.kept = {tap: rooms.room(f"tap {tap}", self.x_Td.shape[1], rows).view(rows, -1) for tap in taps}
         own, turns = list(before), []
         for index, layer in enumerate(layers):
             turns.append(len(own) + 1 + TURN)
             own += layer.calls(self.x_Td, cache, rooms)
-            own += [copy_call(self.x_Td, self.kept[index])] if index in self.kept else []
+            own += [copy_call(self.x_Td, place) for tap, place in kept if tap == index]
         self.program, self._layers = Program([*own, *after]), (len(before), len(own))
         self._aim = Aim(self.program, turns)
         kinds = [layer.rotation for layer in layers]
@@ -202,28 +201,22 @@ class Stack:
         cache: KVCache,
         rows_T: Tensor,
         seen: Seen,
-        taps: Sequence[int] = (),
-    ) -> dict[int, Tensor]:
-        """Outputs ``[T, d]`` of the layers in ``taps`` and of the last one, for embedded tokens ``x_Td``.
+    ) -> Tensor:
+        """What the last layer leaves ``[T, d]``, for embedded tokens ``x_Td``.
 
         Their keys and values are written to ``rows_T`` of ``cache``; ``rotations``: as ``lean.turn`` takes them, one
         for each kind of layers (``StackLayer.rotation``).
         """
-        last = len(self.layers) - 1
         with self._shelf.lock:
-            prepared = self.prepare(len(x_Td), cache, sorted({*taps} - {-1, last}))
+            prepared = self.prepare(len(x_Td), cache)
             prepared.x_Td.copy_(x_Td)
             prepared.aim(rotations, rows_T, seen)
             prepared.run_layers()
-            return {tap: left.clone() for tap, left in (*prepared.kept.items(), (last, prepared.x_Td))}
+            return prepared.x_Td.clone()
 
-    def prepare(self, rows: int, cache: KVCache, taps: Sequence[int] = ()) -> StackProgram:
-        """The program for steps of that many rows, which keeps what the layers ``taps`` leave."""
-
-        def make(rooms: Rooms) -> StackProgram:
-            return StackProgram(self.layers, rows, cache, rooms, taps=taps)
-
-        return self._shelf.get(cache, rows, (rows, *taps), make)
+    def prepare(self, rows: int, cache: KVCache) -> StackProgram:
+        """The program for steps of that many rows."""
+        return self._shelf.get(cache, rows, (rows,), lambda rooms: StackProgram(self.layers, rows, cache, rooms))
 
 
 def product_call(linear: nn.Module, source: Tensor, out: Tensor, rooms: Rooms, more: Tensor | None = None) -> Call:

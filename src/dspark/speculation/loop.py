@@ -11,7 +11,7 @@ tapped features.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
 from typing import Protocol
@@ -93,7 +93,8 @@ class Draft:
     over the whole vocabulary where that is None; probs None says that every token was certain (temperature 0, a
     copy). confidence[K] are logits of c_k (Eq. 7), and peaks[K] log-odds of the largest p_d(.) of each slot at
     temperature 1; neither ever sees x_k. `source` says what proposed them. `broken`: how many slots more were drafted,
-    the first of which has logits or a confidence that are no numbers.
+    the first of which has logits or a confidence that are no numbers. `drawn[K]`: probabilities in probs of the tokens
+    themselves, where they are known already.
     """
 
     tokens: list[int]
@@ -103,6 +104,7 @@ class Draft:
     peaks: Tensor | None = None
     source: Source = "drafter"
     broken: int = 0
+    drawn: Sequence[float] | None = None
 
     @property
     def slots(self) -> int:
@@ -119,9 +121,9 @@ class Draft:
             return self
         kept = [None if each is None else each[:count] for each in (self.probs, self.confidence, self.peaks)]
         probs, confidence, peaks = kept if count else (None, None, None)
-        return replace(
-            self, tokens=self.tokens[:count], probs=probs, confidence=confidence, peaks=peaks, broken=self.slots - count
-        )
+        drawn = None if self.drawn is None else self.drawn[:count]
+        broken = self.slots - count
+        return Draft(self.tokens[:count], probs, self.support, confidence, peaks, self.source, broken, drawn)
 
     def dense(self, vocab_size: int) -> Tensor:
         """p_d[K, V] over the target's vocabulary: zero outside the support."""

@@ -1,14 +1,24 @@
-"""The layers of a target as one program, where they are made of what it knows."""
+"""A target's steps from token ids to last hidden states as one program, where it is made of what that knows.
+
+Legend: T tokens, d hidden size, F = taps * d, V vocabulary.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from inspect import signature
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from dspark.kernels.machine import Call, Rooms
+from dspark.kernels.rows import can_row, copy_call, follow_call, norm_call
+from dspark.kernels.seen import Seen
+from dspark.nn.cache import KVCache
 from dspark.nn.lean import LeanMLP, LeanNorm
-from dspark.nn.stack import Stack, StackLayer
+from dspark.nn.shelf import Shelf
+from dspark.nn.stack import Stack, StackLayer, StackProgram
 from dspark.targets.lean import LeanAttention
 
 FEW_ROWS = 64  # so many are a program even where whole texts are read in a hurry: Python costs more than attention
@@ -27,15 +37,81 @@ _LAYOUTS = (
 _KINDS: dict[str, type[nn.Module]] = {"self_attn": LeanAttention, "mlp": LeanMLP}  # all others are norms
 
 
-def compiled_layers(base: nn.Module) -> Stack | None:
-    """The layers of ``base`` as a program; whether it gives their numbers is found by running it, by others."""
+class CompiledSteps:
+    """Embedding, layers and the norm behind them. Threads take turns."""
+
+    def __init__(self, layers: Sequence[StackLayer], embedding_Vd: Tensor, scale: float, norm: LeanNorm) -> None:
+        """``scale``: what rows of the embedding are multiplied by."""
+        self.stack, self.norm = Stack(layers), norm
+        self.embedding_Vd, self.scale = embedding_Vd, scale
+        self._shelf: Shelf[_StepProgram] = Shelf()
+
+    def run(
+        self,
+        ids_T: Tensor,
+        rotations: Sequence[Tensor],
+        cache: KVCache,
+        rows_T: Tensor,
+        seen: Seen,
+        taps: tuple[int, ...],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Last hidden states ``[T, d]`` and features ``[T, F]`` (None without ``taps``), as ``Target.forward``; other
+        arguments as for ``Stack.run``.
+        """
+        rows = len(ids_T)
+        with self._shelf.lock:
+            prepared = self._shelf.get(
+                cache, rows, (rows, *taps), lambda rooms: _StepProgram(self, rows, taps, cache, rooms)
+            )
+            prepared.ids_T.copy_(ids_T)
+            prepared.stack.aim(rotations, rows_T, seen)
+            prepared.stack.program.run()
+            features_TF = prepared.features_TF
+            return prepared.hidden_Td.clone(), None if features_TF is None else features_TF.clone()
+
+
+class _StepProgram:
+    """The program for T rows and these taps, with what it reads and leaves."""
+
+    def __init__(self, own: CompiledSteps, rows: int, taps: tuple[int, ...], cache: KVCache, rooms: Rooms) -> None:
+        width, last = own.embedding_Vd.shape[1], len(own.stack.layers) - 1
+        self.ids_T, looked_T = (rooms.room(name, 1, rows, torch.int64) for name in ("ids", "looked up"))
+        self.hidden_Td = rooms.room("hidden", width, rows).view(rows, width)
+        self.features_TF: Tensor | None = None
+        places: list[tuple[int, Tensor]] = []
+        if taps:
+            self.features_TF = rooms.room("features", len(taps) * width, rows).view(rows, -1)
+            places = list(zip(taps, self.features_TF.split(width, dim=1), strict=True))
+
+        def kept(tap: int, x_Td: Tensor) -> list[Call]:
+            return [copy_call(x_Td, place) for each, place in places if each == tap]
+
+        def ends(x_Td: Tensor) -> tuple[Sequence[Call], Sequence[Call]]:
+            embed = follow_call(self.ids_T, None, looked_T, own.embedding_Vd, x_Td, own.scale)
+            norm = norm_call(x_Td, self.hidden_Td, own.norm.weight, own.norm.eps)
+            return [embed, *kept(-1, x_Td)], [norm, *kept(last, self.hidden_Td)]
+
+        inner = [(tap, place) for tap, place in places if 0 <= tap < last]
+        self.stack = StackProgram(own.stack.layers, rows, cache, rooms, ends, inner)
+
+
+def compiled_steps(base: Any, scale: float) -> CompiledSteps | None:
+    """The steps of ``base`` as a program, embedded rows times ``scale``; whether it gives the numbers of its modules is
+    found by running it, by others.
+    """
     parts: list[Any] = [getattr(base, name, None) for name in ("layers", "embed_tokens", "rotary_emb", "norm")]
-    if None in parts:
+    if None in parts or not isinstance(base.embed_tokens, nn.Embedding) or not isinstance(base.norm, LeanNorm):
+        return None
+    embedding_Vd, norm = base.embed_tokens.weight.detach(), base.norm
+    if not all(can_row(each, embedding_Vd.shape[1]) for each in (embedding_Vd, norm.weight)):
         return None
     rotations = rotations_of(base)
     layers = [_parts(layer, rotations.index(own)) for layer, own in zip(parts[0], _rotations(base), strict=True)]
     known = [layer for layer in layers if layer is not None and layer.compiles()]
-    return Stack(known) if len(known) == len(layers) else None
+    if len(known) < len(layers):
+        return None
+    scale *= float(getattr(base.embed_tokens, "embed_scale", 1.0))  # of Gemma's embedding
+    return CompiledSteps(known, embedding_Vd, scale, norm)
 
 
 def rotations_of(base: Any) -> list[tuple[str, ...]]:

@@ -26,11 +26,10 @@ from dspark.nn.ends import Ends
 from dspark.nn.forms import rounded_to_bytes
 from dspark.nn.packed import bytes_by_form, join_linears, pack_linears, round_products, rounds_rows
 from dspark.nn.rope import RotationTable
-from dspark.nn.stack import Stack
 from dspark.targets.attention import SEAM
 from dspark.targets.card import recommended_of, stop_ids_of
 from dspark.targets.chat import Chat
-from dspark.targets.compiled import FEW_ROWS, compiled_layers, rotations_of
+from dspark.targets.compiled import FEW_ROWS, CompiledSteps, compiled_steps, rotations_of
 from dspark.targets.family import kv_layers, rope_types, scales_of
 from dspark.targets.lean import (
     WATCHED,
@@ -99,7 +98,7 @@ class Target:
         self._matrices = Ends(embedding.weight, head.weight)
         self._scales = scales_of(config)
         self._kv_layers = kv_layers(config)
-        self._compiled: Stack | None = None
+        self._compiled: CompiledSteps | None = None
         packs = (self.device.type, self.dtype) == ("cpu", torch.float32)
         self._tiled = rounding == torch.bfloat16 and packs and can_tile()
         self.weights_hash  # noqa: B018  # hashed before rounding, and before packing replaces the head
@@ -168,7 +167,7 @@ class Target:
     @torch.inference_mode()
     def _compile(self) -> None:
         """Run steps as one program where that gives the numbers of the modules to the bit."""
-        compiled = compiled_layers(self._base)
+        compiled = compiled_steps(self._base, self._scales.embedding)
         if compiled is None or self.device.type != "cpu" or self.dtype != torch.float32:
             return
         ids_T, taps, runs = probe_ids(self.vocab_size), range(-1, self.num_layers), []
@@ -251,14 +250,17 @@ class Target:
         and the last layer's is behind the final norm (as in transformers' hidden states).
         """
         if self._compiled is not None and (len(ids_T) <= FEW_ROWS or not batch.plan.hurried):
-            found = self._run_compiled(self._compiled, ids_T, batch, taps)
+            rotations = [each.at(batch.positions_T, batch.last) for each in self._rotations]
+            where = batch.cache, batch.rows_T, batch.plan.seen
+            found = Forward(*self._compiled.run(ids_T, rotations, *where, tuple(taps)))
         else:
             with tapped(self._base.layers, taps) as rows:
                 last_1Td = self._run(ids_T, batch)
-            found = {tap: each[0] for tap, each in rows.items()} | {self.num_layers - 1: last_1Td[0]}
+            left = {tap: each[0] for tap, each in rows.items()} | {self.num_layers - 1: last_1Td[0]}
+            features_TF = torch.cat([left[tap] for tap in taps], dim=-1) if taps else None
+            found = Forward(last_1Td[0], features_TF)
         batch.commit()
-        features_TF = torch.cat([found[tap] for tap in taps], dim=-1) if taps else None
-        return Forward(found[self.num_layers - 1], features_TF)
+        return found
 
     def _run(self, ids_T: Tensor, batch: RaggedBatch) -> Tensor:
         """Hidden states ``[1, T, d]`` behind the final norm."""
@@ -266,14 +268,6 @@ class Target:
         out = self._base(input_ids=ids_T[None], position_ids=positions_1T, use_cache=False, ragged_batch=batch)
         last: Tensor = out.last_hidden_state
         return last
-
-    def _run_compiled(self, layers: Stack, ids_T: Tensor, batch: RaggedBatch, taps: Sequence[int]) -> dict[int, Tensor]:
-        """Outputs ``[T, d]`` of the tapped layers and of the last, that one behind the final norm."""
-        x_1Td = self._base.embed_tokens(ids_T[None])
-        rotations = [each.at(batch.positions_T) for each in self._rotations]
-        found = layers.run(x_1Td[0], rotations, batch.cache, batch.rows_T, batch.plan.seen, taps)
-        last = self.num_layers - 1
-        return found | {-1: x_1Td[0], last: self._base.norm(found[last])}
 
     @cached_property
     def _rotations(self) -> list[RotationTable]:
