@@ -119,7 +119,7 @@ def test_rounds_are_those_of_the_reference_loop(
             sampling=each.sampling,
             draws=SeededDraws(each.seed),
             max_tokens=TOKENS,
-            lookup=lookup_of("dspark", lookup),
+            lookup=lookup_of("dspark", lookup, each.sampling),
             stop_ids=target.stop_ids,
         )
         for each in requests

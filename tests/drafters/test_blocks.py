@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from dspark.decoding.proposer import _as_program, _slot_by_slot
 from dspark.decoding.request import Request, Running
+from dspark.decoding.sampler import _drawn_from
 from dspark.drafters.blocks import DrafterBlocks
 from dspark.drafters.choice import Chance
 from dspark.drafters.dspark import DSparkDrafter
@@ -158,7 +160,7 @@ def test_drafts_of_a_program_are_those_drawn_slot_by_slot(sampled: bool, changes
     rows = [Running(Request("r", [a], s, a, 8), SeededDraws(a), 8) for a, s in zip(ANCHORS, chosen, strict=True)]
     for row, table in zip(rows, TABLES, strict=True):
         row.table = table
-    seen = set()
+    seen, chances = set(), set()
     for some in ([0], [1, 3], [0, 1, 2, 3]):
         for slots in (None, 1, 2):
             chosen = [rows[i] for i in some]
@@ -169,10 +171,15 @@ def test_drafts_of_a_program_are_those_drawn_slot_by_slot(sampled: bool, changes
                 assert (ours.probs is None) == (theirs.probs is None) == (not sampled)
                 if sampled:
                     assert torch.equal(ours.probs, theirs.probs) and ours.support is theirs.support
+                    drawn = replace(ours, drawn=None)
+                    assert list(ours.drawn) == _drawn_from(drawn, ours.tokens)
+                    chances |= {*ours.drawn}
+                    assert _drawn_from(ours, ours.tokens[:1]) == _drawn_from(drawn, ours.tokens[:1])
                 assert torch.equal(ours.confidence, theirs.confidence) and torch.equal(ours.peaks, theirs.peaks)
                 assert torch.equal(ours.confidence, ours.peaks) == (blocks.drafter.confidence_head is None)
             seen |= {tuple(draft.tokens) for draft in found}
     assert len({tokens[:1] for tokens in seen}) > 1, "drafts that never differ show nothing"
+    assert len(chances) > 4 or not sampled
 
 
 @torch.inference_mode()

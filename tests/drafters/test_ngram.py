@@ -54,18 +54,22 @@ def test_a_loop_is_proposed_in_full() -> None:
     assert PromptLookup(5).draft([4, 1, 2, 1, 2], None, no_draws).tokens == [1, 2, 1, 2, 1]
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize(
     ("text", "length", "matched"), [([1, 2, 9, 1, 2], 2, 2), ([5, 6] * 6, 7, 8), ([1, 2, 3] * 2, 3, 3)]
 )
-def test_a_cautious_copy_is_as_long_as_its_match(text: list[int], length: int, matched: int) -> None:
-    draft = PromptLookup(7, 8, 2, cautious=True).draft(text, None, no_draws)
+def test_a_cautious_copy_is_as_long_as_its_match(
+    text: list[int], length: int, matched: int, temperature: float
+) -> None:
+    """And is believed the less the more a text is left to chance."""
+    draft = PromptLookup(7, 8, 2, cautious=True, temperature=temperature).draft(text, None, no_draws)
     assert (
         draft.tokens == PromptLookup(7, 8, 2).draft(text, None, no_draws).tokens[:length]
         and len(draft.tokens) == length
     )
     survival = draft.survival()
     assert survival is not None
-    stands = matched / (matched + 1.5)
+    stands = matched / (matched + 1.5 + 2 * temperature**2)
     assert survival == pytest.approx([stands**k for k in range(1, length + 1)])
     assert PromptLookup(7).draft(text, None, no_draws).survival() is None
 

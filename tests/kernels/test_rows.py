@@ -62,6 +62,10 @@ def test_copies(tokens: int) -> None:
     kernel, table = copy_call(x, out[:tokens])
     kernel(*table)
     assert torch.equal(out[:tokens], x) and not out[tokens:].any()
+    beside = torch.zeros(tokens, 3, 72)
+    kernel, table = copy_call(x, beside[:, 1])
+    kernel(*table)
+    assert torch.equal(beside[:, 1], x) and not beside[:, ::2].any()
 
 
 @pytest.mark.parametrize("tokens", [1, _ALONE // 48 + 5])

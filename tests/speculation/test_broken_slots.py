@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ def test_a_sound_part_has_all_of_its_slots_and_knows_of_the_others() -> None:
     rows = torch.arange(6.0).view(3, 2)
     draft = Draft([5, 6, 7], rows, torch.tensor([5, 9]), rows[:, 0], rows[:, 1])
     part = draft.sound(2)
+    assert replace(draft, drawn=[0.5, 0.25, 0.125]).sound(2).drawn == [0.5, 0.25] and part.drawn is None
     assert (part.tokens, part.broken, part.slots, part.support) == ([5, 6], 1, 3, draft.support)
     for kept, whole in ((part.probs, rows), (part.confidence, rows[:, 0]), (part.peaks, rows[:, 1])):
         assert kept is not None and torch.equal(kept, whole[:2])

@@ -235,7 +235,8 @@ class Engine:
 
     def _start(self, request: Request) -> Running:
         limit = self.limit(request)
-        lookup, coupling = lookup_of(self._mode, self._lookup), request.coupling(self.target.vocab_size)
+        lookup = lookup_of(self._mode, self._lookup, request.sampling)
+        coupling = request.coupling(self.target.vocab_size)
         return Running(request, SeededDraws(request.seed), limit, lookup, coupling)
 
     def _works(self, shares: Sequence[Share]) -> list[Work]:

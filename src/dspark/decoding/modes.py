@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from dspark.drafters.ngram import PromptLookup
+from dspark.speculation.sampling import Sampling
 
 Mode = Literal["plain", "dspark", "ngram"]
 
@@ -14,10 +15,11 @@ LOOKUP_BLOCK = 7
 SPARED_MIN_NGRAM, SPARED_MAX_NGRAM = 2, 8
 
 
-def lookup_of(mode: Mode, spare: bool) -> PromptLookup | None:
+def lookup_of(mode: Mode, spare: bool, sampling: Sampling) -> PromptLookup | None:
     """A request's prompt lookup: alone (``ngram``), or in front of the drafter it is to ``spare``; None for none."""
     if mode == "ngram":
         return PromptLookup(LOOKUP_BLOCK)
     if mode == "dspark" and spare:
-        return PromptLookup(LOOKUP_BLOCK, SPARED_MAX_NGRAM, SPARED_MIN_NGRAM, cautious=True)
+        ngrams = SPARED_MAX_NGRAM, SPARED_MIN_NGRAM
+        return PromptLookup(LOOKUP_BLOCK, *ngrams, cautious=True, temperature=sampling.temperature)
     return None

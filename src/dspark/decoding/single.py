@@ -68,7 +68,7 @@ class Decoder:
             sampling=request.sampling,
             draws=SeededDraws(request.seed),
             max_tokens=request.max_tokens,
-            lookup=lookup_of(mode, self.lookup),
+            lookup=lookup_of(mode, self.lookup, request.sampling),
             stop_ids=() if request.ignore_stop else self.target.stop_ids,
             verify_length=planning.verify_length,
             when=planning.when,

@@ -16,8 +16,9 @@ from torch import Tensor
 from dspark.foundation.errors import UserError
 from dspark.speculation.loop import Draft, Sample
 
-# Of an id copied after m matching ones, m / (m + this) was found to stand (docs/lab_log.md).
-_DOUBT = 1.5
+# Of ids copied after m matching ones, m / (m + doubt) were found to stand (docs/lab_log.md): of a greedy text, and how
+# much more doubt the square of a temperature adds.
+_DOUBT, _BY_CHANCE = 1.5, 2.0
 
 
 class PromptLookup:
@@ -27,10 +28,13 @@ class PromptLookup:
     min_ngram, and proposes the `block` ids that followed it. Where they run into the end of the text the copy
     goes on over its own proposals, so a loop of any period is proposed in full. No occurrence: an empty draft.
 
-    With ``cautious`` a copy has only as many ids as matched, and says how likely they are to stand.
+    With ``cautious`` a copy has only as many ids as matched, and says how likely they are to stand in a text of this
+    ``temperature``.
     """
 
-    def __init__(self, block: int, max_ngram: int = 3, min_ngram: int = 1, *, cautious: bool = False) -> None:
+    def __init__(
+        self, block: int, max_ngram: int = 3, min_ngram: int = 1, *, cautious: bool = False, temperature: float = 0.0
+    ) -> None:
         if block < 1 or not 1 <= min_ngram <= max_ngram:
             raise UserError(
                 f"block is {block}, min_ngram {min_ngram} and max_ngram {max_ngram}; all must be at least 1, and"
@@ -40,6 +44,7 @@ class PromptLookup:
         self.max_ngram = max_ngram
         self.min_ngram = min_ngram
         self.cautious = cautious
+        self._doubt = _DOUBT + _BY_CHANCE * temperature**2
         # n-gram -> position behind its last occurrence that has a token behind it.
         self._continuation: dict[tuple[int, ...], int] = {}
         self._indexed = 0
@@ -53,7 +58,7 @@ class PromptLookup:
         if not matched:
             return Draft([], source="lookup")
         length = min(self.block, matched) if self.cautious else self.block
-        confidence = torch.full((length,), math.log(matched / _DOUBT)) if self.cautious else None
+        confidence = torch.full((length,), math.log(matched / self._doubt)) if self.cautious else None
         period = len(ids) - start
         return Draft([ids[start + i % period] for i in range(length)], confidence=confidence, source="lookup")
 
