@@ -81,6 +81,14 @@ def test_what_gemma_adds_is_normed_and_its_kinds_of_layers_turn_at_their_own_spe
         assert not same(step(target, 8, True), step(target, 8, False)), "control"
 
 
+@pytest.mark.parametrize("wrong", [-1, VOCAB])
+def test_an_id_that_there_is_not_is_refused_before_it_is_looked_up(wrong: int) -> None:
+    target = tiny_target(**SIZES)
+    cache = target.new_cache(1, 200)
+    with pytest.raises(IndexError, match=f"the target has 0 to {VOCAB - 1}"):
+        target.forward(torch.tensor([3, wrong, 4]), RaggedBatch(cache, cache.tables(), [3]))
+
+
 def test_old_programs_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = 32
     monkeypatch.setattr(shelves, "KEPT", kept)

@@ -56,9 +56,12 @@ class CompiledSteps:
         taps: tuple[int, ...],
     ) -> tuple[Tensor, Tensor | None]:
         """Last hidden states ``[T, d]`` and features ``[T, F]`` (None without ``taps``), as ``Target.forward``; other
-        arguments as for ``Stack.run``.
+        arguments as for ``Stack.run``. IndexError for ids that the embedding does not have: the program would read
+        whatever lies there.
         """
-        rows = len(ids_T)
+        rows, (least, most) = len(ids_T), (int(end) for end in ids_T.aminmax())
+        if least < 0 or most >= len(self.embedding_Vd):
+            raise IndexError(f"token ids go from {least} to {most}; the target has 0 to {len(self.embedding_Vd) - 1}")
         with self._shelf.lock:
             prepared = self._shelf.get(
                 cache, rows, (rows, *taps), lambda rooms: _StepProgram(self, rows, taps, cache, rooms)
