@@ -84,9 +84,17 @@ def step_bytes(form: Form) -> tuple[int, int]:
 
 
 def unpack(
-    code: Code, form: Form, numbers: Value, scales: Value, steps: Value, out: Value, ahead: Value | None = None
+    code: Code,
+    form: Form,
+    numbers: Value,
+    scales: Value,
+    steps: Value,
+    out: Value,
+    ahead: Value,
+    half: Value | None = None,
 ) -> None:
-    """Write the panel whose ``numbers`` and ``scales`` begin there to ``out``, as two tiles a step.
+    """Write the panel whose ``numbers`` and ``scales`` begin there to ``out``, as two tiles a step; ``half``: only the
+    first tile of each (0) or the second (1).
 
     What lies so many steps ``ahead`` is asked for meanwhile.
     """
@@ -96,24 +104,24 @@ def unpack(
     sizes = [each // 2 for each in step_bytes(form)]  # of a half
     wide = ir.VectorType(F32, HALF)
 
-    def half(index: Value, _: list[Value]) -> list[Value]:
+    def tile(number: Value, _: list[Value]) -> list[Value]:
+        index = number if half is None else build.add(build.mul(number, code.number(2)), half)
         place = build.mul(index, code.number(kinds * HALF))
         places = (build.add(place, code.number(each * HALF)) for each in range(kinds))
         by_output = [build.fpext(code.load(scales, each, F16, HALF), wide) for each in places]
         pairs = [[_doubled(code, each, first) for each in by_output] for first in (0, HALF // 2)]
         source = code.at(numbers, build.mul(index, code.number(_PAIRS * row_bytes)), I8)
-        tile = code.at(out, build.mul(index, code.number(_TILE_BYTES)), I8)
-        if ahead is not None:
-            later = build.add(index, build.mul(ahead, code.number(2)))
-            for place, size in zip((numbers, scales), sizes, strict=True):
-                code.prefetch(code.at(place, build.mul(later, code.number(size)), I8), size)
+        there = code.at(out, build.mul(index, code.number(_TILE_BYTES)), I8)
+        later = build.add(index, build.mul(ahead, code.number(2)))
+        for place, size in zip((numbers, scales), sizes, strict=True):
+            code.prefetch(code.at(place, build.mul(later, code.number(size)), I8), size)
         read = _nibbles if form is Form.NIBBLE else _bytes
         for pair in range(_PAIRS):
             counts = read(code, code.at(source, code.number(pair * row_bytes), I8))
-            _write(code, counts, pairs, code.at(tile, code.number(pair * 2 * _LANES), I8))
+            _write(code, counts, pairs, code.at(there, code.number(pair * 2 * _LANES), I8))
         return []
 
-    code.loop(code.number(0), build.mul(steps, code.number(2)), 1, [], half)
+    code.loop(code.number(0), steps if half is not None else build.mul(steps, code.number(2)), 1, [], tile)
 
 
 def _write(code: Code, counts: list[Value], scales: list[list[Value]], out: Value) -> None:

@@ -1,9 +1,9 @@
 """Products in bf16 with fp32 sums on the matrix units of a CPU (AMX).
 
-A tile holds 16 rows of 32 bf16 numbers; up to two tiles of rows and two of weights make four of sums at a time. Weights
-come in panels of 32 outputs in the order in which tiles are loaded: pairs of inputs side by side, as the units want
-them. Every output is one sum over its inputs in their order, whatever the other rows of its tile hold, so a row's
-result never depends on its neighbours.
+A tile holds 16 rows of 32 bf16 numbers; each tile of rows makes one of sums with each tile of weights, up to six at a
+time. Weights come in panels of 32 outputs, two columns of tiles, in the order in which tiles are loaded: pairs of
+inputs side by side, as the units want them. Every output is one sum over its inputs in their order, whatever the other
+rows of its tile hold, so a row's result never depends on its neighbours.
 
 Legend: T rows, I inputs, O outputs, P panels of 32 outputs, S steps of 32 inputs.
 """
@@ -15,7 +15,7 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 
 import llvmlite.binding as llvm
 import torch
@@ -28,10 +28,13 @@ from dspark.kernels.numbers import brain
 from dspark.kernels.product import Form
 
 _ROWS = 16  # of a tile; as many fp32 sums stand in each
+_TILES = 8
 _STEP = 32  # inputs of a tile
 _PANEL = 2 * _ROWS
 _TILE_BYTES = 1024
 _AT_ONCE = 4  # steps of blocks that are written out before they are multiplied
+# Tiles of rows that all weights are read once for, and how many columns of tiles of weights they meet at a time.
+_FEW = ((1, 4), (2, 2), (3, 2), (4, 1))
 _BLOCK = 512  # rows whose bf16 numbers stay in the second cache while all panels go by
 _TABLE = (
     "x",
@@ -169,17 +172,17 @@ class _Product:
         build, names = code.build, (*_TABLE, *(_OF_BLOCKS if form else ()))
         table = [code.load(code.function.args[0], code.number(i), I64) for i in range(len(names))]
         self._at = at = dict(zip(names, table, strict=True))
-        self._sums = code.room(2 * _ROWS * _PANEL)
+        self._sums = code.room((_TILES - 2) * _ROWS * _ROWS)
         self._row_tile_bytes = build.mul(at["steps"], code.number(_TILE_BYTES))
         self._panel_bytes = build.mul(at["steps"], code.number(2 * _TILE_BYTES))
         self._lay_out()
         code.barrier()
         self._configure()
-        few = build.zext(build.icmp_signed("<=", at["rows"], code.number(_ROWS)), I64)
-        ways = (self._many, self._few)
+        tiles = build.sdiv(build.sub(at["rows"], code.number(1)), code.number(_ROWS))
 
         def panels(first: Value, last: Value) -> None:
-            code.choose(few, [lambda way=way: way(first, last) for way in ways])  # type: ignore[misc]
+            few = [partial(self._few, first, last, *way) for way in _FEW]
+            code.choose(code.least(tiles, code.number(len(few))), [*few, lambda: self._many(first, last)])
 
         code.shared(at["panels"], at["rows"], panels)
         self._tile("tilerelease", [])
@@ -211,37 +214,41 @@ class _Product:
         code.store(ir.Constant(ir.VectorType(I8, 8), [_ROWS] * 8), place, code.number(48), I8)
         self._tile("ldtilecfg", [place])
 
-    def _few(self, first: Value, last: Value) -> None:
-        """One tile of rows, or none: two panels at a time, then one that is left."""
-        code, build, end = self._code, self._code.build, self._at["rows"]
-        whole = build.sub(last, build.srem(build.sub(last, first), code.number(2)))
+    def _few(self, first: Value, last: Value, tiles: int, columns: int) -> None:
+        """So many tiles of rows, which every weight is read once for: so many columns of tiles of weights at a time,
+        then a panel's two that are left.
+        """
+        code, build = self._code, self._code.build
+        begin, end = (build.mul(each, code.number(2)) for each in (first, last))
+        whole = build.sub(end, build.srem(build.sub(end, begin), code.number(columns)))
+        anything = build.icmp_signed(">", self._at["rows"], code.number(0))
+        with build.if_then(anything):
+            code.loop(begin, whole, columns, [], lambda column, _: self._once(column, columns, tiles))
+            if columns > 2:
+                code.loop(whole, end, 2, [], lambda column, _: self._once(column, 2, tiles))
 
-        def tile(row: Value, _: list[Value]) -> list[Value]:
-            def panels(panel: Value, count: int) -> list[Value]:
-                these = [build.add(panel, code.number(number)) for number in range(count)]
-                return self._summed(row, end, these, 1, lambda x: self._read_once(x, these))
+    def _once(self, column: Value, columns: int, tiles: int) -> list[Value]:
+        """All rows times so many columns from ``column`` on: whole panels, or half of one. Blocks become tiles a few
+        steps at a time, which the cache nearest holds.
+        """
+        code, build, steps = self._code, self._code.build, self._at["steps"]
+        panels = [build.add(build.sdiv(column, code.number(2)), code.number(i)) for i in range(-(-columns // 2))]
+        half = build.srem(column, code.number(2)) if columns == 1 else None
 
-            code.loop(first, whole, 2, [], lambda panel, _: panels(panel, 2))
-            return code.loop(whole, last, 1, [], lambda panel, _: panels(panel, 1))
+        def direct(x: Value) -> None:
+            self._multiply(x, self._columns([self._weights(panel) for panel in panels], half), steps, tiles, once=True)
 
-        code.loop(code.number(0), end, _ROWS, [], tile)
+        def unpacking(x: Value) -> None:
+            def some(step: Value, _: list[Value]) -> list[Value]:
+                end = code.least(build.add(step, code.number(_AT_ONCE)), steps)
+                unpacked = [self._unpacked(panel, (step, end), panels, half) for panel in panels]
+                here = code.at(x, build.mul(step, code.number(_TILE_BYTES)), I8)
+                self._multiply(here, self._columns(unpacked, half), build.sub(end, step), tiles)
+                return []
 
-    def _read_once(self, x: Value, panels: Sequence[Value]) -> None:
-        """All inputs of one tile of rows. Blocks become tiles a few steps at a time, which the cache nearest holds."""
-        code, steps = self._code, self._at["steps"]
-        if self._form is None:
-            return self._multiply(x, [self._weights(panel) for panel in panels], steps, 1, once=True)
+            code.loop(code.number(0), steps, _AT_ONCE, [], some)
 
-        def some(step: Value, _: list[Value]) -> list[Value]:
-            end = code.least(code.build.add(step, code.number(_AT_ONCE)), steps)
-            ahead = code.build.mul(steps, code.number(len(panels)))  # the panels behind these, as weights are read once
-            weights = [self._unpacked(panel, step, end, number, ahead) for number, panel in enumerate(panels)]
-            here = code.at(x, code.build.mul(step, code.number(_TILE_BYTES)), I8)
-            self._multiply(here, weights, code.build.sub(end, step), 1)
-            return []
-
-        code.loop(code.number(0), steps, _AT_ONCE, [], some)
-        return None
+        return self._summed(code.number(0), column, (tiles, columns), direct if self._form is None else unpacking)
 
     def _many(self, first: Value, last: Value) -> None:
         """Blocks of rows, panel by panel: two tiles of rows at a time, then one that is left."""
@@ -253,14 +260,15 @@ class _Product:
             odd = build.add(row, build.mul(build.sdiv(tiles, code.number(2)), code.number(2 * _ROWS)))
 
             def panel(panel: Value, _: list[Value]) -> list[Value]:
+                everything = code.number(0), at["steps"]
                 whole = self._form is None
-                weights = self._weights(panel) if whole else self._unpacked(panel, code.number(0), at["steps"])
+                columns = self._columns([self._weights(panel) if whole else self._unpacked(panel, everything, [panel])])
 
                 def tiles(at_row: Value, count: int) -> list[Value]:
-                    steps = at["steps"]
-                    return self._summed(
-                        at_row, end, [panel], count, lambda x: self._multiply(x, [weights], steps, count)
-                    )
+                    def add(x: Value) -> None:
+                        self._multiply(x, columns, at["steps"], count)
+
+                    return self._summed(at_row, build.mul(panel, code.number(2)), (count, 2), add)
 
                 code.loop(row, odd, 2 * _ROWS, [], lambda at_row, _: tiles(at_row, 2))
                 return code.loop(odd, end, _ROWS, [], lambda at_row, _: tiles(at_row, 1))
@@ -270,34 +278,43 @@ class _Product:
         code.loop(code.number(0), at["rows"], _BLOCK, [], block)
 
     def _weights(self, panel: Value) -> Value:
-        """Where the tiles of a panel are."""
+        """Where the tiles of a panel are, two a step."""
         code = self._code
         return code.at(code.pointer(self._at["weights"]), code.build.mul(panel, self._panel_bytes), I8)
 
-    def _unpacked(self, panel: Value, first: Value, last: Value, number: int = 0, ahead: Value | None = None) -> Value:
-        """The same of steps ``first`` to ``last`` of a panel of blocks, written to this thread's room ``number``."""
+    def _columns(self, panels: Sequence[Value], half: Value | None = None) -> list[Value]:
+        """Where the tiles of their columns begin; of one panel only column ``half``, if given."""
+        code = self._code
+        halves = [code.number(0), code.number(1)] if half is None else [half]
+        return [code.at(each, code.build.mul(i, code.number(_TILE_BYTES)), I8) for each in panels for i in halves]
+
+    def _unpacked(
+        self, panel: Value, steps: tuple[Value, Value], together: Sequence[Value], half: Value | None = None
+    ) -> Value:
+        """``_weights`` of a panel of blocks, steps ``(first, end)``, written to this thread's room for it as one of
+        those that are read ``together``; what lies behind all of these is asked for meanwhile.
+        """
         code, build, at, form = self._code, self._code.build, self._at, self._form
         assert form is not None
-        thread, _ = code.team()
-        room = build.add(build.mul(thread, code.number(2)), code.number(number))
+        (thread, _), (first, end) = code.team(), steps
+        room = build.add(build.mul(thread, code.number(2)), code.number(together.index(panel)))
         out = code.at(code.pointer(at["unpacked"]), build.mul(room, self._panel_bytes), I8)
         step = build.add(build.mul(panel, at["steps"]), first)
         numbers, scales = (
             code.at(code.pointer(at[name]), build.mul(step, code.number(size)), I8)
             for name, size in zip(("weights", "scales"), step_bytes(form), strict=True)
         )
-        unpack(code, form, numbers, scales, build.sub(last, first), out, ahead)
+        ahead = build.mul(at["steps"], code.number(len(together)))
+        unpack(code, form, numbers, scales, build.sub(end, first), out, ahead, half)
         return out
 
-    def _summed(
-        self, row: Value, end: Value, panels: Sequence[Value], tiles: int, add: Callable[[Value], None]
-    ) -> list[Value]:
-        """So many tiles of rows from ``row`` on times ``panels``: what ``add`` sums of their numbers, in all four tiles
-        at most, is written.
+    def _summed(self, row: Value, column: Value, shape: tuple[int, int], add: Callable[[Value], None]) -> list[Value]:
+        """Tiles of rows and columns, ``shape``, from ``row`` and column ``column`` of tiles on: what ``add`` sums of
+        the rows' numbers is written.
         """
         code, build, at = self._code, self._code.build, self._at
+        tiles, columns = shape
         first = build.mul(build.sdiv(row, code.number(_ROWS)), self._row_tile_bytes)
-        columns = 2 * len(panels)
         for number in range(tiles * columns):
             self._tile("tilezero", [number])
         add(code.at(code.pointer(at["narrow"]), first, I8))
@@ -305,53 +322,67 @@ class _Product:
             down, right = divmod(number, columns)
             place = code.at(self._sums, code.number((down * _ROWS * columns + right) * _ROWS), F32)
             self._tile("tilestored64", [number, place, code.number(4 * _ROWS * columns)])
-        rows = code.least(code.number(tiles * _ROWS), build.sub(end, row))
-        for number, panel in enumerate(panels):
-            column = build.mul(panel, code.number(_PANEL))
-            self._write(row, rows, column, (number * _PANEL, len(panels) * _PANEL))
+        rows = code.least(code.number(tiles * _ROWS), build.sub(at["rows"], row))
+        width = min(_PANEL, columns * _ROWS)
+        for begin in range(0, columns * _ROWS, width):
+            output = build.add(build.mul(column, code.number(_ROWS)), code.number(begin))
+            self._write((row, rows), (output, width), (begin, columns * _ROWS))
         return []
 
-    def _multiply(self, x: Value, panels: Sequence[Value], steps: Value, tiles: int, once: bool = False) -> None:
-        """Add so many steps of ``tiles`` of rows at ``x`` times those of ``panels``: sums are the first tiles, rows the
-        next, weights the last two by turns. Weights that are read ``once`` come from memory, so those of the panels
-        behind are asked for meanwhile: tiles are loaded too few at a time to hide what that takes.
+    def _multiply(self, x: Value, columns: Sequence[Value], steps: Value, tiles: int, once: bool = False) -> None:
+        """Add so many steps of ``tiles`` of rows at ``x`` times those of ``columns``: sums are the first tiles, rows
+        the next, weights the last two by turns, or the last one where so many rows are loaded anew for each column.
+        Weights that are read ``once`` come from memory, so those of the panels behind are asked for meanwhile: tiles
+        are loaded too few at a time to hide what that takes.
         """
         code, build = self._code, self._code.build
-        line, columns = code.number(2 * _STEP), 2 * len(panels)
+        line, sums = code.number(2 * _STEP), tiles * len(columns)
+        stay = sums + tiles < _TILES - 1
+        weights = (_TILES - 2, _TILES - 1) if stay else (_TILES - 1,)
+        rows = range(sums, weights[0])
+        ahead = build.mul(self._panel_bytes, code.number(-(-len(columns) // 2)))
 
         def step(index: Value, _: list[Value]) -> list[Value]:
             here = code.at(x, build.mul(index, code.number(_TILE_BYTES)), I8)
-            for number in range(tiles):
+
+            def row(number: int) -> int:
                 place = code.at(here, build.mul(self._row_tile_bytes, code.number(number)), I8)
-                self._tile("tileloadd64", [tiles * columns + number, place, line])
-            for column in range(columns):
-                there = code.at(panels[column // 2], build.mul(index, code.number(2 * _TILE_BYTES)), I8)
-                place = code.at(there, code.number(column % 2 * _TILE_BYTES), I8)
+                own = rows[number % len(rows)]
+                self._tile("tileloadd64", [own, place, line])
+                return own
+
+            held = [row(number) for number in range(tiles)] if stay else []
+            for i, column in enumerate(columns):
+                place = code.at(column, build.mul(index, code.number(2 * _TILE_BYTES)), I8)
                 if once:
-                    later = code.at(place, build.mul(self._panel_bytes, code.number(len(panels))), I8)
-                    code.prefetch(later, _TILE_BYTES)
-                self._tile("tileloadd64", [6 + column % 2, place, line])
+                    code.prefetch(code.at(place, ahead, I8), _TILE_BYTES)
+                weight = weights[i % len(weights)]
+                self._tile("tileloadd64", [weight, place, line])
                 for number in range(tiles):
-                    self._tile("tdpbf16ps", [number * columns + column, tiles * columns + number, 6 + column % 2])
+                    own = held[number] if stay else row(number)
+                    self._tile("tdpbf16ps", [number * len(columns) + i, own, weight])
             return []
 
         code.loop(code.number(0), steps, 1, [], step)
 
-    def _write(self, first: Value, rows: Value, column: Value, sums: tuple[int, int]) -> list[Value]:
-        """The rows that are there of a panel's sums, with what is added; ``sums``: where they begin, row by row."""
+    def _write(self, rows: tuple[Value, Value], outputs: tuple[Value, int], sums: tuple[int, int]) -> None:
+        """``(first, how many)`` rows of ``outputs`` from there on, so many, with what is added; ``sums``: where theirs
+        begin, and how far apart those of two rows are.
+        """
         code, build, at = self._code, self._code.build, self._at
-        bias = code.load(code.pointer(at["bias"]), column, F32, _PANEL)
+        output, width = outputs
+        bias = code.load(code.pointer(at["bias"]), output, F32, width)
 
         def write(row: Value, _: list[Value]) -> list[Value]:
-            to = build.add(first, row)
-            of, there = (build.add(build.mul(to, at[name]), column) for name in ("more_row", "out_row"))
+            to = build.add(rows[0], row)
+            of, there = (build.add(build.mul(to, at[name]), output) for name in ("more_row", "out_row"))
             place = build.add(build.mul(row, code.number(sums[1])), code.number(sums[0]))
-            total = build.fadd(code.load(self._sums, place, F32, _PANEL), bias)
-            total = build.fadd(total, code.load(code.pointer(at["more"]), of, F32, _PANEL))
+            total = build.fadd(code.load(self._sums, place, F32, width), bias)
+            total = build.fadd(total, code.load(code.pointer(at["more"]), of, F32, width))
             code.store(total, code.pointer(at["out"]), there, F32)
             return []
 
-        return code.loop(code.number(0), rows, 1, [], write)
+        code.loop(code.number(0), rows[1], 1, [], write)
 
     def _tile(self, name: str, arguments: list[Value | int]) -> None:
         """An instruction on tiles; plain integers are numbers of tiles."""
