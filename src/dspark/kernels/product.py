@@ -3,10 +3,14 @@
 A panel holds the weights of N outputs (``lanes``), input after input. Every output is one sum over the inputs in
 their order, each step one fused multiply and add in fp32; the forms differ only in how a weight is written, and each is
 read as the very fp32 number it stands for. So a row's result never depends on its neighbours, nor on the form.
+
+Weights come from memory, and a turn of the loops reads too few of them to hide what that takes: each asks for what lies
+some way behind.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from enum import Enum
 from functools import cache
@@ -16,8 +20,8 @@ from llvmlite import ir
 from dspark.kernels.machine import F16, F32, I8, I16, I32, I64, POINTER, Code, Kernel, Value, lanes
 
 GROUP = 32  # inputs that share a scale, as in GGUF's blocks
-_ROWS = 6  # of a tile: 6 x 2 sums, 2 weights and a broadcast fill the 16 vector registers of AVX2
 _STEP = 4  # inputs a turn of the innermost loop, where sums, weights and scales fit the registers; else half of them
+_AHEAD = 4096  # bytes from a weight to those that are asked for when it is read
 _BLOCK = 96  # rows that stay in the cache nearest but one while the panels go by
 
 
@@ -34,6 +38,11 @@ class Form(Enum):
     def grouped(self) -> bool:
         """Whether groups of inputs share a scale."""
         return self in (Form.BYTE, Form.NIBBLE)
+
+    @property
+    def bits(self) -> int:
+        """Of a weight, without its scale."""
+        return {Form.FLOAT: 32, Form.HALF: 16, Form.BRAIN: 16, Form.BYTE: 8, Form.NIBBLE: 4}[self]
 
 
 class _Panel:
@@ -52,6 +61,12 @@ class _Panel:
         places = [code.build.add(first, code.number(each * count)) for each in range(kinds)]
         wide = ir.VectorType(F32, count)
         self._now = [code.build.fpext(code.load(self._scales, place, F16, count), wide) for place in places]
+
+    def ask(self, k: Value, steps: int) -> None:
+        """Ask for the bytes of so many inputs that lie ``_AHEAD`` of input ``k``."""
+        code, size = self._code, lanes() * self._form.bits // 8
+        place = code.build.add(code.build.mul(k, code.number(size)), code.number(_AHEAD))
+        code.prefetch(code.at(self._weights, place, I8), steps * size)
 
     def weights(self, k: Value, steps: int) -> Iterator[Value]:
         """Weights of inputs ``k`` to ``k + steps``, a vector each, unpacked when asked for: registers are few.
@@ -101,9 +116,21 @@ _PANELS = {
     Form.BYTE: {1: 2},
     Form.NIBBLE: {1: 1},
 }
-# Rows up to which a panel is read as it is; for more it is written out as fp32 first, once for all of them.
-DIRECT = {Form.HALF: 6, Form.BRAIN: 6, Form.BYTE: 6, Form.NIBBLE: 8}
 _Body = Callable[[Value, int, list[Value]], list[Value]]
+
+
+def direct_rows(form: Form) -> int:
+    """Rows up to which a panel is read as it is; for more it is written out as fp32 first, once for all of them."""
+    few = {Form.FLOAT: sys.maxsize, Form.NIBBLE: 8}
+    many = {Form.FLOAT: sys.maxsize, Form.NIBBLE: 24}
+    return many.get(form, 48) if lanes() == 32 else few.get(form, 6)
+
+
+def _tile_rows() -> int:
+    """Rows of a tile at most: with AVX-512 12 x 2 sums, 2 weights, scales and a broadcast fill 32 registers, with AVX2
+    6 x 2 sums, 2 weights and a broadcast 16.
+    """
+    return 12 if lanes() == 32 else 6
 
 
 def _inputs(
@@ -131,9 +158,9 @@ def _inputs(
 _TILE = (I64, POINTER, I64, POINTER, I64, POINTER, I64, POINTER, I64, POINTER, POINTER, I64)
 
 
-def _tile(module: ir.Module, form: Form, rows: int, count: int) -> Code:
-    """A function for ``rows`` rows and ``count`` panels."""
-    code = Code(module, f"{form.value}_{rows}_{count}", _TILE)
+def _tile(module: ir.Module, form: Form, rows: int, count: int, cached: bool = False) -> Code:
+    """A function for ``rows`` rows and ``count`` panels; ``cached``: the weights are near already."""
+    code = Code(module, f"{form.value}_{rows}_{count}{'_cached' if cached else ''}", _TILE)
     build, size = code.build, lanes()
     width, x, x_row, weights, panel_bytes, scales, scale_bytes, out, out_row, bias, more, more_row = code.function.args
     sources = [code.at(x, build.mul(x_row, code.number(row)), F32) for row in range(rows)]
@@ -143,6 +170,9 @@ def _tile(module: ir.Module, form: Form, rows: int, count: int) -> Code:
         panels.append(_Panel(code, form, where, code.at(scales, build.mul(scale_bytes, code.number(index)), I8)))
 
     def body(k: Value, steps: int, sums: list[Value]) -> list[Value]:
+        if not cached:
+            for panel in panels:
+                panel.ask(k, steps)
         sums, following = list(sums), [panel.weights(k, steps) for panel in panels]
         for step in range(steps):
             at = build.add(k, code.number(step))
@@ -155,15 +185,8 @@ def _tile(module: ir.Module, form: Form, rows: int, count: int) -> Code:
         return sums
 
     zero = ir.Constant(ir.VectorType(F32, size), [0.0] * size)
-    sums = _inputs(
-        code,
-        form,
-        panels,
-        width,
-        [zero] * (rows * count),
-        body,
-        _STEP // 2 if form is Form.NIBBLE and rows > 4 else _STEP,
-    )
+    narrow = rows > (4 if form is Form.NIBBLE else 8)
+    sums = _inputs(code, form, panels, width, [zero] * (rows * count), body, _STEP // 2 if narrow else _STEP)
     for row in range(rows):
         for index in range(count):
             column = code.number(index * size)
@@ -181,6 +204,7 @@ def _spread(module: ir.Module, form: Form) -> Code:
     panel = _Panel(code, form, weights, scales)
 
     def body(k: Value, steps: int, nothing: list[Value]) -> list[Value]:
+        panel.ask(k, steps)
         for step, weight in enumerate(panel.weights(k, steps)):
             place = code.build.mul(code.build.add(k, code.number(step)), code.number(lanes()))
             code.store(weight, destination, place, F32)
@@ -195,13 +219,14 @@ class _Product:
     """The function a team of threads runs: each takes its share of the panels, blocks of rows go by."""
 
     def __init__(self, form: Form) -> None:
-        self.module = ir.Module()
-        shapes = {(rows, 1) for rows in range(1, _ROWS + 1)} | set(_PANELS[form].items())
+        self.module, self._rows = ir.Module(), _tile_rows()
+        counts = range(1, self._rows + 1)
+        shapes = {(rows, 1) for rows in counts} | set(_PANELS[form].items())
         self._tiles = {shape: _tile(self.module, form, *shape) for shape in sorted(shapes)}
         self._form = form
         if form is not Form.FLOAT:
             self._spread = _spread(self.module, form)
-            self._plain = {rows: _tile(self.module, Form.FLOAT, rows, 1) for rows in range(1, _ROWS + 1)}
+            self._plain = {rows: _tile(self.module, Form.FLOAT, rows, 1, cached=True) for rows in counts}
         self._code = code = Code(self.module, "product", (POINTER,))
         table = [code.load(code.function.args[0], code.number(index), I64) for index in range(len(_TABLE))]
         self._at = dict(zip(_TABLE, table, strict=True))
@@ -238,13 +263,13 @@ class _Product:
     def _many(self, rows: Value) -> None:
         """Panel by panel in chunks of rows, the panel's weights written out first where they serve several chunks."""
         code, build = self._code, self._code.build
-        chunks = build.sdiv(build.add(rows, code.number(_ROWS - 1)), code.number(_ROWS))
-        own = {count: self._tiles[count, 1] for count in range(1, _ROWS + 1)}
+        chunks = build.sdiv(build.add(rows, code.number(self._rows - 1)), code.number(self._rows))
+        own = {count: self._tiles[count, 1] for count in range(1, self._rows + 1)}
         if self._form is Form.FLOAT:
             code.loop(self._first, self._last, 1, [], lambda panel, _: self._chunks(own, panel, rows, chunks, None))
             return
         scratch = self._address(self._at["scratch"], build.mul(code.team()[0], self._at["scratch_bytes"]), I8)
-        with build.if_else(build.icmp_signed("<=", rows, code.number(DIRECT[self._form]))) as (then, otherwise):
+        with build.if_else(build.icmp_signed("<=", rows, code.number(direct_rows(self._form)))) as (then, otherwise):
             with then:
                 code.loop(self._first, self._last, 1, [], lambda panel, _: self._chunks(own, panel, rows, chunks, None))
             with otherwise:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-
 import torch
 from torch import Tensor
 
 from dspark.kernels.blocks import HALF, Blocks, can_unpack
 from dspark.kernels.machine import Call, Rooms, lanes
-from dspark.kernels.product import DIRECT, GROUP, Form, product_kernel
+from dspark.kernels.product import GROUP, Form, direct_rows, product_kernel
 
 
 class Panels:
@@ -33,7 +31,7 @@ class Panels:
         self.bias = bias
         if bias is not None:
             self._bias[:outputs] = bias
-        self._direct = DIRECT.get(form, sys.maxsize)
+        self._direct = direct_rows(form)
         self._scratch = 0 if form is Form.FLOAT else width * lanes()
         self._places = (
             weights.data_ptr(),
