@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from dspark.decoding.copying import Copying
 from dspark.decoding.engine import Engine, Limits
 from dspark.decoding.modes import lookup_of
 from dspark.decoding.pace import Pace
@@ -101,15 +102,44 @@ def test_rounds_are_those_of_the_reference_loop(
     form: Form, delay: int, lengths: tuple[int, ...], lookup: bool, no_clock: None
 ) -> None:
     """All begin at once, and no clock moves the costs: then both know the same, and draw the same."""
-    target, drafter = pair()
     settings = Adaptive(CHEAP, LEARNS, form, HASTY, delay, lengths, copies=True)
+    answers = as_in_the_reference_loop(settings, lookup, Together(settings, 6, 4))
+    tally = tally_of([each for rounds in answers for each in rounds])
+    assert tally.drafted > tally.verified > tally.accepted > 0
+    assert any(not each.drafted for rounds in answers for each in rounds[1:-1]), "some steps rest"
+    blocks = {each.drafted for rounds in answers for each in rounds if each.source == "drafter"}
+    assert not lengths or len(blocks - {0}) > 1
+
+
+@pytest.mark.parametrize("lengths", [(), (1, 2, 4)], ids=str)
+@pytest.mark.parametrize(("form", "delay"), [("price", 1), ("averaged", 2)], ids=str)
+def test_steps_that_only_pass_are_made_up_for(
+    form: Form, delay: int, lengths: tuple[int, ...], no_clock: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it is known before that nobody will draft or copy, steps are planned for together, to the same end."""
+    monkeypatch.setattr(Copying, "wanted", False)
+    monkeypatch.setattr(Copying, "waits_for", 1000)
+    passed = []
+    made_up = Together.make_up
+    monkeypatch.setattr(Together, "make_up", lambda self: (passed.append(len(self._passed)), made_up(self))[1])
+    # Drafts are dear, so that most steps rest, for a few steps each time.
+    settings = Adaptive(DEAR, LEARNS, form, Guard(credit=0.0, doubt=0.0, forgiven=0.1, among=2), delay, lengths)
+    planner = Together(settings, 6, 4)
+    answers = as_in_the_reference_loop(settings, False, planner)
+    assert sum(passed) > 20 and max(passed) > 3 and not planner._passed
+    assert planner.ledger.steps == max(map(len, answers)) - 1, "the first round of each is its prompt's"
+    assert planner.ledger.resting > sum(passed) and planner.ledger.probing > 0
+
+
+def as_in_the_reference_loop(settings: Adaptive, lookup: bool, planner: Together) -> list[list[Round]]:
+    """Rounds of the requests, found to be those of the reference loop."""
+    target, drafter = pair()
     requests = requests_of(SAMPLINGS)
-    planner = Together(settings, 6, drafter.config.block_size)
     engine = Engine(target, requests, Limits(6, 1024), "dspark", drafter, lookup=lookup, planner=planner)
     answers = {answer.request.id: list(answer.rounds) for answer in engine.run()}
 
     def seconds(running: int, drafting: int, drafts: int) -> Numbers:
-        return CHEAP.rounds(Load(running, running, drafting=drafting), drafts)
+        return settings.costs.rounds(Load(running, running, drafting=drafting), drafts)
 
     alone = [
         OneRequest(
@@ -126,11 +156,8 @@ def test_rounds_are_those_of_the_reference_loop(
     ]
     assert list(generate_together(alone, settings.planning(seconds, 1), drafter.config.block_size))
     assert answers == {f"{i}": request.rounds for i, request in enumerate(alone)}
-    tally = tally_of([each for rounds in answers.values() for each in rounds])
-    assert tally.drafted > tally.verified > tally.accepted > 0
-    assert any(not each.drafted for rounds in answers.values() for each in rounds[1:-1]), "some steps rest"
-    blocks = {each.drafted for rounds in answers.values() for each in rounds if each.source == "drafter"}
-    assert not lengths or len(blocks - {0}) > 1
+    planner.make_up()
+    return list(answers.values())
 
 
 def test_sampled_answers_have_the_targets_law(no_clock: None) -> None:

@@ -27,6 +27,11 @@ class Copying:
         """Whether the next step without drafts looks for copies."""
         return not self._waits and self._row < _HEARD
 
+    @property
+    def waits_for(self) -> int:
+        """Steps without copies for which nobody will look for any."""
+        return max(0, int(self._lost / _FORGIVEN) - 1) if self._waits else 0
+
     def after(self, copies: bool, gained: float, took: float, requests: int) -> None:
         """Such a step is over, with ``copies`` or without: what those accepted are worth, in steps of so many requests,
         and what it took with all its planning, over what the cost model foretells without copies.

@@ -172,6 +172,10 @@ class Together:
         self._here: Counts = np.zeros(0, dtype=np.int64)
         """Their seats."""
         self._planned: Planned | None = None
+        self._passes, self._to_pass = False, 0
+        """Whether nobody is asked for anything in this step, as was known before it, and for how many behind it."""
+        self._passed: list[tuple[Sequence[Round], Load, float]] = []
+        """What such steps were, until they are made up for: one by one each would find the caches cold."""
 
     @property
     def draft_slots(self) -> Sequence[int | None]:
@@ -180,7 +184,11 @@ class Together:
 
     def begin(self, rows: Sequence[Running]) -> None:
         """Seats for those that have none, and who drafts."""
+        if self._to_pass and self._rows == rows:
+            self._to_pass -= 1
+            return
         started = time.perf_counter()
+        self.make_up()
         context = sum(row.table.length for row in rows)
         laws = sum(not row.request.sampling.greedy for row in rows)
         self._base, self._planned = Load(len(rows), len(rows), context, context, laws=laws), None
@@ -188,10 +196,10 @@ class Together:
             seats = self._seated(rows)
             self._here = np.array([seats[row] for row in rows], dtype=np.int64)
             self._rows = list(rows)
-        asked, self._memory = self._planning.scheduler.drafts(self._memory, self._here)
-        self._asked = frozenset(self._seats[seat] for seat in asked.tolist())
-        if rows:
-            self.ledger.decided(len(asked), self._memory.resting.probing)
+        certain = self._certain()
+        self._passes, self._to_pass = certain > 0, max(0, certain - 1)
+        if not self._passes:
+            self._ask()
         self._spent = time.perf_counter() - started
 
     def wanted(self, row: Running, source: Source) -> bool:
@@ -206,6 +214,8 @@ class Together:
 
     def lengths(self, rows: Sequence[Running], drafts: Sequence[Draft]) -> list[int]:
         """As the scheduler plans."""
+        if self._passes:
+            return [0] * len(rows)
         started = time.perf_counter()
         samplings = [row.request.sampling for row in rows]
         self._planned = self._planning.plan(self._memory, self._here, samplings, drafts)
@@ -226,9 +236,52 @@ class Together:
 
     def over(self, rounds: Sequence[Round], load: Load, seconds: float) -> None:
         """Learn from it; costs are those of rounds, so a step that read prompts as well says nothing of them."""
-        started, drafting = time.perf_counter(), bool(load.drafting)
+        if self._passes:
+            self._passed.append((rounds, load, seconds))
+            return
+        started = time.perf_counter()
+        self._learn(rounds, load, seconds, self._spent)
+        planning = time.perf_counter() - started
+        self._pace.planned(bool(load.drafting), self._spent + planning)
+        self._copied(rounds, load, seconds + planning)
+
+    def make_up(self) -> None:
+        """Decide and learn for resting steps that have only passed, one after the other, as if each had done so.
+
+        A step that plans does so first; whoever reads ``costs`` or ``ledger`` in the thread of the steps may.
+        """
+        if not self._passed:
+            return
+        started, passed = time.perf_counter(), self._passed
+        self._passed = []
+        for rounds, load, seconds in passed:
+            self._ask()
+            assert not self._asked, "a step had passed that should have asked for drafts"
+            self._base, self._planned = load, self._planning.nothing(self._here)
+            self._learn(rounds, load, seconds, 0.0)
+            self._copied(rounds, load, seconds)
+        each = (time.perf_counter() - started) / len(passed)
+        for _ in passed:
+            self._pace.planned(False, each)
+
+    def _ask(self) -> None:
+        """Who drafts."""
+        asked, self._memory = self._planning.scheduler.drafts(self._memory, self._here)
+        self._asked = frozenset(self._seats[seat] for seat in asked.tolist())
+        if self._rows:
+            self.ledger.decided(len(asked), self._memory.resting.probing)
+
+    def _certain(self) -> int:
+        """How many steps, the next one among them, nobody is asked for anything in, as long as these requests go on."""
+        if self._copies or not self._copying.waits_for:
+            return 0
+        return min(self._copying.waits_for, self._planning.scheduler.rests_for(self._memory, len(self._rows)))
+
+    def _learn(self, rounds: Sequence[Round], load: Load, seconds: float, spent: float) -> None:
+        """From a step that is over, in which so much was ``spent`` on planning."""
+        drafting = bool(load.drafting)
         if load.requests == len(rounds):
-            foretold, working = self.costs.seconds(load), seconds - self._spent
+            foretold, working = self.costs.seconds(load), seconds - spent
             dearer = self._pace.dearer if drafting else 1.0
             self.ledger.took(seconds, foretold * dearer + self._pace.planning(drafting))
             if drafting == self._drafted:
@@ -244,10 +297,10 @@ class Together:
             self.ledger.came(rounds, self._planned.expected)
             ended = self._here[[each.finish is not None for each in rounds]]
             self._memory = self._planning.after(self._memory, self._planned, rounds, ended)
-        planning = self._spent + time.perf_counter() - started
-        self._pace.planned(drafting, planning)
+
+    def _copied(self, rounds: Sequence[Round], load: Load, took: float) -> None:
+        """What copies gained in a step in which nobody was asked to draft."""
         if rounds and not self._asked and load.requests == len(rounds):
-            took = seconds + time.perf_counter() - started
             gained = sum(each.accepted for each in rounds) / len(rounds)
             copies = self._planned is not None and bool(self._planned.drafts)
             self._copying.after(copies, gained, took / self.costs.seconds(self._base), len(rounds))

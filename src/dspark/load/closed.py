@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dspark.decoding.engine import Engine
+from dspark.decoding.ledger import Ledger
 from dspark.decoding.planners import Together
 from dspark.decoding.request import Completion, Request
 from dspark.speculation.acceptance import RoundTally
@@ -152,14 +153,23 @@ class _Begun:
 
     @classmethod
     def now(cls, engine: Engine, at: float) -> _Begun:
-        ledger = engine.planner.ledger if isinstance(engine.planner, Together) else None
+        ledger = _ledger(engine)
         return cls(at, dict(engine.laps.seconds), asdict(ledger) if ledger else {})
 
     def over(self, engine: Engine, run: Run, at: float) -> None:
         run.seconds = at - self.at
         run.laps = {name: taken - self.laps.get(name, 0.0) for name, taken in engine.laps.seconds.items()}
-        if isinstance(engine.planner, Together):
-            run.ledger = engine.planner.ledger.since(self.ledger)
+        ledger = _ledger(engine)
+        if ledger is not None:
+            run.ledger = ledger.since(self.ledger)
+
+
+def _ledger(engine: Engine) -> Ledger | None:
+    """What its planner has decided, up to the last step; None where it keeps no account."""
+    if not isinstance(engine.planner, Together):
+        return None
+    engine.planner.make_up()
+    return engine.planner.ledger
 
 
 def texts(runs: Sequence[Run]) -> dict[str, list[int]]:

@@ -82,6 +82,10 @@ class Guard:
             return False, Resting(lost, rests=True)  # of one step more: what nobody would do is waited for as well
         return True, Resting(lost, probing=resting.probing, drafted=drafted)
 
+    def waits_for(self, gain: float, resting: Resting) -> int:
+        """For how many steps it goes on resting, whatever happens but that another ``gain`` is promised."""
+        return max(0, int(resting.lost / self.forgiven) - 1) if resting.rests and gain < self.margin else 0
+
     def few(self, requests: int, step: int) -> Counts:
         """Which of so many requests draft in a probe, if not all do."""
         return np.arange(step % min(self.among, requests), requests, self.among)

@@ -91,7 +91,7 @@ class JointPlanning:
     def plan(self, memory: Memory, slots: Counts, samplings: Sequence[Sampling], drafts: Sequence[Draft]) -> Planned:
         """How many drafts of each request are verified; none for a request that drafts nothing."""
         if not any(draft.slots for draft in drafts):
-            return Planned(slots, (), (), (), _NOTHING, (0,) * len(drafts))
+            return self.nothing(slots)
         known = {each: self._through(memory, *each) for each in {*zip(samplings, map(_kind, drafts), strict=True)}}
         readings = tuple(
             _read(draft, *known[sampling, _kind(draft)]) for sampling, draft in zip(samplings, drafts, strict=True)
@@ -102,6 +102,10 @@ class JointPlanning:
         own = [bool(draft.slots) and draft.source == "drafter" for draft in drafts]
         lengths = self.scheduler.plan(memory, present, slots, slots[own]).lengths
         return Planned(slots, tuple(drafts), readings, tilts, present, lengths)
+
+    def nothing(self, slots: Counts) -> Planned:
+        """Of a step in which nobody drafts."""
+        return Planned(slots, (), (), (), _NOTHING, (0,) * len(slots))
 
     def after(self, memory: Memory, planned: Planned, rounds: Sequence[Round], ended: Counts) -> Memory:
         """When the step is over, ``rounds`` being what became of its drafts; ``ended``: slots that are free now."""

@@ -167,6 +167,17 @@ class Scheduler:
             return self._probe(self.guard, replace(memory, resting=resting), slots)
         return slots if drafting else slots[:0], replace(memory, resting=resting)
 
+    def rests_for(self, memory: Memory, requests: int) -> int:
+        """For how many steps of so many requests, the next one among them, nobody will be asked to draft, as long as
+        the same ones go on: until what was lost is waited for, or the past is asked anew.
+        """
+        promise = memory.promise
+        if self.guard is None or promise is None or not memory.still_says(requests):
+            return 0
+        until = _LOOKED - memory.steps % _LOOKED
+        asks_anew = until >= _LOOKED - 1  # in this step (``_looked_ahead``)
+        return 0 if asks_anew else min(until, self.guard.waits_for(promise.gain, memory.resting))
+
     def ahead(self, memory: Memory, slots: Counts) -> Memory:
         """With the next step's promise, if its requests are the same ``slots [R]``; for a ``delay`` of two or more, in
         a step with drafts. What follows is the same as without, in another order (at the seconds of now).
