@@ -18,8 +18,9 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,9 @@ class Load:
     reads_drafting: int = 0
     laws: int = 0
     laws_drafting: int = 0
+
+
+_parts = attrgetter(*(field.name for field in fields(Load)))
 
 
 @dataclass(frozen=True)
@@ -190,7 +194,7 @@ class CostModel:
 
     def _features(self, loads: Sequence[Load]) -> Numbers:
         """``[M, F]``: the parts of loads whose prices are the weights."""
-        parts = np.array([astuple(load) for load in loads]).T
+        parts = np.array([_parts(load) for load in loads]).T
         tokens, requests, context, reads, drafting, reads_drafting, laws, laws_drafting = parts
         step, draft = _rising(self._padded(tokens), self.tokens), _rising(drafting, self.drafts)
         return np.column_stack((step, requests, context, reads, laws, draft, reads_drafting, laws_drafting))
