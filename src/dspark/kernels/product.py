@@ -63,7 +63,7 @@ class _Panel:
         self._now = [code.build.fpext(code.load(self._scales, place, F16, count), wide) for place in places]
 
     def ask(self, k: Value, steps: int) -> None:
-        """Ask for the bytes of so many inputs that lie ``_AHEAD`` of input ``k``."""
+        """Ask for what lies ``_AHEAD`` bytes behind so many inputs from ``k`` on."""
         code, size = self._code, lanes() * self._form.bits // 8
         place = code.build.add(code.build.mul(k, code.number(size)), code.number(_AHEAD))
         code.prefetch(code.at(self._weights, place, I8), steps * size)
