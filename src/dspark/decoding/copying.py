@@ -29,7 +29,7 @@ class Copying:
 
     @property
     def waits_for(self) -> int:
-        """Steps without copies for which nobody will look for any."""
+        """Steps without copies for which, at least, nobody will look for any."""
         return max(0, int(self._lost / _FORGIVEN) - 1) if self._waits else 0
 
     def after(self, copies: bool, gained: float, took: float, requests: int) -> None:

@@ -1,4 +1,6 @@
-"""What a planner decided, and what came of it: sums that anybody may read, and no decision does."""
+"""What a planner decided, and what came of it: sums that anybody may read, and no decision does. Steps that only pass
+are in them when they are made up for (``planners.Together``).
+"""
 
 from __future__ import annotations
 

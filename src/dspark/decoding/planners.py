@@ -176,6 +176,8 @@ class Together:
         """Whether nobody is asked for anything in this step, as was known before it, and for how many behind it."""
         self._passed: list[tuple[Sequence[Round], Load, float]] = []
         """What such steps were, until they are made up for: one by one each would find the caches cold."""
+        self._making_up = 0.0
+        """Seconds of this step that went into that, no part of what it takes by itself."""
 
     @property
     def draft_slots(self) -> Sequence[int | None]:
@@ -186,9 +188,10 @@ class Together:
         """Seats for those that have none, and who drafts."""
         if self._to_pass and self._rows == rows:
             self._to_pass -= 1
+            self._spent = self._making_up = 0.0
             return
-        started = time.perf_counter()
         self.make_up()
+        started = time.perf_counter()
         context = sum(row.table.length for row in rows)
         laws = sum(not row.request.sampling.greedy for row in rows)
         self._base, self._planned = Load(len(rows), len(rows), context, context, laws=laws), None
@@ -237,19 +240,20 @@ class Together:
     def over(self, rounds: Sequence[Round], load: Load, seconds: float) -> None:
         """Learn from it; costs are those of rounds, so a step that read prompts as well says nothing of them."""
         if self._passes:
-            self._passed.append((rounds, load, seconds))
+            self._passed.append((rounds, load, seconds - self._making_up - self._spent))
             return
-        started = time.perf_counter()
+        started, seconds = time.perf_counter(), seconds - self._making_up
         self._learn(rounds, load, seconds, self._spent)
         planning = time.perf_counter() - started
         self._pace.planned(bool(load.drafting), self._spent + planning)
         self._copied(rounds, load, seconds + planning)
 
     def make_up(self) -> None:
-        """Decide and learn for resting steps that have only passed, one after the other, as if each had done so.
+        """Decide and learn for resting steps that have only passed, one after the other, as each would have.
 
         A step that plans does so first; whoever reads ``costs`` or ``ledger`` in the thread of the steps may.
         """
+        self._making_up = 0.0
         if not self._passed:
             return
         started, passed = time.perf_counter(), self._passed
@@ -260,9 +264,9 @@ class Together:
             self._base, self._planned = load, self._planning.nothing(self._here)
             self._learn(rounds, load, seconds, 0.0)
             self._copied(rounds, load, seconds)
-        each = (time.perf_counter() - started) / len(passed)
+        self._making_up = time.perf_counter() - started
         for _ in passed:
-            self._pace.planned(False, each)
+            self._pace.planned(False, self._making_up / len(passed))
 
     def _ask(self) -> None:
         """Who drafts."""

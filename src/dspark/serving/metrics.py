@@ -78,7 +78,7 @@ class Metrics:
         if ledger is None:
             return 0, 0, 0.0
         if ledger.steps > before.steps:
-            self.resting = ledger.resting > before.resting
+            self.resting = ledger.resting - before.resting == ledger.steps - before.steps
         self._before = replace(ledger)
         stood = ledger.accepted - before.accepted
         return ledger.verified - before.verified, stood, ledger.expected - before.expected

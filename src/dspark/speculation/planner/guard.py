@@ -5,6 +5,7 @@ Deciding it after a look at the present block would be App. A's search again.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,8 +84,10 @@ class Guard:
         return True, Resting(lost, probing=resting.probing, drafted=drafted)
 
     def waits_for(self, gain: float, resting: Resting) -> int:
-        """For how many steps it goes on resting, whatever happens but that another ``gain`` is promised."""
-        return max(0, int(resting.lost / self.forgiven) - 1) if resting.rests and gain < self.margin else 0
+        """For how many steps at least it goes on resting, whatever happens but that another ``gain`` is promised."""
+        if not resting.rests or gain >= self.margin:
+            return 0
+        return max(0, int(resting.lost / self.forgiven) - 1) if self.forgiven else sys.maxsize
 
     def few(self, requests: int, step: int) -> Counts:
         """Which of so many requests draft in a probe, if not all do."""

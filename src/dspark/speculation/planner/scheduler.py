@@ -168,8 +168,8 @@ class Scheduler:
         return slots if drafting else slots[:0], replace(memory, resting=resting)
 
     def rests_for(self, memory: Memory, requests: int) -> int:
-        """For how many steps of so many requests, the next one among them, nobody will be asked to draft, as long as
-        the same ones go on: until what was lost is waited for, or the past is asked anew.
+        """For how many steps of so many requests at least, the next one among them, nobody will be asked to draft, as
+        long as the same ones go on: until what was lost is waited for, or the past is asked anew.
         """
         promise = memory.promise
         if self.guard is None or promise is None or not memory.still_says(requests):
