@@ -334,6 +334,21 @@ class TestGuard:
         lasting = [sum(self.drafted(Guard(), [-0.1] * 40, requests)) for requests in (1, 64)]
         assert lasting == pytest.approx([doubt / 0.15 for doubt in doubts], abs=1), "many requests are believed sooner"
 
+    @given(st.floats(0.0, 4.0), st.sampled_from([0.0, 0.005, 0.1, 0.3]), st.floats(-0.5, 0.2))
+    def test_it_rests_no_shorter_than_it_says(self, lost: float, forgiven: float, gain: float) -> None:
+        guard, resting = Guard(forgiven=forgiven), Resting(lost, rests=True)
+        waits = guard.waits_for(gain, resting)
+        for _ in range(min(waits, 1000)):
+            drafting, resting = guard.next_step(gain, resting)
+            assert not drafting and resting.rests
+        assert gain < guard.margin or not waits, "no wait where so much is promised"
+        assert guard.waits_for(gain, replace(resting, rests=False)) == 0
+        if forgiven > 0 and gain < guard.margin:
+            rested = [guard.next_step(gain, resting)]
+            while not rested[-1][0]:
+                rested.append(guard.next_step(gain, rested[-1][1]))
+            assert len(rested) <= 3, "and hardly longer"
+
     def drafted(self, guard: Guard, gains: Sequence[float], requests: int = 1) -> list[bool]:
         resting, pattern = DRAFTING, []
         for gain in gains:

@@ -85,7 +85,7 @@ class Guard:
 
     def waits_for(self, gain: float, resting: Resting) -> int:
         """For how many steps at least it goes on resting, whatever happens but that another ``gain`` is promised."""
-        if not resting.rests or gain >= self.margin:
+        if not resting.rests or not resting.lost or gain >= self.margin:
             return 0
         return max(0, int(resting.lost / self.forgiven) - 1) if self.forgiven else sys.maxsize
 
