@@ -16,6 +16,7 @@ from dspark.drafters.blocks import DrafterBlocks
 from dspark.drafters.choice import Chance
 from dspark.drafters.dspark import DSparkDrafter
 from dspark.kernels.tiles import can_tile
+from dspark.kernels.whole import can_count
 from dspark.nn.blocks import BlockTable
 from dspark.nn.packed import bytes_by_form
 from dspark.speculation.draws import SeededDraws
@@ -23,7 +24,10 @@ from dspark.speculation.sampling import Sampling
 from tiny import VOCAB, tiny_drafter, tiny_llama, tiny_target
 
 TARGET = tiny_target()
-needs_units = pytest.mark.skipif(not can_tile(), reason="this CPU has no matrix units (AMX)")
+ROUNDED = [
+    pytest.param(torch.bfloat16, marks=pytest.mark.skipif(not can_tile(), reason="no matrix units (AMX)")),
+    pytest.param(torch.int16, marks=pytest.mark.skipif(not can_count(), reason="no 8-bit products (VNNI)")),
+]
 PRUNED = {"draft_ids": tuple(range(0, VOCAB, 2))}
 HEADLESS = {"markov_rank": 0, "enable_confidence_head": False}  # DFlash
 WAYS = {
@@ -45,7 +49,7 @@ def made(packed: bool, rounded: bool = False, tiled: bool = False, **changes: ob
     if rounded:
         drafter.round_to_bytes()
     if packed:
-        drafter.pack(rounds_rows=tiled)
+        drafter.pack(torch.bfloat16 if tiled else None)
         assert drafter.compiled is not None and drafter.program is not None
     return drafter
 
@@ -227,20 +231,24 @@ def test_a_packed_drafter_may_read_its_weights_as_bytes() -> None:
     assert 0 < (found - expected).norm() < 0.02 * expected.norm()
 
 
-@needs_units
+@pytest.mark.parametrize("rows", ROUNDED)
 @pytest.mark.parametrize("head", ["vanilla", "gated", "rnn"])
-def test_a_drafter_beside_a_target_that_rounds_rows_multiplies_as_it_does(head: str) -> None:
-    """Every product is of tiles; a request's drafts are the same bits in any company, and nearly the exact ones."""
+def test_a_drafter_may_round_rows_of_its_products(head: str, rows: torch.dtype) -> None:
+    """Every product does; a request's drafts are the same bits in any company, and nearly the exact ones."""
     sizes: dict[str, object] = {"hidden_size": 64, "intermediate_size": 96}
     sizes |= {"markov_rank": 32, "markov_head_type": head}
     target = tiny_target(tiny_llama(hidden_size=64, intermediate_size=96))
-    exact, tiled = (tiny_drafter(target, **sizes) for _ in range(2))
+    exact, other = (tiny_drafter(target, **sizes) for _ in range(2))
     exact.pack()
-    tiled.pack(rounds_rows=True)
-    assert tiled.program is not None and set(bytes_by_form(tiled)) == {"bfloat16"}
+    if rows == torch.int16:
+        other.round_to_bytes()
+    other.pack(rows)
+    assert other.program is not None
+    forms, expected_forms = set(bytes_by_form(other)), {torch.bfloat16: {"bfloat16"}, torch.int16: {"int8"}}
+    assert expected_forms[rows] <= forms, "the borrowed head is in no blocks here"
     with torch.inference_mode():
-        together, expected = (_drafts_of(each, TABLES) for each in (tiled, exact))
-        alone = [_drafts_of(tiled, [table], [anchor]) for table, anchor in zip(TABLES, ANCHORS, strict=True)]
+        together, expected = (_drafts_of(each, TABLES) for each in (other, exact))
+        alone = [_drafts_of(other, [table], [anchor]) for table, anchor in zip(TABLES, ANCHORS, strict=True)]
     for i, each in enumerate(alone):
         assert torch.equal(each[:, 0], together[:, i])
     assert 0 < (together - expected).norm() < 0.05 * expected.norm()

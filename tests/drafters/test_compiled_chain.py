@@ -44,7 +44,7 @@ def made(
     if rounded:
         drafter.round_to_bytes()
     if packed:
-        drafter.pack(rounds_rows=tiled)
+        drafter.pack(torch.bfloat16 if tiled else None)
         assert drafter.compiled is not None and isinstance(drafter.program, ChainProgram) and not drafter.layers
     return drafter
 

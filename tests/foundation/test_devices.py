@@ -38,10 +38,11 @@ def test_dtypes_by_name() -> None:
     assert resolve_dtype("bfloat16", CPU) is torch.bfloat16
     assert resolve_dtype("float16", CPU) is torch.float16
     assert resolve_dtype("int8", CPU) is torch.int8
-    with pytest.raises(UserError, match="dtype int8 is for CPUs only"):
-        resolve_dtype("int8", torch.device("cuda:0"))
+    for name in ("int8", "int16"):
+        with pytest.raises(UserError, match=f"dtype {name} is for CPUs only"):
+            resolve_dtype(name, torch.device("cuda:0"))
     with pytest.raises(
-        UserError, match="'int4' is not supported; expected one of auto, bfloat16, float32, float16, int8"
+        UserError, match="'int4' is not supported; expected one of auto, bfloat16, float32, float16, int16, int8"
     ):
         resolve_dtype("int4", CPU)
 

@@ -77,7 +77,7 @@ def test_rows_may_be_of_any_floating_dtype() -> None:
 def test_a_frozen_product_rounds_only_when_told(bias: Tensor | None) -> None:
     weight, x = random(72, 64), random(40, 64, seed=1)
     told, other = PanelLinear(weight, bias), PanelLinear(weight, bias)
-    told.round()
+    told.round(torch.bfloat16)
     expected = of_rounded(x, weight) + (0.0 if bias is None else bias)
     torch.testing.assert_close(told(x).double(), expected, rtol=1e-5, atol=1e-5)
     assert not torch.equal(told(x), other(x))
@@ -117,7 +117,7 @@ def test_a_call_of_a_program_adds_what_the_module_adds_afterwards(rows: int) -> 
 def test_a_width_of_no_whole_tiles_stays_exact() -> None:
     weight, x = random(48, 40), random(40, 40, seed=1)
     told = PanelLinear(weight, None)
-    told.round()
+    told.round(torch.bfloat16)
     assert torch.equal(told(x), PanelLinear(weight, None)(x))
 
 
@@ -151,7 +151,7 @@ def test_blocks_multiply_as_the_numbers_they_stand_for_do(form: str, rows: int, 
     weight, x, bias = BLOCKS[form](outputs, 32 * steps), random(rows, 32 * steps, seed=7), random(outputs, seed=8)
     product = PanelLinear(weight, bias)
     assert product.panels.name == form
-    product.round()
+    product.round(torch.bfloat16)
     assert isinstance(product.panels, Tiles) and product.panels.name == form, "they stay what they are"
     whole = Tiles(weight, bias)
     assert torch.equal(product(x), whole(x))
@@ -165,8 +165,8 @@ def test_programs_share_the_room_for_what_was_blocks(form: str) -> None:
     rows, rooms = 20, Rooms()
     rooms.too_small(rows)
     x, between, out = random(rows, 96), torch.zeros(rows, 64), torch.zeros(rows, 96)
-    first.round()
-    second.round()
+    first.round(torch.bfloat16)
+    second.round(torch.bfloat16)
     calls = [first.panels.shared_call(rooms, x, between, None), second.panels.shared_call(rooms, between, out, None)]
     Program(calls).run()
     assert torch.equal(out, second(first(x)))

@@ -16,6 +16,7 @@ from test_families import FAMILIES, model_of
 from torch import Tensor
 
 from dspark.kernels.tiles import can_tile
+from dspark.kernels.whole import can_count
 from dspark.nn.blocks import BlockTable
 from dspark.targets.model import Target
 from dspark.targets.ragged import RaggedBatch
@@ -64,10 +65,16 @@ def test_company_changes_no_bit(family: str) -> None:
     assert not differs(tiny_target(model_of(family)))
 
 
-@pytest.mark.skipif(not can_tile(), reason="this CPU has no matrix units (AMX)")
-def test_company_changes_no_bit_of_rounded_products() -> None:
-    model = tiny_llama(hidden_size=64, intermediate_size=96)
-    assert not differs(tiny_target(model, rounding=torch.bfloat16))
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pytest.param(torch.bfloat16, marks=pytest.mark.skipif(not can_tile(), reason="no matrix units (AMX)")),
+        pytest.param(torch.int16, marks=pytest.mark.skipif(not can_count(), reason="no 8-bit products (VNNI)")),
+    ],
+)
+def test_company_changes_no_bit_of_rounded_products(rows: torch.dtype) -> None:
+    target = tiny_target(tiny_llama(hidden_size=64, intermediate_size=96), rounding=rows)
+    assert target.rounds == rows and not differs(target)
 
 
 def test_control_pytorchs_own_kernels_take_turns(no_kernels: None) -> None:

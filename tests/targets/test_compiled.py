@@ -109,7 +109,7 @@ def test_old_programs_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(not can_tile(), reason="this CPU has no matrix units (AMX)")
 def test_steps_of_all_sizes_share_one_room_for_rows_in_tiles() -> None:
     target = tiny_target(tiny_llama(**SIZES), rounding=torch.bfloat16)
-    assert target._compiled is not None and target.rounds_rows
+    assert target._compiled is not None and target.rounds
     shelf, cache, sizes = target._compiled._shelf, target.new_cache(1, 200), set()
     for rows in (3, 20, 40, 64):
         target.forward(torch.arange(3, 3 + rows) % VOCAB, RaggedBatch(cache, cache.tables(), [rows]))

@@ -14,8 +14,10 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, L
 from dspark.foundation.errors import UserError
 from dspark.kernels.blocks import can_unpack
 from dspark.kernels.tiles import can_tile
+from dspark.kernels.whole import can_count
 from dspark.nn.forms import rounded_to_bytes
 from dspark.nn.lean import LeanMLP, LeanNorm, paired, turn
+from dspark.targets import rounding
 from dspark.targets.lean import LeanAttention
 from dspark.targets.model import Target
 from dspark.targets.session import TargetSession
@@ -246,6 +248,52 @@ def test_blocks_decode_in_bfloat16_as_their_rounded_weights_do(tied: bool) -> No
     ids = torch.arange(20)
     assert torch.equal(kept.embed(ids), whole.embed(ids))
     assert torch.equal(kept.ends.head, whole.ends.head) and torch.equal(kept.ends.embedding, whole.ends.embedding)
+
+
+@pytest.mark.skipif(not can_count(), reason="this CPU multiplies no 8-bit numbers (VNNI)")
+@pytest.mark.parametrize("tied", [False, True])
+def test_int16_rounds_rows_and_weights_in_no_blocks_and_nothing_else(tied: bool) -> None:
+    """Its logits are those of the weights in blocks, but for rows of 16 bits; in pieces they are the same bits."""
+    sizes: dict[str, Any] = dict(hidden_size=64, intermediate_size=64, initializer_range=0.1, tie_word_embeddings=tied)
+    blocks = tiny_llama(**(sizes | {"tie_word_embeddings": False}))
+    blocks.load_state_dict(tiny_llama(**sizes).state_dict())
+    for module in blocks.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight.data = rounded_to_bytes(module.weight.data)
+    target, exact = tiny_target(tiny_llama(**sizes), rounding=torch.int16), tiny_target(blocks)
+    assert (target.precision, target.rounds, exact.rounds) == (torch.int16, torch.int16, None)
+    assert target.agreement == torch.float32 and set(target.weights) == {"int8"}
+    assert target.new_cache(1, 1).keys[0].dtype == torch.float32
+    ids = TEXTS[0][:36]
+
+    def logits(of: Target, pieces: list[int]) -> Tensor:
+        session = TargetSession(of, 40)
+        return torch.cat([session.extend(part.tolist(), len(part)).logits_NV for part in ids.split(pieces)])
+
+    expected = logits(exact, [36])
+    assert 1e-7 < (logits(target, [36]) - expected).abs().max() / expected.abs().max() < 1e-3
+    assert torch.equal(logits(target, [1] * 36), logits(target, [36]))
+    plain = tiny_target(tiny_llama(**sizes))
+    assert torch.equal(target.embed(ids), plain.embed(ids)), "nothing is looked up in blocks"
+    assert torch.equal(target.ends.head, plain.ends.head) and target.weights_hash == plain.weights_hash
+
+
+@pytest.mark.skipif(not can_count(), reason="this CPU multiplies no 8-bit numbers (VNNI)")
+def test_int16_leaves_blocks_as_they_are() -> None:
+    model = tiny_llama(hidden_size=64, intermediate_size=64)
+    before = {}
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2:
+            parameter.data = rounded_to_bytes(parameter.data)
+            before[name] = parameter.data.clone()
+    tiny_target(model, pack=False, rounding=torch.int16)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters() if name in before)
+
+
+def test_int16_needs_instructions_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounding, "can_count", lambda: False)
+    with pytest.raises(UserError, match=r"int16 needs a CPU .* \(AVX512_VNNI or AVX_VNNI\); use --dtype float32"):
+        rounding.rounds_weights(torch.int16)
 
 
 def test_weights_that_half_precision_holds_take_half_the_bytes_unasked() -> None:

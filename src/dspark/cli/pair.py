@@ -93,17 +93,22 @@ def load_drafting(target: str, drafter: str, dtype: str = "auto", device: str = 
 
 def load_beside(loaded: Target, folder: Path) -> Drafter:
     """The drafter in ``folder`` beside a target that is there, in the weights that go with the target's."""
+    import torch
+
     from dspark.drafters.checkpoint import load_drafter
 
     model = load_drafter(folder, loaded.identity, loaded.ends, loaded.dtype, loaded.device)
-    if not loaded.rounds_rows:
+    rounds = loaded.rounds or torch.int16
+    if rounds == torch.int16:
         model.round_to_bytes()
-    model.pack(loaded.rounds_rows)
+    model.pack(rounds)
     return model
 
 
 def _pair(loaded: Target, model: Drafter, drafter: str, folder: Path) -> Pair:
     """Both with how rounds are planned here: measures what they cost."""
+    import torch
+
     from dspark.decoding.profile import measure, measure_blocks
     from dspark.decoding.single import Decoder
     from dspark.drafters.checkpoint import read_calibrations, read_survival
@@ -120,7 +125,7 @@ def _pair(loaded: Target, model: Drafter, drafter: str, folder: Path) -> Pair:
     greedy, sampled = Planning(EarlyStop(prices.rounds), pays, slots, calibrations), WHOLE
     if loaded.device.type == "cpu":  # those prices are a CPU's
         survival = read_survival(folder, greedy=False)
-        sampled = without_a_clock(model.config.block_size, survival, loaded.rounds_rows, calibrations)
+        sampled = without_a_clock(model.config.block_size, survival, loaded.rounds == torch.bfloat16, calibrations)
     decoder = Decoder(loaded, model, greedy, sampled)
     return Pair(decoder, drafter, whole.rounds, prices.rounds, prices.plain)
 

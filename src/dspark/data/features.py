@@ -112,7 +112,7 @@ class OnlineFeatures:
         self._taps = tuple(taps)
         self._store = Store(memory_bytes)
         self._keep_dtype = keep_dtype
-        self._exact = not target.rounds_rows
+        self._exact = target.rounds is None
         """Else whole texts may be read in the fastest way there is."""
         self._kept: dict[int, _Features] = {}
 

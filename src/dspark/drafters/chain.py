@@ -136,7 +136,7 @@ class ChainDrafter(Drafter):
     def reads_bytes(self) -> bool:
         return can_compile() and can_pack(self.layer.mlp.up_proj.weight)
 
-    def pack(self, rounds_rows: bool = False) -> None:
+    def pack(self, rounds: torch.dtype | None = None) -> None:
         """Where kernels can be compiled ``compiled`` takes the place of the layer."""
         if self.packed_head is not None:
             return
@@ -149,8 +149,8 @@ class ChainDrafter(Drafter):
             self.packed_head = frozen_linear(self.head)
         if not self.layers:
             self.compiled = CompiledChain(self, layer)
-        if rounds_rows:
-            round_products(self)
+        if rounds is not None:
+            round_products(self, rounds)
         self.program = chain_program(self)
 
     def new_room(self, blocks: int, size: int) -> ChainRoom:

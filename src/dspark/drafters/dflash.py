@@ -109,7 +109,7 @@ class DFlashBackbone(Drafter):
     def reads_bytes(self) -> bool:
         return compiles(self)
 
-    def pack(self, rounds_rows: bool = False) -> None:
+    def pack(self, rounds: torch.dtype | None = None) -> None:
         """Where kernels can be compiled ``compiled`` takes the place of context projection and layers."""
         if self.packed_head is not None:
             return
@@ -121,8 +121,8 @@ class DFlashBackbone(Drafter):
         pack_linears(self)
         if can_pack(self.head):
             self.packed_head = frozen_linear(self.head)
-        if rounds_rows:
-            round_products(self)
+        if rounds is not None:
+            round_products(self, rounds)
 
     def _draft_layers(self) -> list[DraftLayer]:
         return cast("list[DraftLayer]", list(self.layers))

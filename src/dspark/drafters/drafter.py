@@ -94,11 +94,10 @@ class Drafter(nn.Module):
         """Whether ``pack`` finds weights that were rounded to bytes."""
 
     @abstractmethod
-    def pack(self, rounds_rows: bool = False) -> None:
+    def pack(self, rounds: torch.dtype | None = None) -> None:
         """Repack the linear layers and the head for few rows (fp32 on a CPU); no training or saving after.
 
-        ``rounds_rows``: multiply in bf16 on matrix units, where there are any, as a target that does so
-        (``Target.rounds_rows``).
+        ``rounds``: round what is multiplied, where the hardware has units for it (``PanelLinear.round``).
         """
 
     @abstractmethod

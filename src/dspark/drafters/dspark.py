@@ -6,6 +6,7 @@ are free.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from dspark.drafters.blocks import DrafterBlocks
@@ -38,14 +39,14 @@ class DSparkDrafter(DFlashBackbone):
         self.read_confidence: ReadConfidence | None = None
         """The confidence head once the drafter is packed."""
 
-    def pack(self, rounds_rows: bool = False) -> None:
+    def pack(self, rounds: torch.dtype | None = None) -> None:
         """See ``DFlashBackbone.pack``."""
         if self.confidence_head is not None and self.read_confidence is None:
             embeddings = self.markov_head.markov_w1.weight if self._confidence_rank else None
             self.read_confidence = ReadConfidence(self.confidence_head, embeddings)
         if self.packed_head is None and compiles(self):
             self.markov_head = frozen_head(self.markov_head)
-        super().pack(rounds_rows)
+        super().pack(rounds)
         self.program = draft_program(self)
 
     @property

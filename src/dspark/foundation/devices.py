@@ -14,7 +14,7 @@ from dspark.foundation.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-DTYPES = ("auto", "bfloat16", "float32", "float16", "int8")
+DTYPES = ("auto", "bfloat16", "float32", "float16", "int16", "int8")
 _BF16_FLAGS = (
     "avx512_bf16",
     "amx_bf16",
@@ -48,7 +48,8 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
     "auto" is bfloat16 on a GPU from Ampere on, else float32: on a CPU, units for bf16 or not, small steps are several
     times as fast in fp32 with weights in their smallest exact form (docs/lab_log.md). On a CPU float16 and int8 are of
-    weights alone, and bfloat16 of all that is multiplied where it has matrix units. Raises UserError for another name.
+    weights alone, bfloat16 of all that is multiplied where it has matrix units, and int16 of what blocks of 4 or 8 bits
+    are multiplied with. Raises UserError for another name.
     """
     import torch
 
@@ -56,8 +57,8 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if device.type == "cuda" and multiplies_bf16(device) else torch.float32
     if name not in DTYPES:
         raise UserError(f"dtype {name!r} is not supported; expected one of {', '.join(DTYPES)}")
-    if name == "int8" and device.type != "cpu":
-        raise UserError("dtype int8 is for CPUs only; use --dtype bfloat16 on a GPU")
+    if name in ("int8", "int16") and device.type != "cpu":
+        raise UserError(f"dtype {name} is for CPUs only; use --dtype bfloat16 on a GPU")
     precision: torch.dtype = getattr(torch, name)
     return precision
 

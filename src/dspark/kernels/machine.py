@@ -142,7 +142,7 @@ class Code:
             left.append(phi)
         return left
 
-    def choose(self, value: Value, cases: Sequence[Callable[[], None]]) -> None:
+    def choose(self, value: Value, cases: Sequence[Callable[[], object]]) -> None:
         """Run case number ``value``."""
         build, blocks = self.build, [self.function.append_basic_block() for _ in cases]
         after = self.function.append_basic_block()

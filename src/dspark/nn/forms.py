@@ -31,6 +31,12 @@ def smallest(weight_OI: Tensor, bias_O: Tensor | None = None) -> Panels:
     return _panels(Form.FLOAT, weight_OI, [], bias_O)
 
 
+def in_blocks(weight_OI: Tensor) -> bool:
+    """Whether blocks of 4 or 8 bits hold this weight (fp32, on a CPU) exactly."""
+    forms = (Form.NIBBLE, Form.BYTE)
+    return any(_parts(form, weight_OI[:_SAMPLE]) and _whole(form, weight_OI) for form in forms)
+
+
 def rounded_to_bytes(weight_OI: Tensor) -> Tensor:
     """The nearest weight that bytes in groups of 32 hold: ``d * q`` with ``d`` a 127th of the group's largest.
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dspark.kernels.machine import can_compile
 from dspark.kernels.tiles import Tiles, can_tile, fits
+from dspark.kernels.whole import Wholes
 from dspark.nn.forms import smallest
 from dspark.nn.panels import Panels
 
@@ -40,24 +41,38 @@ class PackedLinear(nn.Module):
 
 
 class PanelLinear(nn.Module):
-    """A frozen ``y = x W^T + b``: fp32, its weight in panels of the smallest form that holds it exactly, or tiles."""
+    """A frozen ``y = x W^T + b``: fp32, its weight in panels of the smallest form that holds it exactly, or as rows
+    that are rounded meet it.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self.panels: Panels | Tiles = smallest(weight, None if bias is None else bias.detach())
+        self.panels: Panels | Tiles | Wholes = smallest(weight, None if bias is None else bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x [..., in]`` fp32 to ``[..., out]``; TypeError for another dtype, which only tiles would take."""
+        """``x [..., in]`` fp32 to ``[..., out]``; TypeError for another dtype, which only rounded rows may have."""
         product = self.panels(x.reshape(-1, self.in_features))
         return product.view(*x.shape[:-1], self.out_features)
 
-    def round(self) -> None:
-        """From now on round weight and rows to bf16 and multiply on matrix units, where the hardware has them: 16 rows
-        take little longer than one.
+    @property
+    def rounds(self) -> torch.dtype | None:
+        """What rows are rounded to; None where they are not."""
+        if isinstance(self.panels, Panels):
+            return None
+        return torch.bfloat16 if isinstance(self.panels, Tiles) else torch.int16
+
+    def round(self, rows: torch.dtype) -> None:
+        """From now on round rows, where the hardware has units for it: to bfloat16, as the weight is, and multiply on
+        matrix units, on which 16 rows take little longer than one; or to int16, whole numbers in groups of 32, which a
+        weight that is in blocks meets as it is.
         """
         panels = self.panels
-        if isinstance(panels, Panels) and fits(self.in_features) and can_tile():
+        if not isinstance(panels, Panels):
+            return
+        if rows != torch.bfloat16:
+            self.panels = panels.wholes() or panels
+        elif fits(self.in_features) and can_tile():
             kept = panels.weight() if (blocks := panels.blocks()) is None else blocks
             self.panels = Tiles(kept, panels.bias, panels.outputs)
 
@@ -154,16 +169,17 @@ def pack_linears(module: nn.Module) -> int:
     return replaced
 
 
-def round_products(module: nn.Module) -> None:
-    """Let every frozen product below ``module`` multiply in bf16 (``PanelLinear.round``)."""
+def round_products(module: nn.Module, rows: torch.dtype) -> None:
+    """Let every frozen product below ``module`` round its rows (``PanelLinear.round``)."""
     for each in frozen_products(module):
         if isinstance(each, PanelLinear):
-            each.round()
+            each.round(rows)
 
 
-def rounds_rows(module: nn.Module) -> bool:
-    """Whether any product below ``module`` does."""
-    return any(isinstance(each, PanelLinear) and isinstance(each.panels, Tiles) for each in frozen_products(module))
+def rounded_rows(module: nn.Module) -> torch.dtype | None:
+    """What any product below ``module`` rounds its rows to; None where none does."""
+    products = (each for each in frozen_products(module) if isinstance(each, PanelLinear))
+    return next((each.rounds for each in products if each.rounds is not None), None)
 
 
 def frozen_products(module: nn.Module) -> list[nn.Module]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from dspark.kernels.blocks import HALF, Blocks, can_unpack
 from dspark.kernels.machine import Call, Rooms, lanes
 from dspark.kernels.product import GROUP, Form, direct_rows, product_kernel
+from dspark.kernels.whole import Wholes, can_count
 
 
 class Panels:
@@ -74,10 +75,19 @@ class Panels:
         """The weight as tiles unpack it; None where it is no blocks, or this CPU has no use for them."""
         if not self.form.grouped or not can_unpack() or lanes() != 2 * HALF:
             return None
+        return Blocks(self.form, *self._by_output())
+
+    def wholes(self) -> Wholes | None:
+        """The weight as rows in whole numbers meet it; None where it is no blocks, or this CPU has no use for them."""
+        if not self.form.grouped or not can_count():
+            return None
+        return Wholes(self.form, *self._by_output(), self.outputs, self.bias)
+
+    def _by_output(self) -> tuple[Tensor, list[Tensor]]:
+        """What blocks hold: numbers ``[O, I]`` and scales ``[O, G]``, outputs in whole panels."""
         assert self.scales is not None
         numbers_OI = self._counts().transpose(1, 2).flatten(0, 1)
-        scales = [scale_PGN.transpose(1, 2).flatten(0, 1) for scale_PGN in self.scales.unbind(dim=2)]
-        return Blocks(self.form, numbers_OI, scales)
+        return numbers_OI, [scale_PGN.transpose(1, 2).flatten(0, 1) for scale_PGN in self.scales.unbind(dim=2)]
 
     def _counts(self) -> Tensor:
         """Numbers as they are written, one a place: panel, input, output of the panel."""

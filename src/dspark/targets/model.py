@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,12 +19,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from dspark.foundation.devices import resolve_device, resolve_dtype
 from dspark.foundation.errors import UserError, first_line
 from dspark.foundation.identity import ModelIdentity
-from dspark.kernels.blocks import can_unpack
-from dspark.kernels.tiles import can_tile, fits
 from dspark.nn.cache import KVCache
 from dspark.nn.ends import Ends
-from dspark.nn.forms import rounded_to_bytes
-from dspark.nn.packed import bytes_by_form, join_linears, pack_linears, round_products, rounds_rows
+from dspark.nn.packed import bytes_by_form, join_linears, pack_linears, round_products, rounded_rows
 from dspark.nn.rope import RotationTable
 from dspark.targets.attention import SEAM
 from dspark.targets.card import recommended_of, stop_ids_of
@@ -43,6 +40,7 @@ from dspark.targets.lean import (
 )
 from dspark.targets.probe import probe, probe_ids
 from dspark.targets.ragged import RaggedBatch, complex_of
+from dspark.targets.rounding import round_weights, rounds_weights, rows_of
 from dspark.targets.sources import Source, resolve_source
 from dspark.targets.taps import tapped
 
@@ -74,7 +72,8 @@ class Target:
         """Put ``model`` behind the seam and probe it; raises UserError where it can't be served exactly.
 
         ``rounding``: round its weights to float16, bfloat16, or int8 in groups of 32, first; sums stay in the model's
-        dtype. Where there are matrix units, rows are rounded as well before bfloat16 weights multiply them.
+        dtype. Where there are matrix units, rows are rounded as well before bfloat16 weights multiply them. int16
+        rounds rows (in groups of 32), and only those weights that are in no blocks of 4 or 8 bits.
         """
         self.name = source.name
         _refuse_unservable(model, self.name)
@@ -100,11 +99,10 @@ class Target:
         self._kv_layers = kv_layers(config)
         self._compiled: CompiledSteps | None = None
         packs = (self.device.type, self.dtype) == ("cpu", torch.float32)
-        self._tiled = rounding == torch.bfloat16 and packs and can_tile()
+        self._rounds = rows_of(rounding) if packs else None
         self.weights_hash  # noqa: B018  # hashed before rounding, and before packing replaces the head
         if rounding is not None:
-            theirs = [*model.parameters()]
-            _round(theirs, rounding, self.name, _spared(model) if self._tiled and can_unpack() else ())
+            round_weights(model, rounding, self.name, self._rounds)
         with torch.inference_mode():
             model.set_attn_implementation("eager")
             ids = probe_ids(self.vocab_size).to(self.device)
@@ -118,19 +116,21 @@ class Target:
                 self._compile()
 
     @property
-    def rounds_rows(self) -> bool:
-        """Whether rows are rounded to bf16 and multiplied on matrix units, where 16 share a reading of weights."""
-        return self._tiled and rounds_rows(self._model)
+    def rounds(self) -> torch.dtype | None:
+        """What rows are rounded to before they are multiplied: bfloat16 on matrix units, where 16 share a reading of
+        weights, int16 as whole numbers; None where they are not.
+        """
+        return None if self._rounds is None else rounded_rows(self._model)
 
     @property
     def precision(self) -> torch.dtype:
-        """What it multiplies in: bfloat16 where rows are rounded to it, else its dtype."""
-        return torch.bfloat16 if self.rounds_rows else self.dtype
+        """What it multiplies in: what rows are rounded to, or its dtype."""
+        return self.rounds or self.dtype
 
     @property
     def agreement(self) -> torch.dtype:
-        """Whose rounding the logits of a token may differ by in other company: that of its dtype, but bfloat16's where
-        rows are rounded behind steps of PyTorch's kernels.
+        """Whose rounding the logits of a token may differ by in other company: that of its dtype, but that of rows
+        where these are rounded behind steps of PyTorch's kernels.
         """
         return self.dtype if self._compiled is not None else self.precision
 
@@ -147,8 +147,8 @@ class Target:
 
     def _round_products(self) -> None:
         """Behind the probe, whose comparison rounded rows would blur."""
-        if self._tiled:
-            round_products(self._model)
+        if self._rounds is not None:
+            round_products(self._model, self._rounds)
 
     @torch.inference_mode()
     def _lean(self) -> None:
@@ -231,9 +231,10 @@ class Target:
     def new_cache(self, blocks: int, size: int, exact: bool = True) -> KVCache:
         """An empty K/V cache of ``blocks`` blocks of ``size`` positions each; ``exact``: see there.
 
-        Keys and values are kept in the precision of the products that make and read them.
+        Keys and values are kept in bfloat16 where what makes and reads them is rounded to it.
         """
-        return KVCache(self._kv_layers, blocks, size, self.precision, self.device, exact)
+        kept = torch.bfloat16 if self.rounds == torch.bfloat16 else self.dtype
+        return KVCache(self._kv_layers, blocks, size, kept, self.device, exact)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings ``[..., d]`` as the first layer receives them."""
@@ -299,7 +300,7 @@ def load_target(target: str, dtype: str = "auto", device: str = "auto", pack: bo
     where = resolve_device(device)
     precision = resolve_dtype(dtype, where)
     source = resolve_source(target)
-    rounding = precision if where.type == "cpu" and _rounds(precision) else None
+    rounding = precision if where.type == "cpu" and rounds_weights(precision) else None
     try:
         config = AutoConfig.from_pretrained(source.folder)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -323,41 +324,6 @@ def load_target(target: str, dtype: str = "auto", device: str = "auto", pack: bo
         )
     torch.nn.Module.to(model, device=where)  # transformers' own wrapper of it is not typed
     return Target(model, Chat(tokenizer), source, pack=pack, rounding=rounding)
-
-
-def _rounds(precision: torch.dtype) -> bool:
-    """Whether a CPU rounds weights to ``precision`` and keeps its sums in fp32. With bfloat16 that needs matrix units;
-    other CPUs run the model in bf16 as PyTorch does.
-    """
-    return precision in (torch.float16, torch.int8) or (precision == torch.bfloat16 and can_tile())
-
-
-def _spared(model: PreTrainedModel) -> list[Tensor]:
-    """Weights of products, which tiles round themselves, be it when they are multiplied: blocks stay blocks until then.
-
-    The head gets one of its own, since what it shared with the embedding, and with drafters, is rounded now.
-    """
-    head: Any = model.get_output_embeddings()
-    head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
-    linears = (each for each in model.modules() if type(each) is torch.nn.Linear)
-    return [each.weight for each in linears if fits(each.in_features)]
-
-
-def _round(parameters: Iterable[Tensor], dtype: torch.dtype, name: str, spared: Iterable[Tensor] = ()) -> None:
-    """Round weights in place, but for those that are ``spared``: all to half precision, or matrices to bytes;
-    UserError where one is too large.
-    """
-    kept = {id(each) for each in spared}
-    for parameter in parameters:
-        if id(parameter) in kept:
-            continue
-        if dtype == torch.int8:
-            rounded = rounded_to_bytes(parameter.data.float()) if parameter.dim() == 2 else parameter.data
-        else:
-            rounded = parameter.data.to(dtype)
-        if not bool(rounded.isfinite().all()):
-            raise UserError(f"{name} has weights too large for {str(dtype)[6:]}; use --dtype float32 or bfloat16")
-        parameter.data = rounded.to(parameter.dtype)
 
 
 # What a decoder-only transformer's configuration says; a model without them is of another kind.
