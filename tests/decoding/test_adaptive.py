@@ -131,6 +131,31 @@ def test_steps_that_only_pass_are_made_up_for(
     assert planner.ledger.resting > sum(passed) and planner.ledger.probing > 0
 
 
+@pytest.mark.parametrize(("form", "delay"), [("price", 1), ("averaged", 2)], ids=str)
+def test_copies_end_a_row_of_steps_that_only_pass(
+    form: Form, delay: int, no_clock: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps without any are made up for, then the one with copies is planned as if all had been planned for."""
+    passed, broken_off = [], []
+    made_up, lengths = Together.make_up, Together.lengths
+
+    def counted(self: Together, rows: Any, drafts: Any) -> list[int]:
+        before = self._passes
+        found = lengths(self, rows, drafts)
+        broken_off.append(before and not self._passes)
+        return found
+
+    monkeypatch.setattr(Together, "make_up", lambda self: (passed.append(len(self._passed)), made_up(self))[1])
+    monkeypatch.setattr(Together, "lengths", counted)
+    settings = Adaptive(DEAR, LEARNS, form, Guard(credit=0.0, doubt=0.0, forgiven=0.1, among=2), delay, copies=True)
+    planner = Together(settings, 6, 4)
+    answers = as_in_the_reference_loop(settings, True, planner)
+    assert sum(passed) > 5 and max(passed) > 1 and sum(broken_off) > 2 and not planner._passed
+    assert planner.ledger.steps == max(map(len, answers)) - 1
+    copied = [each for rounds in answers for each in rounds if each.source == "lookup"]
+    assert sum(each.accepted for each in copied) > 0 and planner.ledger.accepted >= sum(e.accepted for e in copied)
+
+
 def as_in_the_reference_loop(settings: Adaptive, lookup: bool, planner: Together) -> list[list[Round]]:
     """Rounds of the requests, found to be those of the reference loop."""
     target, drafter = pair()

@@ -173,7 +173,7 @@ class Together:
         """Their seats."""
         self._planned: Planned | None = None
         self._passes, self._to_pass = False, 0
-        """Whether nobody is asked for anything in this step, as was known before it, and for how many behind it."""
+        """Whether nobody is asked to draft in this step, as was known before it, and for how many behind it."""
         self._passed: list[tuple[Sequence[Round], Load, float]] = []
         """What such steps were, until they are made up for: one by one each would find the caches cold."""
         self._making_up = 0.0
@@ -190,11 +190,10 @@ class Together:
             self._to_pass -= 1
             self._spent = self._making_up = 0.0
             return
+        self._making_up = 0.0
         self.make_up()
         started = time.perf_counter()
-        context = sum(row.table.length for row in rows)
-        laws = sum(not row.request.sampling.greedy for row in rows)
-        self._base, self._planned = Load(len(rows), len(rows), context, context, laws=laws), None
+        self._look_at(rows)
         if self._rows != rows:
             seats = self._seated(rows)
             self._here = np.array([seats[row] for row in rows], dtype=np.int64)
@@ -216,10 +215,16 @@ class Together:
         return self._memory.asks
 
     def lengths(self, rows: Sequence[Running], drafts: Sequence[Draft]) -> list[int]:
-        """As the scheduler plans."""
-        if self._passes:
+        """As the scheduler plans. Copies that come unasked end a row of steps that only pass."""
+        if self._passes and not any(draft.slots for draft in drafts):
             return [0] * len(rows)
+        self.make_up()
         started = time.perf_counter()
+        if self._passes:
+            self._passes, self._to_pass = False, 0
+            self._look_at(rows)
+            self._ask()
+            assert not self._asked, "a step had passed that should have asked for drafts"
         samplings = [row.request.sampling for row in rows]
         self._planned = self._planning.plan(self._memory, self._here, samplings, drafts)
         self._spent += time.perf_counter() - started
@@ -253,7 +258,6 @@ class Together:
 
         A step that plans does so first; whoever reads ``costs`` or ``ledger`` in the thread of the steps may.
         """
-        self._making_up = 0.0
         if not self._passed:
             return
         started, passed = time.perf_counter(), self._passed
@@ -268,6 +272,12 @@ class Together:
         for _ in passed:
             self._pace.planned(False, self._making_up / len(passed))
 
+    def _look_at(self, rows: Sequence[Running]) -> None:
+        """What a step of these works on without drafts."""
+        context = sum(row.table.length for row in rows)
+        laws = sum(not row.request.sampling.greedy for row in rows)
+        self._base, self._planned = Load(len(rows), len(rows), context, context, laws=laws), None
+
     def _ask(self) -> None:
         """Who drafts."""
         asked, self._memory = self._planning.scheduler.drafts(self._memory, self._here)
@@ -276,10 +286,11 @@ class Together:
             self.ledger.decided(len(asked), self._memory.resting.probing)
 
     def _certain(self) -> int:
-        """How many steps, the next one among them, nobody is asked for anything in, as long as these requests go on."""
-        if self._copies or not self._copying.waits_for:
-            return 0
-        return min(self._copying.waits_for, self._planning.scheduler.rests_for(self._memory, len(self._rows)))
+        """How many steps, the next one among them, nobody is asked to draft in, as long as these requests go on; while
+        copies are looked for these may come, and else nobody looks for any in so many steps.
+        """
+        rests = self._planning.scheduler.rests_for(self._memory, len(self._rows))
+        return rests if self._copies or self._copying.wanted else min(rests, self._copying.waits_for)
 
     def _learn(self, rounds: Sequence[Round], load: Load, seconds: float, spent: float) -> None:
         """From a step that is over, in which so much was ``spent`` on planning."""
