@@ -152,8 +152,10 @@ def test_copies_end_a_row_of_steps_that_only_pass(
     answers = as_in_the_reference_loop(settings, True, planner)
     assert sum(passed) > 5 and max(passed) > 1 and sum(broken_off) > 2 and not planner._passed
     assert planner.ledger.steps == max(map(len, answers)) - 1
-    copied = [each for rounds in answers for each in rounds if each.source == "lookup"]
-    assert sum(each.accepted for each in copied) > 0 and planner.ledger.accepted >= sum(e.accepted for e in copied)
+    every = [each for rounds in answers for each in rounds]
+    assert sum(each.drafted > 0 and each.source == "lookup" for each in every) > 5
+    assert planner.ledger.drafted == sum(each.drafted for each in every)
+    assert planner.ledger.accepted == sum(each.accepted for each in every)
 
 
 def as_in_the_reference_loop(settings: Adaptive, lookup: bool, planner: Together) -> list[list[Round]]:

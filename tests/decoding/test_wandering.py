@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from statistics import fmean
+from typing import Any
 
 import pytest
 from wandering import BLOCK, Machine, Texts, costs, gained
 
 from dspark.decoding import planners
+from dspark.decoding.pace import SETTLED
 from dspark.decoding.planners import Adaptive, lengths_of
 from dspark.speculation.cost import CostModel
 from dspark.speculation.planner.guard import Guard
@@ -34,10 +36,10 @@ def adaptive(model: CostModel, guard: Guard | None = SOUND) -> Adaptive:
     return Adaptive(model, guard=guard, lengths=LENGTHS)
 
 
-def gain(settings: Adaptive | int, texts: Texts, requests: int = 1, calm: bool = False, cold: float = 0.0) -> float:
+def gain(settings: Adaptive | int, texts: Texts, requests: int = 1, **machine: Any) -> float:
     """Tokens a second over plain decoding's, mean of three hours."""
     steps = 600 if requests == 1 else 400
-    hours = [(Machine(MACHINE[requests], seed, calm, cold), replace(texts, seed=seed)) for seed in range(3)]
+    hours = [(Machine(MACHINE[requests], seed, **machine), replace(texts, seed=seed)) for seed in range(3)]
     return fmean(gained(machine, each, settings, requests, steps) for machine, each in hours)
 
 
@@ -74,8 +76,16 @@ def test_what_a_step_takes_behind_one_of_the_other_kind_is_not_what_it_takes() -
     """Plain steps among drafts take a quarter more than others here, beside which drafts that lose would gain."""
     texts, flattered = Texts(0.2), costs(draft=0.1)
     assert gain(2, texts, calm=True) < 0.97, "all of them draft, so none is behind another kind"
-    assert gain(adaptive(flattered), texts, calm=True, cold=0.25) > 0.98
+    for lasts in (1, 5):
+        assert gain(adaptive(flattered), texts, calm=True, cold=0.25, lasts=lasts) > 0.97
     assert gain(adaptive(flattered), texts, calm=True) > 0.98
+
+
+def test_control_who_hears_plain_steps_just_behind_drafts_drafts_at_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, flattered = Texts(0.2), costs(draft=0.1)
+    monkeypatch.setitem(SETTLED, False, 1)
+    hasty = replace(SOUND, row=2, heard=16)
+    assert gain(adaptive(flattered, hasty), texts, calm=True, cold=0.25, lasts=5) < 0.97
 
 
 @pytest.mark.parametrize("requests", [1, 16])

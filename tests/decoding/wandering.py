@@ -33,24 +33,29 @@ def costs(row: float = 0.01, draft: float = 0.3, drafted: float = 0.01, scale: f
 @dataclass
 class Machine:
     """What steps take: ``true`` costs at a speed that wanders between one and two, or at one where it is ``calm``; a
-    step behind one of the other kind, with drafts or without, takes ``cold`` of it more.
+    step behind one of the other kind, with drafts or without, takes ``cold`` of it more, and so do plain ones until
+    ``lasts`` have gone by.
     """
 
     true: CostModel
     seed: int = 0
     calm: bool = False
     cold: float = 0.0
+    lasts: int = 1
 
     def __post_init__(self) -> None:
-        self._numbers, self._slower, self._drafted = np.random.default_rng(self.seed), 0.0, False
+        self._numbers, self._slower = np.random.default_rng(self.seed), 0.0
+        self._drafted, self._row = False, self.lasts
 
     def seconds(self, load: Load) -> float:
         """Of the next step: 3 % of noise where it is calm, else 12 %, and one step in 16 is held up."""
         numbers = self._numbers
         walked, noise, held_up = numbers.normal(0, 0.03), numbers.normal(0, 0.12), numbers.uniform(1.3, 3.0)
         rare = numbers.random() < 1 / 16
-        cold = self.cold if (load.drafting > 0) != self._drafted else 0.0
-        self._drafted, foretold = load.drafting > 0, self.true.seconds(load) * (1 + cold)
+        drafts = load.drafting > 0
+        self._row = self._row + 1 if drafts == self._drafted else 0
+        cold = self.cold if self._row < (1 if drafts else self.lasts) else 0.0
+        self._drafted, foretold = drafts, self.true.seconds(load) * (1 + cold)
         if self.calm:
             return foretold * float(np.exp(noise / 4))
         self._slower = abs(self._slower + walked)

@@ -293,20 +293,21 @@ class TestGuard:
 
     def test_what_plain_steps_take_is_heard_of_while_it_pays(self) -> None:
         """The more often the less that costs, never for more than its share of the time, and often in the beginning."""
-        for gain, every in ((0.06, 24), (0.1, 40), (0.4, 160)):
+        row = Guard().row
+        for gain, every in ((0.06, 96), (0.1, 160), (0.4, 640)):
             guard, resting, plain = Guard(), DRAFTING, 0
-            for _ in range(10 * (every + 2)):
+            for _ in range(10 * (every + row)):
                 drafting, resting = guard.next_step(gain, resting, 10_000)
                 assert drafting or not resting.rests, "the next one drafts again"
                 plain += not drafting
-            assert plain == 20, "two at a time"
-        early = [guard.next_step(0.4, Resting(drafted=drafted), 40)[0] for drafted in (15, 16)]
+            assert plain == 10 * row, "so many in a row"
+        early = [guard.next_step(0.4, Resting(drafted=drafted), 100)[0] for drafted in (47, 48)]
         assert early == [True, False]
-        later = [guard.next_step(0.4, Resting(drafted=drafted), 200)[0] for drafted in (49, 50)]
+        later = [guard.next_step(0.4, Resting(drafted=drafted), 400)[0] for drafted in (99, 100)]
         assert later == [True, False], "a quarter of what has gone on"
-        doubtful = self.drafted(Guard(credit=9.0), [-0.01] * 90)
+        doubtful = self.drafted(Guard(credit=9.0), [-0.01] * 150)
         assert [step for step, drafting in enumerate(doubtful) if not drafting] == [
-            step for step in range(90) if step % 18 >= 16
+            step for step in range(150) if step % (48 + row) >= 48
         ]
 
     def test_a_hard_stretch_is_sat_out_and_a_loss_is_not(self) -> None:
@@ -418,7 +419,7 @@ class TestScheduler:
     @pytest.mark.parametrize("form", ["price", "averaged", "literal"])
     def test_what_is_worked_out_ahead_is_what_would_have_been_found_in_time(self, form: Form) -> None:
         """With rests, requests that end and blocks of several lengths; without a delay nothing is known ahead."""
-        guard = Guard(credit=0.0, doubt=0.0, forgiven=0.1, heard=4)
+        guard = Guard(credit=0.0, doubt=0.0, forgiven=0.1, heard=4, row=2)
         scheduler = self.scheduler(form=form, delay=2, guard=guard, lengths=(1, 2, 3))
         numbers, adopted, priced = np.random.default_rng(0), 0, list[tuple[int, ...]]()
         eager = replace(scheduler, seconds=lambda *sizes: (priced.append(sizes), scheduler.seconds(*sizes))[1])

@@ -3,8 +3,8 @@
 Contexts are pretended: blocks that nobody has written are published under random ids, so that requests find their
 prompts read and a step over many long contexts needs none of the time that reading them would take. All settings are
 timed in turn, again and again, so that what else this machine does meanwhile is in all of them; and a few steps in a
-row, of which the first counts only where there is no other: behind another kind of step it finds the caches full of
-what that one worked with, which makes plain steps dearer than they are where nobody drafts.
+row, of which the first count only where there are no others (``pace.SETTLED``): behind another kind of step they find
+the caches full of what that one worked with, which makes plain steps dearer than they are where nobody drafts.
 
 Legend: R requests, K drafts of a block.
 """
@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from dspark.decoding.admission import Share
 from dspark.decoding.engine import BLOCK, Engine, Limits
 from dspark.decoding.kvcache import BlockPool
+from dspark.decoding.pace import SETTLED
 from dspark.decoding.request import Completion, Request, Running
 from dspark.drafters.drafter import Drafter
 from dspark.foundation.errors import UserError
@@ -30,8 +31,8 @@ from dspark.speculation.loop import Draft
 from dspark.speculation.sampling import Sampling
 from dspark.targets.model import Target
 
-# A setting is timed once, and again until it has had so many seconds or turns; steps of a turn.
-_SECONDS, _TURNS, _IN_A_ROW = 0.4, 11, 3
+# A setting is timed once, and again until it has had so many seconds or turns; steps of a turn that count.
+_SECONDS, _TURNS, _COUNT = 0.4, 11, 2
 # Positions behind a request's context for its answer and drafts, before it begins anew.
 _ROOM = 256
 _MOST_KNOTS = (1, 2, 3, 4, 6, 8, 9, 12, 16, 17, 24, 32, 33, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
@@ -138,7 +139,7 @@ def time_steps(
             if not turn or spent[number] * (turn + 1) / turn <= _SECONDS:
                 row = bench.row(settings[number], _SECONDS / 2)
                 spent[number] += sum(seconds for seconds, _ in row)
-                steps[number] += row[1:] or row
+                steps[number] += row[SETTLED[settings[number].length is not None] :] or row[-1:]
     medians = (sorted(steps[n], key=lambda step: step[0])[(len(steps[n]) - 1) // 2] for n in range(len(settings)))
     return [(load, seconds) for seconds, load in medians]
 
@@ -197,8 +198,8 @@ class _Bench:
 
     def row(self, setting: Setting, most: float) -> list[tuple[float, Load]]:
         """Steps of one kind in a row, fewer where these take more than ``most`` seconds."""
-        found = [self.step(setting)]
-        while len(found) < _IN_A_ROW and sum(seconds for seconds, _ in found) < most:
+        found, count = [self.step(setting)], SETTLED[setting.length is not None] + _COUNT
+        while len(found) < count and sum(seconds for seconds, _ in found) < most:
             found.append(self.step(setting))
         return found
 

@@ -1,8 +1,8 @@
 """Whether steps with drafts are dearer beside plain ones than the cost model says, and what planning them takes.
 
 What decides is the ratio of the two, and a machine that others use as well is faster or slower for minutes. So only
-steps of one kind that come soon after the other kind are compared: whatever else happens then is in both. The very
-first of a kind is not told: it finds the caches full of what the other kind worked with.
+steps of one kind that come soon after the other kind are compared: whatever else happens then is in both. The first
+of a kind are not told (``SETTLED``): they find the caches full of what the other kind worked with.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ import math
 from collections import deque
 from statistics import fmean, median
 
+SETTLED = {False: 6, True: 1}
+"""By whether they draft: steps of a kind in a row until the next one takes what it takes among its own. Behind drafts
+the target's weights have made room for others, and are back after some plain steps (docs/lab_log.md)."""
 # Steps whose planning is remembered, comparisons that are, for how many of these the model that was measured counts,
 # and how fast surprises of steps of one kind are followed (natural logarithms).
 _PLANNED, _COMPARED, _TRUST, _FOLLOWING = 16, 15, 2, 0.3

@@ -19,7 +19,7 @@ import numpy as np
 from dspark.decoding.copying import Copying
 from dspark.decoding.ledger import Ledger
 from dspark.decoding.modes import LOOKUP_BLOCK
-from dspark.decoding.pace import Pace
+from dspark.decoding.pace import SETTLED, Pace
 from dspark.decoding.request import Running
 from dspark.speculation.acceptance import Round, Source
 from dspark.speculation.confidence import Calibrations
@@ -162,8 +162,8 @@ class Together:
         self._memory = self._planning.begin(slots, max(self._lengths))
         self._taken: list[tuple[Load, float]] = []
         self._pace, self._spent = Pace(), 0.0
-        self._drafted = False
-        """Whether the step before was one with drafts: behind one of the other kind a step takes longer than others."""
+        self._kind = False, 0
+        """Whether the last step drafted, and how many of its kind there were in a row (``pace.SETTLED``)."""
         self._copying, self._copies = Copying(), settings.copies
         self._base = Load(0, 0)
         self._seats: dict[int, Running] = {}
@@ -299,10 +299,11 @@ class Together:
             foretold, working = self.costs.seconds(load), seconds - spent
             dearer = self._pace.dearer if drafting else 1.0
             self.ledger.took(seconds, foretold * dearer + self._pace.planning(drafting))
-            if drafting == self._drafted:
+            kind, row = self._kind
+            if drafting == kind and row >= SETTLED[drafting]:
                 self._taken.append((load, working))
                 self._pace.after(drafting, working / foretold)
-            self._drafted = drafting
+            self._kind = drafting, row + 1 if drafting == kind else 1
         if len(self._taken) == _STEPS:
             self.costs = self.costs.refined(self._taken)
             self._taken.clear()

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dspark.decoding.pace import SETTLED
 from dspark.decoding.request import Request
 from dspark.decoding.single import Decoder
 from dspark.drafters.drafter import Drafter
@@ -24,10 +25,10 @@ from dspark.speculation.sampling import Sampling
 from dspark.targets.model import Target
 
 CONTEXT = 128
-# Rounds of each kind: the first warm up, the others are counted. Plain steps come in a row, the first of which is not
-# counted: behind drafts it finds their weights in the caches in place of its own.
+# Rounds of each kind: the first warm up, the others are counted. Plain steps come in a row, the first of which are not
+# counted: behind drafts they find other weights in the caches than their own.
 WARM_UP = 1
-_IN_A_ROW = 3
+_IN_A_ROW = SETTLED[False] + 2
 REPEATS = 7
 _PLAIN = -1  # the kind of a step without a draft, before lengths 0, 1, ...
 UNKNOWN = 1.0  # in place of seconds that could not be measured
@@ -107,15 +108,15 @@ def time_rounds(rounds: Iterable[Round], block: int, clock: Callable[[], float])
     which none is below a shorter one's (pooled where they were). ``UNKNOWN`` where one was not seen often enough.
     """
     taken: dict[int, list[float]] = {kind: [] for kind in range(_PLAIN, block + 1)}
-    started, drafted = clock(), False
+    started, plain_before = clock(), 0
     for each in rounds:
         now = clock()
         if each.index and each.finish is None:  # the first reads the prompt, the last has no room for a draft
             if each.drafted:
                 taken[each.verified].append(now - started)
-            elif not drafted:
+            elif plain_before >= SETTLED[False]:
                 taken[_PLAIN].append(now - started)
-        drafted, started = each.drafted > 0, clock()
+        plain_before, started = 0 if each.drafted else plain_before + 1, clock()
     if min(map(len, taken.values())) <= WARM_UP:
         return Prices(UNKNOWN, (UNKNOWN,) * (block + 1))
     plain, *medians = (statistics.median(some[WARM_UP:]) for some in taken.values())

@@ -16,15 +16,15 @@ from dspark.speculation.planner.plan import Counts
 @dataclass(frozen=True)
 class Resting:
     """What drafting has ``lost`` and neither gained back nor waited for, in plain steps; whether it ``rests`` until
-    that is waited for, or is ``probing`` whether it pays again; how many steps in a row ``drafted``, and whether one
-    without drafts is being heard.
+    that is waited for, or is ``probing`` whether it pays again; how many steps in a row ``drafted``, and how many
+    without drafts are still to be heard.
     """
 
     lost: float = 0.0
     rests: bool = False
     probing: bool = False
     drafted: int = 0
-    hears: bool = False
+    hears: int = 0
 
     @property
     def woken(self) -> bool:
@@ -48,9 +48,10 @@ class Guard:
     more) and ``forgiven``, a share of the time.
 
     A probe is of one request in ``among``, others from one step to the next, where all together would lose more.
-    Between steps with drafts come two plain ones, since what those take must be known as well (and the first behind
-    drafts takes longer): every ``heard`` steps in the beginning and where drafting does not pay, else the less often
-    the longer it has gone on, until that costs no more than ``listening`` (a share of the time).
+    Between steps with drafts comes a ``row`` of plain ones, since what those take must be known as well (the last of
+    them: behind drafts a plain step takes longer, until the caches hold the target's weights again): every ``heard``
+    steps in the beginning and where drafting does not pay, else the less often the longer it has gone on, until that
+    costs no more than ``listening`` (a share of the time).
     """
 
     margin: float = 0.05
@@ -59,7 +60,8 @@ class Guard:
     forgiven: float = 0.005
     among: int = 8
     listening: float = 0.005
-    heard: int = 16
+    heard: int = 48
+    row: int = 8
 
     def next_step(self, gain: float | None, resting: Resting, step: int = 0, requests: int = 1) -> tuple[bool, Resting]:
         """Whether the next step drafts, and what to remember; ``step``: how many there were.
@@ -70,9 +72,9 @@ class Guard:
         if gain is None:
             return True, Resting(probing=True, drafted=1)
         if resting.hears:
-            return False, Resting(resting.lost)
-        if resting.drafted >= max(self.heard, min(step / 4, 2 * gain / self.listening)):
-            return False, Resting(resting.lost, hears=True)
+            return False, Resting(resting.lost, hears=resting.hears - 1)
+        if resting.drafted >= max(self.heard, min(step / 4, self.row * gain / self.listening)):
+            return False, Resting(resting.lost, hears=self.row - 1)
         lost, drafted = max(0.0, resting.lost + self.margin - gain), resting.drafted + 1
         if gain >= self.margin:
             return True, Resting(lost, drafted=drafted)
