@@ -37,7 +37,7 @@ NameOption = Annotated[
     str | None, _option(_MODEL, "--name", help="What clients call the model.", show_default="the target's name")
 ]
 DtypeOption = Annotated[
-    str, _option(_MODEL, "--dtype", help="auto, bfloat16, float32; on a CPU also float16 or int8 (see generate).")
+    str, _option(_MODEL, "--dtype", help="auto, bfloat16, float32; on a CPU also float16, int16, int8 (see generate).")
 ]
 DeviceOption = Annotated[str, _option(_MODEL, "--device", help="auto, cpu, cuda or cuda:N.")]
 ModeOption = Annotated[
