@@ -205,9 +205,11 @@ class Together:
         self._spent = time.perf_counter() - started
 
     def wanted(self, row: Running, source: Source) -> bool:
-        """Drafts of those who are asked; copies where anybody is, and else while they pay."""
+        """Drafts of those who are asked; copies where anybody is, and else while they pay, but in no step that is heard
+        to know what plain ones take.
+        """
         if source == "lookup":
-            return bool(self._asked) or self._copying.wanted or self._copies
+            return bool(self._asked) or self._copies or (self._memory.resting.rests and self._copying.wanted)
         return row in self._asked
 
     def slots(self, row: Running) -> int | None:

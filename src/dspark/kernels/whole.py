@@ -305,32 +305,31 @@ class _Tile:
             code.at(self._counted, build.add(build.mul(row_bytes, code.number(row)), here), I8)
             for row in range(self._rows)
         ]
-        found = self._multiplied(block, records)
         tails = [code.at(each, code.number(_DIGITS * GROUP), I8) for each in records]
+        found = self._multiplied(block, records, tails)
         following = list(sums)
         for column in range(self._columns):
             scale, offset = self._scale(block, column)
             for row, tail in enumerate(tails):
                 place = row * self._columns + column
                 by_row = code.splat(code.load(tail, code.number(0), F32), self._lanes)
-                number = build.sitofp(self._joined(found[place], tail), self._wide)
+                upper, lower = found[place]
+                whole = build.add(build.shl(upper, ir.Constant(self._whole, [8] * self._lanes)), lower)
+                number = build.sitofp(whole, self._wide)
                 total = code.fma(number, build.fmul(scale, by_row), following[place])
                 if offset is not None:
                     total = code.fma(offset, code.splat(code.load(tail, code.number(2), F32), self._lanes), total)
                 following[place] = total
         return following
 
-    def _joined(self, digits: list[Value], tail: Value) -> Value:
-        """Sums of digits as sums of numbers from the middle of what is kept."""
-        build, (upper, lower) = self.code.build, digits
-        both = build.add(build.shl(upper, ir.Constant(self._whole, [8] * self._lanes)), lower)
-        return build.add(both, self.code.splat(self.code.load(tail, self.code.number(1), I32), self._lanes))
-
-    def _multiplied(self, block: Value, records: list[Value]) -> list[list[Value]]:
-        """Sums of each digit, by row and column; what lies some way behind is asked for meanwhile."""
+    def _multiplied(self, block: Value, records: list[Value], tails: list[Value]) -> list[list[Value]]:
+        """Sums of each digit, by row and column, of numbers from the middle of what is kept: the lower ones begin with
+        what all lose by that. What lies some way behind is asked for meanwhile.
+        """
         code = self.code
         none = ir.Constant(self._whole, [0] * self._lanes)
-        found = [[none] * _DIGITS for _ in range(self._rows * self._columns)]
+        lost = [code.splat(code.load(tail, code.number(1), I32), self._lanes) for tail in tails]
+        found = [[none, lost[row]] for row in range(self._rows) for _ in range(self._columns)]
         columns = [self._place(self._weights, block, column, 0) for column in range(self._columns)]
         for kind, base in enumerate((self._weights, self._scales)):
             for column in range(self._columns):
