@@ -9,6 +9,7 @@ import pytest
 from dspark.cli.pair import Pair, load_pair
 from dspark.decoding.request import Request
 from dspark.evaluation.identity import Comparison, IdentityTally, judge, replay
+from dspark.kernels.whole import can_count
 from dspark.speculation.acceptance import Round, RoundTally
 from dspark.speculation.planner.single import WHOLE
 from dspark.speculation.sampling import Sampling
@@ -66,6 +67,22 @@ def test_the_shipped_drafter_gains_more_than_a_token_in_three_rounds(pair: Pair)
         pair.decoder.greedy.draft_slots is None
         or 1 <= pair.decoder.greedy.draft_slots < whole.drafter.config.block_size
     )
+
+
+@pytest.mark.skipif(not can_count(), reason="this CPU multiplies no 8-bit numbers (VNNI)")
+def test_whole_numbers_decode_the_same_text_drafted_or_not_and_nearly_that_of_fp32(pair: Pair) -> None:
+    counted = load_pair(dtype="int16")
+    assert set(counted.target.weights) == set(pair.target.weights) and counted.target.rounds is not None
+    drafted = 0
+    for question in QUESTIONS:
+        prompt = pair.target.chat.prompt_ids([{"role": "user", "content": question}])
+        plain, _ = decoded(counted, prompt, "plain")
+        text, rounds = decoded(counted, prompt, "dspark")
+        assert text == plain, "to the last id: products know no company"
+        drafted += sum(each.accepted for each in rounds)
+        logits = [TargetSession(each.target, 99).extend(prompt, 1).logits_NV for each in (counted, pair)]
+        assert 0 < (logits[0] - logits[1]).abs().max() < 0.02
+    assert drafted > 0
 
 
 def test_prompts_begin_with_the_opening_that_the_target_can_go_on_from_itself(pair: Pair) -> None:
