@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
 
+from dspark.evaluation.identity import allowed_gap
 from dspark.foundation.errors import UserError
 from dspark.kernels.blocks import can_unpack
 from dspark.kernels.tiles import can_tile
@@ -276,6 +277,8 @@ def test_int16_rounds_rows_and_weights_in_no_blocks_and_nothing_else(tied: bool)
     plain = tiny_target(tiny_llama(**sizes))
     assert torch.equal(target.embed(ids), plain.embed(ids)), "nothing is looked up in blocks"
     assert torch.equal(target.ends.head, plain.ends.head) and target.weights_hash == plain.weights_hash
+    target._compiled = None  # steps of PyTorch's kernels know company, and a rounding may fall to the other side
+    assert 0 < allowed_gap(16.0, target.agreement) < 0.1
 
 
 @pytest.mark.skipif(not can_count(), reason="this CPU multiplies no 8-bit numbers (VNNI)")

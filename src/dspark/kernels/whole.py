@@ -34,7 +34,6 @@ _MIDDLE = {Form.NIBBLE: 8, Form.BYTE: 0}  # c; bytes are kept from 0 on, and wha
 _KEPT_FROM = {Form.NIBBLE: 0, Form.BYTE: 128}
 _DIGITS, _LARGEST = 2, 127 * 256
 _RECORD = _DIGITS * GROUP + 16  # bytes of a row's numbers of one block: digits, scale, what sums lose, scaled sum
-_PADDED = 32  # outputs come in as many, as in other forms
 _AHEAD = 16  # blocks from one to that which is asked for when it is read
 _MOST = 512  # rows that are made whole numbers while all columns go by
 # Columns that rows meet together where these are few: sums enough to hide how long one takes.

@@ -130,9 +130,11 @@ class Target:
     @property
     def agreement(self) -> torch.dtype:
         """Whose rounding the logits of a token may differ by in other company: that of its dtype, but that of rows
-        where these are rounded behind steps of PyTorch's kernels.
+        where these are rounded behind steps of PyTorch's kernels (half precision's where they become whole numbers).
         """
-        return self.dtype if self._compiled is not None else self.precision
+        if self._compiled is not None:
+            return self.dtype
+        return torch.float16 if self.rounds == torch.int16 else self.precision
 
     def pack(self) -> None:
         """Drop the readable weights for faster frozen forms of the same numbers."""
