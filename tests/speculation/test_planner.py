@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dspark.decoding.pace import SETTLED
 from dspark.decoding.profile import REPEATS, WARM_UP, measure, measure_blocks, rising, time_rounds
 from dspark.foundation.errors import UserError
 from dspark.speculation.acceptance import Round, Source
@@ -95,7 +96,7 @@ def test_costs_that_are_none_are_refused(seconds: tuple[float, ...]) -> None:
         EarlyStop(seconds)
 
 
-PLAIN = 2.0
+PLAIN, PLAIN_ROW = 2.0, SETTLED[False] + 2
 
 
 class Machine:
@@ -113,9 +114,9 @@ class Machine:
         self.time += 100.0  # the prompt
         yield Round(0, (1,), 0, 0, 0, None)
         for index in range(count):
-            turn, at = divmod(index, self.block + 4)  # three plain steps, the first of which takes longer
-            length = max(-1, at - 3)
-            disturbed = 50.0 if turn == 0 or index == 11 else 1.0 if at == 0 else 0.0
+            turn, at = divmod(index, PLAIN_ROW + self.block + 1)  # the first plain steps take longer
+            length = max(-1, at - PLAIN_ROW)
+            disturbed = 50.0 if turn == 0 or index == 19 else 1.0 if at < SETTLED[False] else 0.0
             self.time += (PLAIN if length < 0 else self.price(length)) + disturbed
             yield Round(index + 1, (1,), 0 if length < 0 else self.block, max(0, length), 0, None)
         self.time += 70.0
@@ -134,7 +135,7 @@ class Machine:
 )
 def test_the_measurement_finds_what_rounds_cost(price: Callable[[int], float], expected: tuple[float, ...]) -> None:
     machine = Machine(price)
-    found = time_rounds(machine.rounds(7 * (WARM_UP + REPEATS)), 3, machine)
+    found = time_rounds(machine.rounds((PLAIN_ROW + 4) * (WARM_UP + REPEATS)), 3, machine)
     assert found.known and found.plain == PLAIN and found.rounds == pytest.approx(expected)
 
 
