@@ -18,7 +18,7 @@ from dspark.speculation.planner.algorithm import early_stopped
 from dspark.speculation.planner.budget import admit, capacity
 from dspark.speculation.planner.past import Past
 from dspark.speculation.planner.plan import Present
-from dspark.speculation.planner.price import convex_slopes, worth_their_price
+from dspark.speculation.planner.price import Prices, worth_their_price
 
 _BLOCK, _WARM_UP, _REPEATS = 7, 20, 500
 
@@ -39,8 +39,8 @@ def main() -> None:
 
 def _row(requests: int) -> dict[str, float]:
     numbers = np.random.default_rng(requests)
-    survival = numbers.uniform(0.3, 1.0, (requests, _BLOCK)).cumprod(axis=1)
-    present = Present(survival, np.full(requests, _BLOCK))
+    survival = numbers.uniform(0.3, 1.0, (requests, _BLOCK)).cumprod(axis=1).tolist()
+    present = Present.of(survival)
     tokens = requests + np.arange(requests * _BLOCK + 1)
     seconds = np.interp(tokens, [1, 8, 16, 64, 2048], [8e-3, 9e-3, 12e-3, 30e-3, 0.6])
     slots = np.arange(requests)
@@ -51,8 +51,8 @@ def _row(requests: int) -> dict[str, float]:
         "algorithm 1": _microseconds(lambda: early_stopped(present, seconds)),
         "capacity": _microseconds(lambda: capacity(past, slots, seconds)),
         "admit": _microseconds(lambda: admit(present, budget)),
-        "price": _microseconds(lambda: worth_their_price(present, budget.rate, seconds, convex_slopes(seconds))),
-        "present": _microseconds(lambda: Present(survival, present.drafted)),
+        "price": _microseconds(lambda: worth_their_price(present, budget.rate, Prices.of(seconds))),
+        "present": _microseconds(lambda: Present.of(survival)),
         "past": _microseconds(lambda: past.after(present, slots)),
     }
 

@@ -19,7 +19,8 @@ import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import cycle
+from itertools import accumulate, cycle
+from operator import mul
 from pathlib import Path
 
 import numpy as np
@@ -168,8 +169,9 @@ def _planned(
     slots = np.arange(len(rounds))
     logits, peaks = trace.rounds.outcomes.logits[rounds], trace.rounds.outcomes.peaks[rounds]
     believed = memory.learned[_REGIME].map.conditional(logits, peaks).tolist()
-    tilted = np.array([tilt.tilted(each) for tilt, each in zip(memory.tilts, believed, strict=True)])
-    present = Present(tilted.cumprod(axis=1), np.where(np.isin(slots, asked), memory.asks, 0))
+    drafted = np.where(np.isin(slots, asked), memory.asks, 0).tolist()
+    each = zip(memory.tilts, believed, drafted, strict=True)
+    present = Present.of([accumulate(tilt.tilted(chances[:count]), mul) for tilt, chances, count in each])
     lengths = np.array(plan.plan(memory, present, slots).lengths)
     stood, observed = (np.minimum(lengths, trace.accepted[rounds] + i) for i in (0, 1))
     known = zip(memory.tilts, believed, observed.tolist(), stood.tolist(), strict=True)

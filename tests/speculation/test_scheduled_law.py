@@ -387,16 +387,16 @@ class RestsAfterALook(Scheduler):
     """Decides whether drafting pays once the drafts are there."""
 
     def plan(self, memory: Memory, present: Present, slots: Counts, asked: Counts | None = None) -> Plan:
-        if float(present.survival[:, -1].sum()) < 0.5:
+        if sum(row[-1] for row in present.rows) < 0.5:
             return Plan.chains([0] * present.requests)
-        return Plan.chains(present.drafted.tolist())
+        return Plan.chains([*map(len, present.rows)])
 
 
 class BreaksTiesByLuck(Scheduler):
     """Of equal drafts takes those of the request whose block as a whole looks better."""
 
     def plan(self, memory: Memory, present: Present, slots: Counts, asked: Counts | None = None) -> Plan:
-        best = int(present.survival.sum(axis=1).argmax())
+        best = int(np.argmax([*map(sum, present.rows)]))
         return Plan.chains([int(i == best) for i in range(present.requests)])
 
 

@@ -18,7 +18,7 @@ from dspark.speculation.planner.budget import Budget, admit, capacity
 from dspark.speculation.planner.guard import DRAFTING, Guard, Resting
 from dspark.speculation.planner.past import Past
 from dspark.speculation.planner.plan import Numbers, Plan, Present
-from dspark.speculation.planner.price import convex_slopes, worth_their_price
+from dspark.speculation.planner.price import Prices, convex_slopes, worth_their_price
 from dspark.speculation.planner.scheduler import Form, Memory, Scheduler
 from dspark.speculation.recalibration import LEVEL, Tilt
 
@@ -47,7 +47,7 @@ def plans(rows: Rows, seconds: Numbers) -> list[Plan]:
     present = present_of(rows)
     return [
         early_stopped(present, seconds),
-        worth_their_price(present, 0.8, seconds, convex_slopes(seconds)),
+        worth_their_price(present, 0.8, Prices.of(seconds)),
         admit(present, Budget(3, 1.0)),
     ]
 
@@ -137,10 +137,10 @@ def test_nothing_to_plan_certain_and_hopeless_drafts_are_defined(rows: Rows) -> 
     flat = np.ones(10)
     lengths = [next((k for k, c in enumerate(row) if c == 0), len(row)) for row in rows]
     assert list(early_stopped(present_of(rows), flat).lengths) == lengths, "free: whatever has a chance"
-    assert list(worth_their_price(present_of(rows), 1.0, flat, np.zeros(9)).lengths) == lengths
+    assert list(worth_their_price(present_of(rows), 1.0, Prices.of(flat)).lengths) == lengths
     steep = 100.0 ** np.arange(10)
     assert early_stopped(present_of(rows), steep).drafts == 0
-    assert worth_their_price(present_of(rows), 1.0, steep, np.diff(steep)).drafts == 0
+    assert worth_their_price(present_of(rows), 1.0, Prices.of(steep)).drafts == 0
     assert list(admit(present_of(rows), Budget(9, 1.0)).lengths) == [len(row) for row in rows]
 
 
@@ -155,24 +155,26 @@ def test_a_plan_says_what_each_draft_follows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("survival", "drafted", "message"),
-    [
-        ([[0.5, 0.6]], [2], "never rise"),
-        ([[1.5]], [1], "between 0 and 1"),
-        ([[float("nan")]], [1], "between 0 and 1"),
-        ([[0.5]], [2], "expected 0 to 1"),
-        ([[0.5]], [1, 1], "do not fit"),
-    ],
+    "rows", [[[0.5, 0.6]], [[1.5]], [[float("nan")]], [[0.9], [0.9, float("nan"), 0.2]], [[0.5, -0.1]]], ids=str
 )
-def test_what_is_no_survival_is_refused(survival: Rows, drafted: list[int], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Present(np.array(survival), np.array(drafted))
+def test_what_is_no_survival_is_refused(rows: Rows) -> None:
+    with pytest.raises(ValueError, match="between 0 and 1 and never rise"):
+        Present.of(rows)
 
 
-def test_survival_behind_the_drafts_is_not_read() -> None:
-    present = Present(np.array([[0.5, float("nan")], [0.4, 0.2]]), np.array([1, 2]))
-    assert admit(present, Budget(9, 1.0)).lengths == (1, 2)
-    assert Past.nothing(2, 2).after(present, np.arange(2)).mean() == pytest.approx([0.45, 0.2])
+def test_requests_may_have_drafted_more_or_less() -> None:
+    present = Present.of([[0.5], [0.4, 0.2], []])
+    assert (present.requests, present.drafts) == (3, 3)
+    assert admit(present, Budget(9, 1.0)).lengths == (1, 2, 0)
+    assert Past.nothing(3, 2).after(present, np.arange(3)).mean() == pytest.approx([0.45, 0.2])
+
+
+@given(st.lists(st.lists(conditional, max_size=4), min_size=1, max_size=60))
+def test_many_drafts_are_ranked_as_few_are(rows: Rows) -> None:
+    present = present_of(rows)
+    order = sorted((-a, k, r) for r, row in enumerate(present.rows) for k, a in enumerate(row))
+    survival_N, whose_N = present.ranked()
+    assert [*survival_N] == [-a for a, _, _ in order] and [*whose_N] == [r for _, _, r in order]
 
 
 @pytest.mark.parametrize("seconds", [[1.0, 2.0], [1.0, 0.0, 1.0], [1.0, float("inf"), 2.0], [1.0, float("nan"), 1.0]])
@@ -213,7 +215,7 @@ def test_slopes_are_those_of_the_greatest_convex_curve_below(steps: list[float])
 def test_a_stair_is_filled(reading: float) -> None:
     stair = np.array([1.0, 1.0, 1.0, 3.0, 3.0]) + reading * np.arange(5)
     present = Present.of([[0.5, 0.01, 0.01], [0.0]])
-    assert worth_their_price(present, 1.0, stair, convex_slopes(stair)).lengths == (2, 0)
+    assert worth_their_price(present, 1.0, Prices.of(stair)).lengths == (2, 0)
 
 
 class TestPast:

@@ -27,24 +27,22 @@ class Pace:
     """
 
     def __init__(self) -> None:
-        self._planning: dict[bool, deque[float]] = {kind: deque(maxlen=_PLANNED) for kind in (False, True)}
+        self._planned: dict[bool, deque[float]] = {kind: deque(maxlen=_PLANNED) for kind in (False, True)}
+        self._planning = {False: 0.0, True: 0.0}
         self._before: bool | None = None  # the kind of the step before
         self._lately = 0.0  # how surprising steps were since a step of the other kind
         self._ratios = deque([0.0] * _TRUST, maxlen=_COMPARED)
-
-    @property
-    def dearer(self) -> float:
+        self.dearer = 1.0
         """What steps with drafts take over what they are foretold to, where plain ones take just that."""
-        outside = len(self._ratios) // 3
-        return math.exp(fmean(sorted(self._ratios)[outside : len(self._ratios) - outside]))
 
     def planning(self, drafting: bool) -> float:
         """Seconds that planning a step of this kind takes by itself."""
-        return median(self._planning[drafting] or (0.0,))
+        return self._planning[drafting]
 
     def planned(self, drafting: bool, seconds: float) -> None:
         """So many went into planning one."""
-        self._planning[drafting].append(seconds)
+        self._planned[drafting].append(seconds)
+        self._planning[drafting] = median(self._planned[drafting])
 
     def after(self, drafting: bool, over_foretold: float) -> None:
         """A step, its planning left out, took so many times what the model says of it."""
@@ -54,6 +52,8 @@ class Pace:
             return
         if self._before is not None:
             self._ratios.append(surprise - self._lately if drafting else self._lately - surprise)
+            outside = len(self._ratios) // 3
+            self.dearer = math.exp(fmean(sorted(self._ratios)[outside : len(self._ratios) - outside]))
         self._before, self._lately = drafting, surprise
 
     def anew(self) -> None:

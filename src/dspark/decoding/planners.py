@@ -36,6 +36,7 @@ from dspark.speculation.recalibration import EXPLORING
 # would take longer than it tells. And steps for which a rate that the past promises is good.
 _STEPS, _ROUNDS, HOLDS = 16, 16, 4
 _LENGTHS = (1, 2, 3, 5, 7, 10)
+_NOBODY: Counts = np.zeros(0, dtype=np.int64)
 
 
 class StepPlanner(Protocol):
@@ -313,7 +314,8 @@ class Together:
             self._copying.anew()
         if self._planned is not None and len(rounds):
             self.ledger.came(rounds, self._planned.expected)
-            ended = self._here[[each.finish is not None for each in rounds]]
+            over = [each.finish is not None for each in rounds]
+            ended = self._here[over] if any(over) else _NOBODY
             self._memory = self._planning.after(self._memory, self._planned, rounds, ended)
 
     def _copied(self, rounds: Sequence[Round], load: Load, took: float) -> None:

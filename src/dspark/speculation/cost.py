@@ -36,6 +36,7 @@ Numbers = NDArray[np.float64]
 _LEARNING, _SURPRISE = 0.05, 0.5
 _KEYS = ("tokens", "drafts", "weights", "padded")
 _BEYOND = 1e9  # no step is larger
+_FEW = 32  # drafts up to which numbers by themselves take less time than arrays
 _BASE = 4  # prices of a request, its context, positions read and laws
 _PRICES = _BASE + 2  # and of positions read and laws by drafts
 
@@ -116,9 +117,12 @@ class CostModel:
         """Seconds ``[N+1]`` of steps that verify 0, 1, ... ``drafts`` drafts on top of ``load``, each of which reads as
         much, and is drawn as often, as the load's tokens are on average.
         """
-        more = np.arange(drafts + 1)
         _, _, read, law = self._prices
         each = (read * load.reads + law * load.laws) / max(1, load.tokens)
+        if drafts <= _FEW and not self.padded:
+            rest, curve = self._rest(load), self._step_curve
+            return np.array([_height(curve, load.tokens + n) + (rest + each * n) for n in range(drafts + 1)])
+        more = np.arange(drafts + 1)
         rising_N = np.interp(self._padded(load.tokens + more), *self._step_points)
         total: Numbers = rising_N + (self._rest(load) + each * more)
         return total

@@ -9,6 +9,8 @@ Legend: R requests, N drafts of all requests.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from dspark.speculation.planner.plan import Numbers, Plan, Present
@@ -26,14 +28,19 @@ def early_stopped(present: Present, seconds: Numbers) -> Plan:
     return Plan.first(whose_N, int(no_better[0]) if len(no_better) else len(survival_N), present.requests)
 
 
-def rates_of(requests: int, survival_N: Numbers, seconds: Numbers) -> Numbers:
+def rates_of(requests: int, survival_N: Sequence[float] | Numbers, seconds: Numbers) -> Numbers:
     """Expected tokens a second ``[N+1]`` of rounds that verify the first n drafts; one token a request is certain.
 
     ValueError where there are fewer seconds than lengths, or they are none.
     """
-    taken = seconds[: len(survival_N) + 1]
-    if len(taken) <= len(survival_N) or not ((taken > 0) & (taken < np.inf)).all():
-        raise ValueError(f"{len(seconds)} seconds of rounds for up to {len(survival_N)} drafts: {seconds}")
     expected = np.cumsum(np.concatenate(((requests,), survival_N)))
-    rates: Numbers = expected / taken
+    rates: Numbers = expected / checked(seconds, len(survival_N))
     return rates
+
+
+def checked(seconds: Numbers, drafts: int) -> Numbers:
+    """``[N+1]`` of as many drafts; ValueError where there are fewer, or some are none."""
+    taken = seconds[: drafts + 1]
+    if len(taken) <= drafts or not 0 < taken.min() <= taken.max() < np.inf:  # NaN is the least and the largest
+        raise ValueError(f"{len(seconds)} seconds of rounds for up to {drafts} drafts: {seconds}")
+    return taken

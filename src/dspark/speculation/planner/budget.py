@@ -9,10 +9,11 @@ Legend: R requests, K drafts of a block, N drafts of all requests.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
-from dspark.speculation.planner.algorithm import rates_of
+from dspark.speculation.planner.algorithm import checked, rates_of
 from dspark.speculation.planner.past import Past
-from dspark.speculation.planner.plan import Counts, Numbers, Plan, Present
+from dspark.speculation.planner.plan import FEW, Counts, Numbers, Plan, Present
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,15 @@ def capacity(
     ago, if that is where the past ends), in place of an average over several.
     """
     survival = past.as_last_seen(slots, length) if literal else past.averaged(slots, length)
-    rates = rates_of(len(slots) + others, survival, seconds)
-    drafts = int(rates.argmax())
-    return Budget(drafts, float(rates[drafts]))
+    requests = len(slots) + others
+    if len(survival) > FEW:
+        rates = rates_of(requests, survival, seconds)
+        drafts = int(rates.argmax())
+        return Budget(drafts, float(rates[drafts]))
+    expected = [*accumulate(survival.tolist(), initial=requests)]
+    found = [tokens / each for tokens, each in zip(expected, checked(seconds, len(survival)).tolist(), strict=True)]
+    best = max(found)
+    return Budget(found.index(best), best)
 
 
 def admit(current: Present, budget: Budget) -> Plan:

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
 
-import numpy as np
-
 from dspark.speculation.acceptance import Round, Source
 from dspark.speculation.confidence import Calibrations, ConfidenceMap, Logistic, chances, nearest
 from dspark.speculation.loop import Draft
@@ -20,8 +18,6 @@ from dspark.speculation.planner.plan import Counts, Present
 from dspark.speculation.planner.scheduler import Memory, Regime, Scheduler
 from dspark.speculation.recalibration import Outcome, Recalibration, Tilt
 from dspark.speculation.sampling import Sampling
-
-Kind = tuple[Source, bool]  # of a draft: who proposed it, and whether it says how sure it is of each token
 
 
 @dataclass(frozen=True)
@@ -57,9 +53,7 @@ class Planned:
         """Drafts that are foretold to be accepted, of those that are verified."""
         if not self.drafts:
             return 0.0
-        survival = self.present.survival
-        verified = np.arange(survival.shape[1]) < np.array(self.lengths)[:, None]
-        return float(survival[verified].sum())
+        return sum(sum(row[:length]) for row, length in zip(self.present.rows, self.lengths, strict=True))
 
 
 _NOTHING = Present.of([])
@@ -92,15 +86,14 @@ class JointPlanning:
         """How many drafts of each request are verified; none for a request that drafts nothing."""
         if not any(draft.slots for draft in drafts):
             return self.nothing(slots)
-        known = {each: self._through(memory, *each) for each in {*zip(samplings, map(_kind, drafts), strict=True)}}
-        readings = tuple(
-            _read(draft, *known[sampling, _kind(draft)]) for sampling, draft in zip(samplings, drafts, strict=True)
-        )
+        kinds = [(sampling, *_kind(draft)) for sampling, draft in zip(samplings, drafts, strict=True)]
+        known = {kind: self._through(memory, *kind) for kind in dict.fromkeys(kinds)}
+        readings = tuple(_read(draft, *known[kind]) for kind, draft in zip(kinds, drafts, strict=True))
         tilts = tuple(memory.tilts[i] for i in slots.tolist())
         # Broken slots are counted as drafted and will not stand: how many there are must not depend on what was drawn.
         present = Present.of([_survival(*each) for each in zip(drafts, readings, tilts, strict=True)])
         own = [bool(draft.slots) and draft.source == "drafter" for draft in drafts]
-        lengths = self.scheduler.plan(memory, present, slots, slots[own]).lengths
+        lengths = self.scheduler.plan(memory, present, slots, slots if all(own) else slots[own]).lengths
         return Planned(slots, tuple(drafts), readings, tilts, present, lengths)
 
     def nothing(self, slots: Counts) -> Planned:
@@ -120,21 +113,24 @@ class JointPlanning:
             if reading.regime is not None:
                 became = Outcome(reading.logits, reading.peaks, round.observed, round.accepted)
                 outcomes[reading.regime].append(became)
-        over, copied = planned.present, [draft.source != "drafter" for draft in planned.drafts]
-        if any(copied):  # they come unasked
-            over = Present(over.survival, np.where(copied, 0, over.drafted))
+        own = [draft.source == "drafter" for draft in planned.drafts]
+        over = planned.present
+        if not all(own):  # copies come unasked
+            over = Present.of([row if drafted else () for row, drafted in zip(over.rows, own, strict=True)])
         return self.scheduler.after(memory, over, planned.slots, ended, outcomes, tilts)
 
-    def _through(self, memory: Memory, sampling: Sampling, kind: Kind) -> tuple[Regime | None, ConfidenceMap | None]:
+    def _through(
+        self, memory: Memory, sampling: Sampling, source: Source, peaked: bool
+    ) -> tuple[Regime | None, ConfidenceMap | None]:
         """How drafts of a kind are read, and whose map learns from them."""
-        source, peaked = kind
         near = nearest(sampling, [each for each, of in memory.learned if of == source])
         if near is not None and (peaked or source == "lookup"):
             return (near, source), memory.learned[near, source].map
         return None, self.calibrations.of(sampling) if source == "drafter" else None
 
 
-def _kind(draft: Draft) -> Kind:
+def _kind(draft: Draft) -> tuple[Source, bool]:
+    """Who proposed it, and whether it says how sure it is of each token."""
     return draft.source, draft.peaks is not None
 
 

@@ -14,13 +14,11 @@ from itertools import accumulate
 
 import numpy as np
 
-from dspark.speculation.planner.plan import Counts, Numbers, Present
+from dspark.speculation.planner.plan import FEW, Counts, Numbers, Present, Survival
 
 # Rounds of a request that are remembered, and what is left of a step's weight in the average of all a step later.
 _REMEMBERED, _FADING = 4, 0.98
 _NOTHING = 1e-12  # a survival that no other is measured by
-
-Survival = tuple[float, ...]  # ``a_1..a_k`` of a round's drafts
 
 
 @dataclass(frozen=True)
@@ -54,10 +52,9 @@ class Past:
     def after(self, over: Present, slots: Counts) -> Past:
         """With a step that is over now; ``slots [R]`` of its requests."""
         recent, sums, counts = [*self.recent], [0.0] * self.block, [0] * self.block
-        rows = zip(slots.tolist(), over.drafted.tolist(), over.survival.tolist(), strict=True)
-        for slot, drafted, survival in rows:
-            if drafted:
-                seen = tuple(survival[: min(drafted, self.block)])
+        for slot, survival in zip(slots.tolist(), over.rows, strict=True):
+            if survival:
+                seen = survival[: self.block]
                 recent[slot] = (seen, *recent[slot][: _REMEMBERED - 1])
                 for k, a in enumerate(seen):
                     sums[k] += a
@@ -102,32 +99,44 @@ class Past:
         Ranking comes before averaging, since a budget goes to whoever is lucky in its own step. A request with fewer
         rounds counts as the mean of all in those it lacks.
         """
-        if not any(self.recent[slot] for slot in slots.tolist()):  # all are the mean, which never rises
-            return np.repeat(self.mean()[:length], len(slots))
-        rounds_MRK = self._filled(slots, _REMEMBERED)[..., :length]
-        ranked = np.sort(rounds_MRK.reshape(_REMEMBERED, -1), axis=1)[:, ::-1]
-        expected: Numbers = np.add.reduce(ranked) / _REMEMBERED
+        known, length = slots.tolist(), length or self.block
+        if not any(self.recent[slot] for slot in known):  # all are the mean, which never rises
+            return np.repeat(self.mean()[:length], len(known))
+        if len(known) * length <= FEW:
+            ranked = [sorted((a for row in rows for a in row[:length]), reverse=True) for rows in self._filled(known)]
+            return np.array([sum(each) / _REMEMBERED for each in zip(*ranked, strict=True)])
+        rounds_MN = self._many(known)[..., :length].reshape(_REMEMBERED, -1)
+        expected: Numbers = np.add.reduce(np.sort(rounds_MN, axis=1)[:, ::-1]) / _REMEMBERED
         return expected
 
     def as_last_seen(self, slots: Counts, length: int | None = None) -> Numbers:
         """The ranked survival ``[R*K]`` just as each request's last round had it; the mean of all where one is new."""
-        ranked: Numbers = np.sort(self._filled(slots, 1)[..., :length], axis=None)[::-1]
-        return ranked
+        last = self._filled(slots.tolist())[0]
+        return np.array(sorted((a for row in last for a in row[:length]), reverse=True))
 
-    def _filled(self, slots: Counts, rounds: int) -> Numbers:
-        """The last ``rounds`` of each request ``[rounds, R, K]``. What is not known is the mean of all, behind a
-        round's own last draft from there on; never rising along a block.
+    def _filled(self, slots: list[int]) -> list[list[list[float]]]:
+        """The last rounds of each request ``[M][R][K]``. What is not known is the mean of all, behind a round's own
+        last draft from there on; never rising along a block.
         """
-        asked = tuple(slots.tolist()), rounds
-        if asked not in self._found:  # once for all lengths of blocks that are compared
-            mean, known, nobody = self.mean().tolist(), [self.recent[slot] for slot in asked[0]], ()
-            self._found[asked] = np.array(
-                [[_as_long(each[i] if i < len(each) else nobody, mean) for each in known] for i in range(rounds)]
-            )
-        return self._found[asked]
+        if (found := self._found.get(asked := tuple(slots))) is None:  # once for all lengths of blocks
+            mean, known, nobody = self.mean().tolist(), [self.recent[slot] for slot in slots], ()
+            found = self._found[asked] = [
+                [_as_long(each[i] if i < len(each) else nobody, mean) for each in known] for i in range(_REMEMBERED)
+            ]
+        return found
+
+    def _many(self, slots: list[int]) -> Numbers:
+        """The same as an array."""
+        if (found := self._arrays.get(asked := tuple(slots))) is None:
+            found = self._arrays[asked] = np.array(self._filled(slots))
+        return found
 
     @cached_property
-    def _found(self) -> dict[tuple[tuple[int, ...], int], Numbers]:
+    def _found(self) -> dict[tuple[int, ...], list[list[list[float]]]]:
+        return {}
+
+    @cached_property
+    def _arrays(self) -> dict[tuple[int, ...], Numbers]:
         return {}
 
 

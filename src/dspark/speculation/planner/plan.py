@@ -4,71 +4,84 @@ The order is (-survival, position, request), and never a value that depends on a
 along a request, so whatever stands first in that order is a prefix of every request's drafts, exactly equal survival
 (a saturated confidence) included.
 
-Legend: R requests, K drafts of the longest block, N drafts of all requests.
+Legend: R requests, N drafts of all requests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 Numbers = NDArray[np.float64]
 Counts = NDArray[np.int64]
+Ranked = list[float] | Numbers
+Whose = list[int] | Counts
+Survival = tuple[float, ...]
+"""``a_1..a_k`` of a request's drafts: the chance that the first 1, 2, ... all stand."""
+FEW = 64
+"""Drafts up to which numbers are taken one by one: making arrays of them takes longer (``benchmarks/planner.py``)."""
 
 
 @dataclass(frozen=True)
 class Present:
     """Drafts of this step, which nobody has verified yet.
 
-    survival ``a [R, K]``: the chance that drafts 1..k all stand, never rising along a row; drafted ``[R]``: how many
-    there are (0 for a request that is new, at its end or not drafting), 0 to K. Behind them survival is not read.
-    Raises ValueError where the two don't fit or survival is none.
+    ``rows [R]``: survival of each request's drafts, never rising, and as long as these are (nothing for a request that
+    is new, at its end or not drafting). Raises ValueError for what is none.
     """
 
-    survival: Numbers
-    drafted: Counts
+    rows: tuple[Survival, ...]
 
     def __post_init__(self) -> None:
-        shape, block = self.survival.shape, self.survival.shape[-1]
-        if len(shape) != 2 or self.drafted.shape != shape[:1]:
-            raise ValueError(f"survival {shape} and numbers of drafts {self.drafted.shape} do not fit")
-        if len(self.drafted) and not (self.drafted.min() >= 0 and self.drafted.max() <= block):
-            raise ValueError(f"{self.drafted.tolist()} drafts of requests; expected 0 to {block}")
-        before = np.concatenate((np.ones((shape[0], 1)), self.survival[:, :-1]), axis=1)
-        if not ((self.survival >= 0) & (self.survival <= before) | ~self._there).all():  # so that NaN fails
-            raise ValueError("survival must lie between 0 and 1 and never rise along a request's drafts")
+        for row in self.rows:
+            before = 1.0
+            for each in row:
+                if not 0 <= each <= before:  # so that NaN fails
+                    raise ValueError(
+                        f"survival {row} is none: it must lie between 0 and 1 and never rise along a request's drafts"
+                    )
+                before = each
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[float]]) -> Present:
-        """Of rows as long as what each request drafted."""
-        survival = np.zeros((len(rows), max(map(len, rows), default=0)))
-        for line, row in zip(survival, rows, strict=True):
-            line[: len(row)] = row
-        return cls(survival, np.array([len(row) for row in rows], dtype=np.int64))
+    def of(cls, rows: Iterable[Sequence[float]]) -> Present:
+        """Of rows of any kind."""
+        return cls(tuple(map(tuple, rows)))
 
     @property
     def requests(self) -> int:
         """R."""
-        return len(self.drafted)
+        return len(self.rows)
 
     @property
-    def _there(self) -> NDArray[np.bool_]:
-        return np.arange(self.survival.shape[1]) < self.drafted[:, None]
+    def drafts(self) -> int:
+        """N."""
+        return sum(map(len, self.rows))
 
-    def ranked(self) -> tuple[Numbers, Counts]:
-        """Survival ``[N]`` of all drafts, the most certain first, and whose each is ``[N]``."""
-        drafts = np.flatnonzero(self._there.T)  # by position, then by request
-        keys = -self.survival.T.ravel()[drafts]
+    def ranked(self) -> tuple[Ranked, Whose]:
+        """Survival ``[N]`` of all drafts, the most certain first, and whose each is ``[N]``; arrays if these are many,
+        lists if they are few.
+        """
+        if self.drafts > FEW:
+            return self._ranked_at_once()
+        order = sorted((-each, k, r) for r, row in enumerate(self.rows) for k, each in enumerate(row))
+        return [-key for key, _, _ in order], [r for _, _, r in order]
+
+    def _ranked_at_once(self) -> tuple[Numbers, Counts]:
+        counts = np.array([len(row) for row in self.rows])
+        keys = -np.fromiter(chain.from_iterable(self.rows), np.float64, int(counts.sum()))
+        whose = np.repeat(np.arange(len(counts)), counts)
+        places = np.arange(len(keys)) - np.repeat(counts.cumsum() - counts, counts)
+        by_place = np.argsort(places.astype(np.int16), kind="stable")
+        keys, whose = keys[by_place], whose[by_place]
         order = np.argsort(keys)
-        if (
-            np.diff(keys[order]) == 0
-        ).any():  # only then does it matter that a stable sort, four times as long, is used
+        if (np.diff(keys[order]) == 0).any():  # a stable sort takes four times as long, and matters only then
             order = np.argsort(keys, kind="stable")
-        return -keys[order], drafts[order] % max(1, self.requests)
+        return -keys[order], whose[order]
 
 
 @dataclass(frozen=True)
@@ -82,9 +95,14 @@ class Plan:
     parents: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def first(cls, whose: Counts, count: int, requests: int) -> Plan:
+    def first(cls, whose: Whose, count: int, requests: int) -> Plan:
         """The first ``count`` of the ranked drafts, of which ``whose`` says to whom they belong."""
-        return cls.chains(np.bincount(whose[:count], minlength=requests).tolist())
+        if isinstance(whose, np.ndarray):
+            return cls.chains(np.bincount(whose[:count], minlength=requests).tolist())
+        lengths = [0] * requests
+        for request in whose[:count]:
+            lengths[request] += 1
+        return cls.chains(lengths)
 
     @classmethod
     def chains(cls, lengths: Sequence[int]) -> Plan:

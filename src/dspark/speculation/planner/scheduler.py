@@ -16,15 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-import numpy as np
-
 from dspark.speculation.acceptance import Source
 from dspark.speculation.planner.algorithm import early_stopped
 from dspark.speculation.planner.budget import Budget, admit, capacity
 from dspark.speculation.planner.guard import DRAFTING, Guard, Resting
 from dspark.speculation.planner.past import Past
 from dspark.speculation.planner.plan import Counts, Numbers, Plan, Present
-from dspark.speculation.planner.price import convex_slopes, worth_their_price
+from dspark.speculation.planner.price import Prices, worth_their_price
 from dspark.speculation.recalibration import LEVEL, Outcome, Recalibration, Tilt
 from dspark.speculation.sampling import Sampling
 
@@ -46,13 +44,15 @@ Regime = tuple[Sampling, Source]
 @dataclass(frozen=True)
 class Promise:
     """What the past says of a step of so many ``requests``: the best ``budget`` if all draft, and tokens a second of
-    ``plain`` steps, in which nobody does; ``step``: which one it was worked out for.
+    ``plain`` steps, in which nobody does; ``step``: which one it was worked out for; ``prices`` of whole blocks of all,
+    where drafts are verified by these.
     """
 
     requests: int
     budget: Budget
     plain: float
     step: int = 0
+    prices: Prices | None = field(default=None, compare=False)
 
     @property
     def gain(self) -> float:
@@ -192,12 +192,15 @@ class Scheduler:
         """What the step verifies of its drafts; ``asked``: slots that the drafter drafted for (None: all with drafts,
         which are no copies then).
         """
-        asked = slots[present.drafted > 0] if asked is None else asked
+        asked = slots[[bool(row) for row in present.rows]] if asked is None else asked
         plan = self._planned(memory, present, slots, asked)
         if not self.explore_every:
             return plan
-        exploring = (memory.steps + slots) % self.explore_every == 0
-        return Plan.chains(np.where(exploring, present.drafted, plan.lengths).tolist())
+        exploring = [(memory.steps + slot) % self.explore_every == 0 for slot in slots.tolist()]
+        if not any(exploring):
+            return plan
+        each = zip(exploring, present.rows, plan.lengths, strict=True)
+        return Plan.chains([len(row) if whole else length for whole, row, length in each])
 
     def after(
         self,
@@ -212,7 +215,7 @@ class Scheduler:
         drafts, by whose confidence is learned from them; ``tilts``: those of ``slots`` now, none where they are as
         they were.
         """
-        drafted = bool(over.drafted.any())
+        drafted = any(over.rows)
         newest = memory.pasts[-1].forgotten() if memory.resting.woken else memory.pasts[-1]
         pasts = (*memory.pasts[1:], newest.after(over, slots) if drafted else newest.faded())
         if not drafted and not outcomes:
@@ -248,18 +251,20 @@ class Scheduler:
         return promise if promise and memory.steps + 1 - promise.step < self.holds else None
 
     def _planned(self, memory: Memory, present: Present, slots: Counts, asked: Counts) -> Plan:
-        drafts = int(present.drafted.sum())  # no more, or a price would hold what nobody can buy
+        drafts = present.drafts  # no more, or a price would hold what nobody can buy
         if not drafts:
             return Plan.chains([0] * present.requests)
+        all_asked = memory.promise is not None and len(asked) == len(slots) == memory.promise.requests
+        promise = memory.promise if all_asked else None
+        if self.form in ("averaged", "literal"):
+            return admit(present, promise.budget if promise else self._capacity(memory, slots, asked, memory.asks))
+        prices = promise and promise.prices
+        if prices and len(prices.steps) == drafts:
+            return worth_their_price(present, self._rate(memory, slots, asked), prices)
         seconds = self.seconds(present.requests, len(asked) * memory.asks, drafts)
         if self.form == "algorithm 1":
             return early_stopped(present, seconds)
-        if self.form == "price":
-            return worth_their_price(present, self._rate(memory, slots, asked), seconds, convex_slopes(seconds))
-        promise = memory.promise
-        known = promise is not None and len(asked) == len(slots) == promise.requests
-        budget = promise.budget if promise and known else self._capacity(memory, slots, asked, memory.asks)
-        return admit(present, budget)
+        return worth_their_price(present, self._rate(memory, slots, asked), Prices.of(seconds))
 
     def _rate(self, memory: Memory, slots: Counts, asked: Counts) -> float:
         """Tokens a second that steps earn where ``asked`` of the slots draft, no fewer than plain ones: nobody would
@@ -281,16 +286,20 @@ class Scheduler:
         if not memory.oldest.known or (known and (not due or known.step == memory.steps)):
             return memory
         lengths = self.lengths if due else (memory.asks,)
-        budgets = {length: self._capacity(memory, slots, slots, length) for length in lengths}
+        curves = {length: self.seconds(len(slots), len(slots) * length, len(slots) * length) for length in lengths}
+        budgets = {length: self._budget(memory, slots, curve, length) for length, curve in curves.items()}
         enough = (1 - _WITHIN) * max(budget.rate for budget in budgets.values())
         best = max(length for length, budget in budgets.items() if budget.rate >= enough)
-        promise = Promise(len(slots), budgets[best], self._plain_rate(len(slots)), memory.steps)
+        prices = Prices.of(curves[best]) if self.form == "price" else None
+        promise = Promise(len(slots), budgets[best], self._plain_rate(len(slots)), memory.steps, prices)
         longer = min((each for each in lengths if each > best), default=best)
         return replace(memory, promise=promise, length=longer if looking else best)
 
     def _capacity(self, memory: Memory, slots: Counts, asked: Counts, length: int) -> Budget:
         others, drafts = len(slots) - len(asked), len(asked) * length
-        seconds = self.seconds(len(slots), drafts, drafts)
+        return self._budget(memory, asked, self.seconds(len(slots), drafts, drafts), length, others)
+
+    def _budget(self, memory: Memory, asked: Counts, seconds: Numbers, length: int, others: int = 0) -> Budget:
         return capacity(memory.oldest, asked, seconds, length, others=others, literal=self.form == "literal")
 
     def _plain_rate(self, requests: int) -> float:
