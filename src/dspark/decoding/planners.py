@@ -304,7 +304,7 @@ class Together:
             self.ledger.took(seconds, foretold * dearer + self._pace.planning(drafting))
             kind, row = self._kind
             if drafting == kind and row >= SETTLED[drafting]:
-                self._taken.append((load, working))
+                self._taken.append((load, working / dearer))  # or all parts would follow what is dearer about drafts
                 self._pace.after(drafting, working / foretold)
             self._kind = drafting, row + 1 if drafting == kind else 1
         if len(self._taken) == _STEPS:

@@ -151,8 +151,8 @@ class Room(Protocol):
     def extend(
         self, features_TF: Tensor, positions_T: Tensor, rows_T: Tensor, following_T: Tensor | None = None
     ) -> None:
-        """Take over the target's tapped features of committed positions; their rows, ``rows_T``, are made when somebody
-        drafts from these blocks.
+        """Take over the target's tapped features of committed positions, which nobody else may write any more; their
+        rows, ``rows_T``, are made when somebody drafts from these blocks.
 
         ``following``: the token behind each position, where that is read.
         """

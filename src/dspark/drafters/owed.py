@@ -1,6 +1,7 @@
 """Features of committed positions whose context rows nobody has needed yet.
 
-Who drafts needs the rows of its own blocks, and nobody else's: while nobody drafts, features are copied and that is
+Who drafts needs the rows of its own blocks, and nobody else's: while nobody drafts, features are kept as steps gave
+them, those of many steps are then put in their places at once (one by one each would find caches cold), and that is
 all. A request that ends before then never has any rows made.
 
 Legend: T positions, S places for features, F = L*d tapped features.
@@ -36,6 +37,10 @@ class OwedRows(ABC):
         most = min(cache.blocks * cache.size, _BYTES // (width * like.element_size()))
         self._features_SF = torch.empty(max(_AT_ONCE, most), width, dtype=like.dtype, device=like.device)
         self._free = list(range(len(self._features_SF)))
+        # Of the last steps, not in their places yet: features and what ``_waiting`` will know of them, and blocks that
+        # were let go of in between.
+        self._fresh: list[tuple[Tensor, Tensor, Tensor, Tensor] | int] = []
+        self._fresh_rows = 0
         # By block, the oldest first, and row: where its features are, its position and the token behind it.
         self._waiting: dict[int, dict[int, tuple[int, int, int]]] = {}
         self._latest: set[int] = set()
@@ -45,13 +50,11 @@ class OwedRows(ABC):
         self, features_TF: Tensor, positions_T: Tensor, rows_T: Tensor, following_T: Tensor | None = None
     ) -> None:
         """See ``Room``."""
+        if self._fresh_rows + len(rows_T) > _AT_ONCE:
+            self._put_fresh()
         following = following_T if following_T is not None else rows_T  # which nobody reads then
-        known = list(zip(rows_T.tolist(), positions_T.tolist(), following.tolist(), strict=True))
-        self._latest.clear()
-        for first in range(0, len(known), _AT_ONCE):
-            piece = slice(first, first + _AT_ONCE)
-            places_T = torch.tensor(self._put(known[piece]), device=self._features_SF.device)
-            self._features_SF.index_copy_(0, places_T, features_TF[piece].to(self._features_SF))
+        self._fresh.append((features_TF, positions_T, rows_T, following))
+        self._fresh_rows += len(rows_T)
 
     @abstractmethod
     def take(self, features_TF: Tensor, positions_T: Tensor, rows_T: Tensor, following_T: Tensor) -> None:
@@ -59,20 +62,44 @@ class OwedRows(ABC):
 
     def settle(self, tables: Iterable[BlockTable]) -> None:
         """Make the rows of all blocks of ``tables``."""
+        self._put_fresh()
         self._settle(block for table in tables for block in table.blocks)
 
     def settle_all(self) -> None:
         """Make all rows."""
+        self._put_fresh()
         self._settle(list(self._waiting))
 
     def drop(self, block: int) -> None:
         """Nobody will read these rows: the block is given to others, or to nobody."""
-        self._free += [place for place, _, _ in self._waiting.pop(block, {}).values()]
+        if self._fresh:  # its rows may be among these
+            self._fresh.append(block)
+        else:
+            self._forget(block)
 
     def late(self) -> float:
         """Seconds since this was last asked that went into rows which had waited for longer than a step."""
         late, self._late = self._late, 0.0
         return late
+
+    @torch.inference_mode()  # a request may be given up between two steps
+    def _put_fresh(self) -> None:
+        """Features of the last steps in their places; ``_latest``: those of the last one."""
+        fresh, self._fresh, self._fresh_rows = self._fresh, [], 0
+        for each in fresh:
+            if isinstance(each, int):
+                self._forget(each)
+                continue
+            features_TF, positions_T, rows_T, following_T = each
+            known = list(zip(rows_T.tolist(), positions_T.tolist(), following_T.tolist(), strict=True))
+            self._latest.clear()
+            for first in range(0, len(known), _AT_ONCE):
+                piece = slice(first, first + _AT_ONCE)
+                places_T = torch.tensor(self._put(known[piece]), device=self._features_SF.device)
+                self._features_SF.index_copy_(0, places_T, features_TF[piece].to(self._features_SF))
+
+    def _forget(self, block: int) -> None:
+        self._free += [place for place, _, _ in self._waiting.pop(block, {}).values()]
 
     def _put(self, rows: Sequence[tuple[int, int, int]]) -> list[int]:
         while len(self._free) < len(rows):
