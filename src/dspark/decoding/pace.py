@@ -16,7 +16,7 @@ SETTLED = {False: 6, True: 1}
 the target's weights have made room for others, and are back after some plain steps (docs/lab_log.md)."""
 # Steps whose planning is remembered, comparisons that are, for how many of these the model that was measured counts,
 # and how fast surprises of steps of one kind are followed (natural logarithms).
-_PLANNED, _COMPARED, _TRUST, _FOLLOWING = 16, 15, 2, 0.3
+_PLANNED, _COMPARED, _TRUST, _FOLLOWING = 16, 15, 1, 0.3
 
 
 class Pace:

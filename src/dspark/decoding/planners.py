@@ -303,10 +303,13 @@ class Together:
             dearer = self._pace.dearer if drafting else 1.0
             self.ledger.took(seconds, foretold * dearer + self._pace.planning(drafting))
             kind, row = self._kind
-            if drafting == kind and row >= SETTLED[drafting]:
-                self._taken.append((load, working / dearer))  # or all parts would follow what is dearer about drafts
-                self._pace.after(drafting, working / foretold)
-            self._kind = drafting, row + 1 if drafting == kind else 1
+            if not drafting and load.tokens > load.requests:  # copies alone, which are of neither kind
+                self._taken.append((load, working))
+            else:
+                if drafting == kind and row >= SETTLED[drafting]:
+                    self._taken.append((load, working / dearer))  # or all parts would follow what is dearer of drafts
+                    self._pace.after(drafting, working / foretold)
+                self._kind = drafting, row + 1 if drafting == kind else 1
         if len(self._taken) == _STEPS:
             self.costs = self.costs.refined(self._taken)
             self._taken.clear()
