@@ -218,6 +218,20 @@ def test_bfloat16_rounds_weights_and_rows_and_nothing_else() -> None:
     assert set(target.weights) == {"bfloat16"}
 
 
+def test_bfloat16_without_matrix_units_rounds_weights_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(rounding._OF_ROWS, torch.bfloat16, lambda: False)
+    rounded = tiny_llama(hidden_size=64)
+    for parameter in rounded.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    assert rounding.rounds_weights(torch.bfloat16)
+    target, exact = tiny_target(tiny_llama(hidden_size=64), rounding=torch.bfloat16), tiny_target(rounded)
+    assert (target.precision, target.dtype, target.weights) == (torch.float32, torch.float32, exact.weights)
+    ids = TEXTS[0][:36].tolist()
+    found, expected = (TargetSession(of, 40).extend(ids, 36).logits_NV for of in (target, exact))
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, TargetSession(tiny_target(tiny_llama(hidden_size=64)), 40).extend(ids, 36).logits_NV)
+
+
 @pytest.mark.skipif(not can_tile(), reason="this CPU has no matrix units (AMX)")
 def test_bfloat16_keeps_keys_and_values_in_half_the_bytes() -> None:
     model = tiny_llama(hidden_size=64, intermediate_size=64)

@@ -23,14 +23,14 @@ def rows_of(rounding: torch.dtype | None) -> torch.dtype | None:
 
 
 def rounds_weights(precision: torch.dtype) -> bool:
-    """Whether a CPU rounds weights to ``precision`` and keeps its sums in fp32. With bfloat16 that needs matrix units;
-    other CPUs run the model in bf16 as PyTorch does. UserError for int16 where its instructions are missing.
+    """Whether a CPU rounds weights to ``precision`` and keeps its sums in fp32. UserError for int16 where its
+    instructions are missing.
     """
     if precision == torch.int16 and not can_count():
         raise UserError(
             "dtype int16 needs a CPU that multiplies 8-bit numbers (AVX512_VNNI or AVX_VNNI); use --dtype float32"
         )
-    return precision in (torch.float16, torch.int8, torch.int16) or (precision == torch.bfloat16 and can_tile())
+    return precision in (torch.bfloat16, torch.float16, torch.int8, torch.int16)
 
 
 def _products(model: PreTrainedModel) -> list[Tensor]:
