@@ -11,8 +11,8 @@ _HEARD, _CREDIT, _DOUBT, _FORGIVEN = 8, 0.5, 2.5, 0.005
 
 class Copying:
     """An account as the guard of drafts keeps it (``planner.guard``), of what copies gained and what steps with them
-    took beside neighbours without: the past alone, so it bends no law. A cost model would do for what verifying them
-    takes, but a few rows more than a tile has are dearer than it says, and planning is not in it.
+    took: what the cost model says, and what that leaves out (planning, a few rows more than a tile has), which is
+    learned beside neighbours without copies. The past alone, so it bends no law.
 
     While the account is overdrawn nobody looks for copies until all is forgiven, so they lose no more than a credit and
     half a per cent of the time.
@@ -32,13 +32,14 @@ class Copying:
         """Steps without copies for which, at least, nobody will look for any."""
         return max(0, int(self._lost / _FORGIVEN) - 1) if self._waits else 0
 
-    def after(self, copies: bool, gained: float, took: float, requests: int) -> None:
-        """Such a step is over, with ``copies`` or without: what those accepted are worth, in steps of so many requests,
-        and what it took with all its planning, over what the cost model foretells without copies.
+    def after(self, copies: bool, gained: float, took: float, foretold: float, requests: int) -> None:
+        """Such a step is over, with ``copies`` or without: what those accepted are worth, in steps of so many requests;
+        what it took with all its planning, and what the cost model foretold of it, over what that foretells without
+        copies.
         """
-        self._pace.after(copies, took)
+        self._pace.after(copies, took / foretold)
         if copies:
-            self._lost = max(0.0, self._lost + self._pace.dearer - 1 - gained)
+            self._lost = max(0.0, self._lost + foretold * self._pace.dearer - 1 - gained)
             self._waits = self._lost > _CREDIT + _DOUBT / requests
         elif self._waits:
             self._lost -= _FORGIVEN

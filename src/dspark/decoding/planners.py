@@ -326,7 +326,9 @@ class Together:
         if rounds and not self._asked and load.requests == len(rounds):
             gained = sum(each.accepted for each in rounds) / len(rounds)
             copies = self._planned is not None and bool(self._planned.drafts)
-            self._copying.after(copies, gained, took / self.costs.seconds(self._base), len(rounds))
+            base = self.costs.seconds(self._base)
+            foretold = self.costs.seconds(load) / base if copies else 1.0
+            self._copying.after(copies, gained, took / base, foretold, len(rounds))
 
     def _seated(self, rows: Sequence[Running]) -> dict[Running, int]:
         """The seat of each row; who is not here has none, and whoever takes one begins anew."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from itertools import islice
+from itertools import count, islice
 
 import torch
 from torch import Tensor
@@ -53,7 +53,7 @@ class OwedRows(ABC):
         if self._fresh_rows + len(rows_T) > _AT_ONCE:
             self._put_fresh()
         following = following_T if following_T is not None else rows_T  # which nobody reads then
-        self._fresh.append((features_TF, positions_T, rows_T, following))
+        self._fresh.append((features_TF, rows_T, positions_T, following))
         self._fresh_rows += len(rows_T)
 
     @abstractmethod
@@ -86,17 +86,32 @@ class OwedRows(ABC):
     def _put_fresh(self) -> None:
         """Features of the last steps in their places; ``_latest``: those of the last one."""
         fresh, self._fresh, self._fresh_rows = self._fresh, [], 0
+        pieces, due = list[Tensor](), dict[int, int]()
         for each in fresh:
             if isinstance(each, int):
                 self._forget(each)
                 continue
-            features_TF, positions_T, rows_T, following_T = each
-            known = list(zip(rows_T.tolist(), positions_T.tolist(), following_T.tolist(), strict=True))
+            features_TF, *about = each
+            known = list(zip(*(every.tolist() for every in about), strict=True))
             self._latest.clear()
             for first in range(0, len(known), _AT_ONCE):
                 piece = slice(first, first + _AT_ONCE)
-                places_T = torch.tensor(self._put(known[piece]), device=self._features_SF.device)
-                self._features_SF.index_copy_(0, places_T, features_TF[piece].to(self._features_SF))
+                if len(due) >= _AT_ONCE or len(self._free) < _AT_ONCE:  # rows are made of what is in its place
+                    self._copy(pieces, due)
+                behind = count(sum(map(len, pieces)))
+                due |= zip(self._put(known[piece]), behind, strict=False)
+                pieces.append(features_TF[piece])
+        self._copy(pieces, due)
+
+    def _copy(self, pieces: list[Tensor], due: dict[int, int]) -> None:
+        """Features to the places ``due``, each the row of all ``pieces`` that it got last."""
+        if due:
+            rows_TF, places_T = torch.cat(pieces).to(self._features_SF), torch.tensor([*due])
+            if len(due) < len(rows_TF):
+                rows_TF = rows_TF[torch.tensor([*due.values()], device=rows_TF.device)]
+            self._features_SF.index_copy_(0, places_T.to(rows_TF.device), rows_TF)
+        pieces.clear()
+        due.clear()
 
     def _forget(self, block: int) -> None:
         self._free += [place for place, _, _ in self._waiting.pop(block, {}).values()]
