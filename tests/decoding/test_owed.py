@@ -184,6 +184,26 @@ def test_only_what_waited_for_longer_than_a_step_is_late(monkeypatch: pytest.Mon
             assert room.late() == late and room.late() == 0.0
 
 
+def test_a_block_that_is_let_go_of_between_two_steps_holds_what_came_last() -> None:
+    """Whether it was waiting or had not been put in its place yet."""
+    _, drafter = pair("dspark")
+    features_TF, at_T = torch.randn(40, drafter.config.taps_width), torch.arange(20)
+    with torch.inference_mode():
+        expected, *rooms = (drafter.new_room(4, 32) for _ in range(3))
+        expected.extend(features_TF[30:], at_T[:10], at_T[:10])
+        expected.settle([BlockTable([0], 20)])
+        for room, put in zip(rooms, (False, True), strict=True):
+            room.extend(features_TF[:20], at_T, at_T)
+            if put:
+                room.settle([])
+            room.extend(features_TF[20:30], at_T[:10], at_T[:10] + 64)
+            room.drop(0)
+            room.extend(features_TF[30:], at_T[:10], at_T[:10])
+            room.settle([BlockTable([0], 20)])
+            assert torch.equal(room.cache.both(0)[:, :64], expected.cache.both(0)[:, :64])
+            assert expected.cache.both(0)[:, :10].abs().sum() > 0
+
+
 def test_late_rows_are_no_part_of_what_a_step_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or a planner would think that drafting is dearer than it will be."""
     told: list[float] = []
