@@ -83,9 +83,11 @@ def test_rounds_are_steps_of_more_tokens(load: Load, drafts: int, padded: tuple[
 def test_a_load_by_itself_costs_what_it_does_among_others(
     weights: tuple[float, ...], load: Load, padded: tuple[int, ...]
 ) -> None:
-    """To the bit: one is worked out number by number, the others as arrays."""
+    """To the bit: one, and a few, are worked out number by number, many as arrays."""
     model = CostModel(TOKENS, REQUESTS, weights, padded)
-    assert model.seconds(load) == model.rounds(load, 3)[0]
+    few, many = (model.rounds(load, drafts) for drafts in (20, 40))
+    assert model.seconds(load) == few[0] == many[0]
+    assert few.tolist() == many[:21].tolist()
 
 
 def test_captured_sizes_are_a_staircase() -> None:

@@ -13,6 +13,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from dspark.speculation.planner import budget, plan, price
+from dspark.speculation.planner import past as past_module
 from dspark.speculation.planner.algorithm import early_stopped, rates_of
 from dspark.speculation.planner.budget import Budget, admit, capacity
 from dspark.speculation.planner.guard import DRAFTING, Guard, Resting
@@ -187,6 +189,37 @@ def test_the_types_forbid_a_budget_to_see_the_present() -> None:
     chooses, ranks = get_type_hints(capacity), get_type_hints(admit)
     assert Present not in chooses.values() and Past in chooses.values()
     assert Past not in ranks.values() and ranks["budget"] is Budget
+
+
+many = st.lists(st.lists(conditional, min_size=1, max_size=4), min_size=20, max_size=40)
+
+
+@given(many, st.lists(st.sampled_from([0.0, 0.05, 0.2, 1.0]), min_size=160, max_size=160), st.sampled_from([0.1, 0.8]))
+def test_arrays_plan_what_numbers_one_by_one_do(rows: Rows, steps: list[float], rate: float) -> None:
+    """Many drafts and few go two ways; all that they decide is the same."""
+    present, seconds, slots = present_of(rows), seconds_of(steps), np.arange(len(rows))
+    past = Past.nothing(len(rows), 4).after(present, slots)
+    found = []
+    for few in (0, 10**6):
+        with pytest.MonkeyPatch.context() as patch:
+            for module in (plan, price, budget, past_module):
+                patch.setattr(module, "FEW", few)
+            fresh = replace(past)  # what it has found out is its own
+            promised = [
+                capacity(fresh, slots, seconds, k, literal=as_seen) for k in (2, 4) for as_seen in (True, False)
+            ]
+            chosen = [
+                early_stopped(present, seconds),
+                worth_their_price(present, rate, Prices.of(seconds)),
+                admit(present, Budget(37, 1.0)),
+            ]
+            found.append((promised, chosen, convex_slopes(seconds)))
+    (promised, chosen, slopes), others = found
+    assert chosen == others[1]
+    assert slopes == pytest.approx(others[2])
+    for one, other in zip(promised, others[0], strict=True):
+        assert one.rate == pytest.approx(other.rate)
+        assert one.drafts == other.drafts or one.rate == pytest.approx(other.rate, rel=1e-12), "a tie in the last bit"
 
 
 def test_a_convex_curve_keeps_its_slopes_and_a_stair_is_smoothed() -> None:
