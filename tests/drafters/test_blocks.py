@@ -25,7 +25,7 @@ from tiny import VOCAB, tiny_drafter, tiny_llama, tiny_target
 
 TARGET = tiny_target()
 ROUNDED = [
-    pytest.param(torch.bfloat16, marks=pytest.mark.skipif(not can_tile(), reason="no matrix units (AMX)")),
+    pytest.param(torch.bfloat16, marks=pytest.mark.skipif(not can_tile(), reason="no bf16 (AVX512_BF16, AMX)")),
     pytest.param(torch.int16, marks=pytest.mark.skipif(not can_count(), reason="no 8-bit products (VNNI)")),
 ]
 PRUNED = {"draft_ids": tuple(range(0, VOCAB, 2))}

@@ -25,7 +25,7 @@ from tiny import VOCAB, tiny_chain, tiny_llama, tiny_target
 TARGET = tiny_target()
 WIDE = tiny_target(tiny_llama(hidden_size=64, intermediate_size=96))  # its rows are whole tiles
 KINDS = pytest.mark.parametrize("kind", ["eagle3", "mtp"])
-needs_units = pytest.mark.skipif(not can_tile(), reason="this CPU has no matrix units (AMX)")
+needs_units = pytest.mark.skipif(not can_tile(), reason="this CPU multiplies no bf16 (AVX512_BF16, AMX)")
 TABLES = [BlockTable([3], 9), BlockTable([6, 0], 40), BlockTable([1, 5], 32), BlockTable([2], 1)]
 ANCHORS = [5, 17, 60, 0]
 PREVIOUS = [ANCHORS, [9, 2, 33, 50], [4, 4, 1, 63]]

@@ -1,6 +1,8 @@
-"""Products on matrix units: bf16 factors, sums as exact as fp32 has them."""
+"""Products in bf16, on matrix units and with dot products: bf16 factors, sums as exact as fp32 has them."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -8,14 +10,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dspark.kernels import tiles
 from dspark.kernels.blocks import can_unpack
+from dspark.kernels.dots import has_dots
 from dspark.kernels.machine import Program, Rooms
+from dspark.kernels.matrix import has_units
 from dspark.kernels.tiles import Tiles, can_tile, fits
 from dspark.nn.forms import rounded_to_bytes
 from dspark.nn.packed import PanelLinear
 from dspark.nn.panels import Panels
 
-needs_units = pytest.mark.skipif(not can_tile(), reason="this CPU has no matrix units (AMX)")
+needs_units = pytest.mark.skipif(not can_tile(), reason="this CPU multiplies no bf16 (AVX512_BF16, AMX)")
+
+
+@pytest.fixture(params=["units", "dots"], autouse=True, scope="module")
+def way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Both ways to multiply, where the CPU has them: units are taken before dot products."""
+    if request.param == "units" and can_tile() and not has_units():
+        pytest.skip("this CPU has no matrix units (AMX)")
+    if request.param == "dots" and can_tile() and not has_dots():
+        pytest.skip("this CPU has no dot products of bf16 (AVX512_BF16)")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiles, "has_units", lambda: request.param == "units")
+        yield
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -29,18 +46,18 @@ def of_rounded(x: Tensor, weight: Tensor) -> Tensor:
 
 def test_panels_hold_every_weight_where_the_units_look_for_it() -> None:
     weight = random(70, 96)
-    tiles = Tiles(weight)
+    product = Tiles(weight)
     assert fits(96) and not fits(80)
-    assert tiles._weights.shape == (3, 3, 2, 16, 16, 2)  # panels, steps, tiles, pairs of inputs, outputs, of the pair
+    assert product._weights.shape == (3, 3, 2, 16, 16, 2)  # panels, steps, tiles, pairs of inputs, outputs, of the pair
     for output, at in ((0, 0), (17, 33), (69, 95), (40, 64)):
         place = (output // 32, at // 32, output % 32 // 16, at % 32 // 2, output % 16, at % 2)
-        assert tiles._weights[place] == weight[output, at].bfloat16()
-    assert not tiles._weights[2, :, 0, :, 6:].any(), "outputs that are not there are zero"
+        assert product._weights[place] == weight[output, at].bfloat16()
+    assert not product._weights[2, :, 0, :, 6:].any(), "outputs that are not there are zero"
 
 
 @needs_units
 @given(
-    rows=st.sampled_from([0, 1, 15, 16, 17, 32, 33, 48, 50, 64, 65, 515]),
+    rows=st.sampled_from([0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 32, 33, 48, 50, 64, 65, 515]),
     outputs=st.sampled_from([1, 16, 33, 64, 130]),
     steps=st.integers(1, 7),
     bias=st.booleans(),
@@ -67,9 +84,9 @@ def test_a_product_can_be_added_to_another(rows: int) -> None:
 
 @needs_units
 def test_rows_may_be_of_any_floating_dtype() -> None:
-    x, tiles = random(40, 64), Tiles(random(48, 64, seed=1))
-    assert torch.equal(tiles(x), tiles(x.bfloat16()))
-    assert torch.equal(tiles(x.double()), tiles(x))
+    x, product = random(40, 64), Tiles(random(48, 64, seed=1))
+    assert torch.equal(product(x), product(x.bfloat16()))
+    assert torch.equal(product(x.double()), product(x))
 
 
 @needs_units
@@ -143,7 +160,7 @@ needs_blocks = pytest.mark.skipif(not (can_tile() and can_unpack()), reason="thi
 @needs_blocks
 @pytest.mark.parametrize("form", BLOCKS)
 @given(
-    rows=st.sampled_from([0, 1, 5, 16, 17, 32, 33, 48, 50, 64, 65, 515]),
+    rows=st.sampled_from([0, 1, 2, 5, 8, 9, 16, 17, 32, 33, 48, 50, 64, 65, 515]),
     outputs=st.sampled_from([32, 64, 70, 160]),
     steps=st.integers(1, 9),
 )

@@ -68,7 +68,7 @@ def test_company_changes_no_bit(family: str) -> None:
 @pytest.mark.parametrize(
     "rows",
     [
-        pytest.param(torch.bfloat16, marks=pytest.mark.skipif(not can_tile(), reason="no matrix units (AMX)")),
+        pytest.param(torch.bfloat16, marks=pytest.mark.skipif(not can_tile(), reason="no bf16 (AVX512_BF16, AMX)")),
         pytest.param(torch.int16, marks=pytest.mark.skipif(not can_count(), reason="no 8-bit products (VNNI)")),
     ],
 )

@@ -106,7 +106,7 @@ def test_old_programs_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(shelf._known) <= before, "a program goes with its cache, whose memory others may get"
 
 
-@pytest.mark.skipif(not can_tile(), reason="this CPU has no matrix units (AMX)")
+@pytest.mark.skipif(not can_tile(), reason="this CPU multiplies no bf16 (AVX512_BF16, AMX)")
 def test_steps_of_all_sizes_share_one_room_for_rows_in_tiles() -> None:
     target = tiny_target(tiny_llama(**SIZES), rounding=torch.bfloat16)
     assert target._compiled is not None and target.rounds

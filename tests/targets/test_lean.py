@@ -197,7 +197,7 @@ def test_int8_rounds_matrices_in_groups_and_nothing_else() -> None:
     assert (found - reference(tiny_llama(intermediate_size=64), TEXTS[0])).abs().max() > 1e-3
 
 
-@pytest.mark.skipif(not can_tile(), reason="this CPU has no matrix units (AMX)")
+@pytest.mark.skipif(not can_tile(), reason="this CPU multiplies no bf16 (AVX512_BF16, AMX)")
 def test_bfloat16_rounds_weights_and_rows_and_nothing_else() -> None:
     sizes: dict[str, Any] = dict(hidden_size=64, intermediate_size=64, initializer_range=0.1)
     rounded = tiny_llama(**sizes)
@@ -232,7 +232,7 @@ def test_bfloat16_without_matrix_units_rounds_weights_and_nothing_else(monkeypat
     assert not torch.equal(found, TargetSession(tiny_target(tiny_llama(hidden_size=64)), 40).extend(ids, 36).logits_NV)
 
 
-@pytest.mark.skipif(not can_tile(), reason="this CPU has no matrix units (AMX)")
+@pytest.mark.skipif(not can_tile(), reason="this CPU multiplies no bf16 (AVX512_BF16, AMX)")
 def test_bfloat16_keeps_keys_and_values_in_half_the_bytes() -> None:
     model = tiny_llama(hidden_size=64, intermediate_size=64)
     narrow, wide = tiny_target(model, rounding=torch.bfloat16), tiny_target()
@@ -244,7 +244,7 @@ def test_bfloat16_keeps_keys_and_values_in_half_the_bytes() -> None:
     assert unpacked.new_cache(1, 1).keys[0].dtype == torch.float32, "its products take rows as they are"
 
 
-@pytest.mark.skipif(not (can_tile() and can_unpack()), reason="this CPU unpacks no blocks (AMX, AVX512_BF16)")
+@pytest.mark.skipif(not (can_tile() and can_unpack()), reason="this CPU unpacks no blocks (AVX512_BF16)")
 @pytest.mark.parametrize("tied", [False, True])
 def test_blocks_decode_in_bfloat16_as_their_rounded_weights_do(tied: bool) -> None:
     """Logits, embeddings and what drafters are given, to the bit; only memory differs."""

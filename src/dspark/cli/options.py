@@ -41,9 +41,10 @@ DtypeOption = Annotated[
     typer.Option(
         "--dtype",
         help="auto (float32 on a CPU, bfloat16 on a GPU that multiplies it), bfloat16, float32; on a CPU also float16"
-        " or int8. A CPU rounds weights to it and sums in float32; one with matrix units rounds what bfloat16 weights"
-        " are multiplied with as well, which makes verification nearly free. Or int16: weights as their blocks of 4 or"
-        " 8 bits have them (else rounded to 8), what they are multiplied with rounded to 16: the fastest for a few"
+        " or int8. A CPU rounds weights to it and sums in float32; one that multiplies bfloat16 (AVX512_BF16, AMX)"
+        " rounds what such weights are multiplied with as well, which makes many rows cheaper. Or int16: weights as"
+        " their blocks of 4 or 8 bits have them (else rounded to 8), what they are multiplied with rounded to 16: the"
+        " fastest for a few"
         " users.",
     ),
 ]

@@ -96,9 +96,10 @@ def load_beside(loaded: Target, folder: Path) -> Drafter:
     import torch
 
     from dspark.drafters.checkpoint import load_drafter
+    from dspark.targets.rounding import rows_beside
 
     model = load_drafter(folder, loaded.identity, loaded.ends, loaded.dtype, loaded.device)
-    rounds = loaded.rounds or torch.int16
+    rounds = rows_beside(loaded.rounds)
     if rounds == torch.int16:
         model.round_to_bytes()
     model.pack(rounds)

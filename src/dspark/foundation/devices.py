@@ -48,8 +48,8 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
     "auto" is bfloat16 on a GPU from Ampere on, else float32: on a CPU, units for bf16 or not, small steps are several
     times as fast in fp32 with weights in their smallest exact form (docs/lab_log.md). On a CPU float16, int8 and
-    bfloat16 are of weights alone (bfloat16 of all that is multiplied where it has matrix units), and int16 is of what
-    blocks of 4 or 8 bits are multiplied with. Raises UserError for another name.
+    bfloat16 are of weights alone (bfloat16 of all that is multiplied where it has instructions for that), and int16 is
+    of what blocks of 4 or 8 bits are multiplied with. Raises UserError for another name.
     """
     import torch
 

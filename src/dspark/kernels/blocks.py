@@ -31,17 +31,17 @@ def can_unpack() -> bool:
     return bool(llvm.get_host_cpu_features().get("avx512bf16", False))
 
 
-class _BrainType(ir.Type):  # type: ignore[misc]  # llvmlite is not typed
+class BrainType(ir.Type):  # type: ignore[misc]  # llvmlite is not typed
     """bf16, which llvmlite has no name for."""
 
     def _to_string(self) -> str:
         return "bfloat"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _BrainType)
+        return isinstance(other, BrainType)
 
     def __hash__(self) -> int:
-        return hash(_BrainType)
+        return hash(BrainType)
 
 
 class Blocks:
@@ -157,7 +157,7 @@ def _doubled(code: Code, x: Value, first: int) -> Value:
 
 def _rounded(code: Code, lower: Value, upper: Value) -> Value:
     """The nearest bf16 numbers, ties to even, ``i16 [32]``."""
-    name, kind = "llvm.x86.avx512bf16.cvtne2ps2bf16.512", ir.VectorType(_BrainType(), _LANES)
+    name, kind = "llvm.x86.avx512bf16.cvtne2ps2bf16.512", ir.VectorType(BrainType(), _LANES)
     known = code.module.globals.get(name)
     function = known or ir.Function(code.module, ir.FunctionType(kind, [upper.type, lower.type]), name)
     return code.build.bitcast(code.build.call(function, [upper, lower]), ir.VectorType(I16, _LANES))

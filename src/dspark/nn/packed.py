@@ -63,9 +63,9 @@ class PanelLinear(nn.Module):
         return torch.bfloat16 if isinstance(self.panels, Tiles) else torch.int16
 
     def round(self, rows: torch.dtype) -> None:
-        """From now on round rows, where the hardware has units for it: to bfloat16, as the weight is, and multiply on
-        matrix units, on which 16 rows take little longer than one; or to int16, whole numbers in groups of 32, which a
-        weight that is in blocks meets as it is.
+        """From now on round rows, where the hardware has instructions for it: to bfloat16, as the weight is, half the
+        work of fp32 or less; or to int16, whole numbers in groups of 32, which a weight that is in blocks meets as it
+        is.
         """
         panels = self.panels
         if not isinstance(panels, Panels):

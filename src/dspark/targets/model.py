@@ -72,8 +72,8 @@ class Target:
         """Put ``model`` behind the seam and probe it; raises UserError where it can't be served exactly.
 
         ``rounding``: round its weights to float16, bfloat16, or int8 in groups of 32, first; sums stay in the model's
-        dtype. Where there are matrix units, rows are rounded as well before bfloat16 weights multiply them. int16
-        rounds rows (in groups of 32), and only those weights that are in no blocks of 4 or 8 bits.
+        dtype. A CPU that multiplies bf16 rounds rows as well before bfloat16 weights multiply them. int16 rounds rows
+        (in groups of 32), and only those weights that are in no blocks of 4 or 8 bits.
         """
         self.name = source.name
         _refuse_unservable(model, self.name)
@@ -117,8 +117,8 @@ class Target:
 
     @property
     def rounds(self) -> torch.dtype | None:
-        """What rows are rounded to before they are multiplied: bfloat16 on matrix units, where 16 share a reading of
-        weights, int16 as whole numbers; None where they are not.
+        """What rows are rounded to before they are multiplied: bfloat16 where the hardware multiplies it, int16 as
+        whole numbers; None where they are not.
         """
         return None if self._rounds is None else rounded_rows(self._model)
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from dspark.foundation.errors import UserError
 from dspark.kernels.blocks import can_unpack
+from dspark.kernels.matrix import has_units
 from dspark.kernels.tiles import can_tile, fits
 from dspark.kernels.whole import can_count
 from dspark.nn.forms import in_blocks, rounded_to_bytes
@@ -20,6 +21,13 @@ _OF_ROWS = {torch.bfloat16: can_tile, torch.int16: can_count}
 def rows_of(rounding: torch.dtype | None) -> torch.dtype | None:
     """What rows are rounded to where weights are to be ``rounding``, if this CPU has the instructions for it."""
     return rounding if rounding is not None and rounding in _OF_ROWS and _OF_ROWS[rounding]() else None
+
+
+def rows_beside(rounds: torch.dtype | None) -> torch.dtype:
+    """What a drafter's rows are rounded to beside a target whose own are ``rounds``: whole numbers, for which its
+    weights take a byte each, but on matrix units, which are ahead where many draft (docs/lab_log.md).
+    """
+    return torch.bfloat16 if rounds == torch.bfloat16 and has_units() else torch.int16
 
 
 def rounds_weights(precision: torch.dtype) -> bool:

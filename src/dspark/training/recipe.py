@@ -107,8 +107,8 @@ class TrainerSettings(Settings):
     slots decide most, and their lesson costs less there."""
     short_slots: Positive = 3
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the drafter's own products, and with matrix units (AMX) of the losses' too; weights, norms, softmax and sums
-    of losses are fp32. "auto": bf16 where the hardware multiplies it, else fp32."""
+    """Of the drafter's own products, and on a CPU of the losses' too; weights, norms, softmax and sums of losses are
+    fp32. "auto": bf16 where the hardware multiplies it, else fp32."""
     seed: int = 0
     validate_every: Positive = 200
     validation_examples: Positive = 40
