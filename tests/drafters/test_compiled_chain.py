@@ -25,7 +25,7 @@ from tiny import VOCAB, tiny_chain, tiny_llama, tiny_target
 TARGET = tiny_target()
 WIDE = tiny_target(tiny_llama(hidden_size=64, intermediate_size=96))  # its rows are whole tiles
 KINDS = pytest.mark.parametrize("kind", ["eagle3", "mtp"])
-needs_units = pytest.mark.skipif(not can_tile(), reason="this CPU multiplies no bf16 (AVX512_BF16, AMX)")
+needs_bf16 = pytest.mark.skipif(not can_tile(), reason="this CPU multiplies no bf16 (AVX512_BF16, AMX)")
 TABLES = [BlockTable([3], 9), BlockTable([6, 0], 40), BlockTable([1, 5], 32), BlockTable([2], 1)]
 ANCHORS = [5, 17, 60, 0]
 PREVIOUS = [ANCHORS, [9, 2, 33, 50], [4, 4, 1, 63]]
@@ -200,7 +200,7 @@ def test_a_packed_drafter_may_read_its_weights_as_bytes(kind: str) -> None:
     assert 0 < (found - expected).norm() < 0.05 * expected.norm()
 
 
-@needs_units
+@needs_bf16
 @KINDS
 def test_a_drafter_beside_a_target_that_rounds_rows_multiplies_as_it_does(kind: str) -> None:
     """Every product is of tiles; a request's drafts are the same bits in any company, and nearly the exact ones."""

@@ -20,7 +20,7 @@ from dspark.nn.forms import rounded_to_bytes
 from dspark.nn.packed import PanelLinear
 from dspark.nn.panels import Panels
 
-needs_units = pytest.mark.skipif(not can_tile(), reason="this CPU multiplies no bf16 (AVX512_BF16, AMX)")
+needs_bf16 = pytest.mark.skipif(not can_tile(), reason="this CPU multiplies no bf16 (AVX512_BF16, AMX)")
 
 
 @pytest.fixture(params=["units", "dots"], autouse=True, scope="module")
@@ -55,7 +55,7 @@ def test_panels_hold_every_weight_where_the_units_look_for_it() -> None:
     assert not product._weights[2, :, 0, :, 6:].any(), "outputs that are not there are zero"
 
 
-@needs_units
+@needs_bf16
 @given(
     rows=st.sampled_from([0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 32, 33, 48, 50, 64, 65, 515]),
     outputs=st.sampled_from([1, 16, 33, 64, 130]),
@@ -72,7 +72,7 @@ def test_sums_are_fp32_and_nothing_else_is_rounded(rows: int, outputs: int, step
     assert not rows or rounding.abs().max() > 1e-4, "as a control"
 
 
-@needs_units
+@needs_bf16
 @pytest.mark.parametrize("rows", [7, 32, 100])
 def test_a_product_can_be_added_to_another(rows: int) -> None:
     x, weight, y, other = random(rows, 64), random(40, 64, seed=1), random(rows, 32, seed=2), random(40, 32, seed=3)
@@ -82,14 +82,14 @@ def test_a_product_can_be_added_to_another(rows: int) -> None:
     torch.testing.assert_close(both.double(), of_rounded(x, weight) + of_rounded(y, other), rtol=1e-5, atol=1e-5)
 
 
-@needs_units
+@needs_bf16
 def test_rows_may_be_of_any_floating_dtype() -> None:
     x, product = random(40, 64), Tiles(random(48, 64, seed=1))
     assert torch.equal(product(x), product(x.bfloat16()))
     assert torch.equal(product(x.double()), product(x))
 
 
-@needs_units
+@needs_bf16
 @pytest.mark.parametrize("bias", [None, random(72, seed=3)], ids=["no", "bias"])
 def test_a_frozen_product_rounds_only_when_told(bias: Tensor | None) -> None:
     weight, x = random(72, 64), random(40, 64, seed=1)
@@ -101,7 +101,7 @@ def test_a_frozen_product_rounds_only_when_told(bias: Tensor | None) -> None:
     assert told(x.view(2, 20, 64)).shape == (2, 20, 72)
 
 
-@needs_units
+@needs_bf16
 @given(rows=st.integers(1, 100), outputs=st.sampled_from([32, 64, 96, 130]), first=st.integers(0, 99))
 def test_a_row_is_the_same_to_the_bit_in_any_company(rows: int, outputs: int, first: int) -> None:
     x, product = random(100, 96), Tiles(random(outputs, 96, seed=1))
@@ -109,7 +109,7 @@ def test_a_row_is_the_same_to_the_bit_in_any_company(rows: int, outputs: int, fi
     assert torch.equal(product(x)[first : first + rows], product(x[first : first + rows]))
 
 
-@needs_units
+@needs_bf16
 def test_broken_neighbours_change_no_bit() -> None:
     x, product = random(16, 64), Tiles(random(64, 64, seed=1))
     broken = x.clone()
@@ -120,7 +120,7 @@ def test_broken_neighbours_change_no_bit() -> None:
     assert product(broken)[1].isnan().all()
 
 
-@needs_units
+@needs_bf16
 @pytest.mark.parametrize("rows", [1, 8, 16, 17, 40, 60, 70])
 def test_a_call_of_a_program_adds_what_the_module_adds_afterwards(rows: int) -> None:
     x, bias, more = random(rows, 64), random(64, seed=2), random(rows, 64, seed=3)
@@ -138,7 +138,7 @@ def test_a_width_of_no_whole_tiles_stays_exact() -> None:
     assert torch.equal(told(x), PanelLinear(weight, None)(x))
 
 
-@needs_units
+@needs_bf16
 @pytest.mark.parametrize("other", [torch.zeros(40, 48), torch.zeros(64, 40).T, torch.zeros(41, 64)[:, :48]])
 def test_a_product_is_added_to_another_product_only(other: Tensor) -> None:
     with pytest.raises(AssertionError, match="not a product of ours"):

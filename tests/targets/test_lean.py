@@ -218,7 +218,7 @@ def test_bfloat16_rounds_weights_and_rows_and_nothing_else() -> None:
     assert set(target.weights) == {"bfloat16"}
 
 
-def test_bfloat16_without_matrix_units_rounds_weights_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_without_instructions_for_it_rounds_weights_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(rounding._OF_ROWS, torch.bfloat16, lambda: False)
     rounded = tiny_llama(hidden_size=64)
     for parameter in rounded.parameters():
@@ -305,6 +305,25 @@ def test_int16_leaves_blocks_as_they_are() -> None:
             before[name] = parameter.data.clone()
     tiny_target(model, pack=False, rounding=torch.int16)
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters() if name in before)
+
+
+@pytest.mark.skipif(not can_count(), reason="this CPU multiplies no 8-bit numbers (VNNI)")
+def test_who_asks_for_rounding_hears_of_products_that_stay_exact() -> None:
+    model = tiny_llama(hidden_size=64, intermediate_size=80)
+    told = f"{model.config.num_hidden_layers} of the products of .* float32 .* groups of 32"
+    with pytest.warns(UserWarning, match=told):
+        target = tiny_target(model, rounding=torch.int16)
+    assert target.rounds == torch.int16, "the others round"
+
+
+@pytest.mark.parametrize("units", [False, True])
+def test_a_drafter_rounds_as_its_target_does_on_matrix_units_alone(
+    units: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounding, "has_units", lambda: units)
+    beside = [rounding.rows_beside(each) for each in (None, torch.int16, torch.bfloat16)]
+    assert beside == [torch.int16, torch.int16, torch.bfloat16 if units else torch.int16]
+    assert rounding.shares_readings(torch.bfloat16) == units and not rounding.shares_readings(torch.int16)
 
 
 def test_int16_needs_instructions_for_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,8 +44,7 @@ DtypeOption = Annotated[
         " or int8. A CPU rounds weights to it and sums in float32; one that multiplies bfloat16 (AVX512_BF16, AMX)"
         " rounds what such weights are multiplied with as well, which makes many rows cheaper. Or int16: weights as"
         " their blocks of 4 or 8 bits have them (else rounded to 8), what they are multiplied with rounded to 16: the"
-        " fastest for a few"
-        " users.",
+        " fastest for a few users.",
     ),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]

@@ -108,14 +108,13 @@ def load_beside(loaded: Target, folder: Path) -> Drafter:
 
 def _pair(loaded: Target, model: Drafter, drafter: str, folder: Path) -> Pair:
     """Both with how rounds are planned here: measures what they cost."""
-    import torch
-
     from dspark.decoding.profile import measure, measure_blocks
     from dspark.decoding.single import Decoder
     from dspark.drafters.checkpoint import read_calibrations, read_survival
     from dspark.speculation.confidence import nearest
     from dspark.speculation.planner.single import WHOLE, EarlyStop, Planning, WhileItPays, without_a_clock
     from dspark.speculation.sampling import Sampling
+    from dspark.targets.rounding import shares_readings
 
     whole = measure(loaded, model)
     calibrations = read_calibrations(folder, model.config.block_size)
@@ -126,7 +125,7 @@ def _pair(loaded: Target, model: Drafter, drafter: str, folder: Path) -> Pair:
     greedy, sampled = Planning(EarlyStop(prices.rounds), pays, slots, calibrations), WHOLE
     if loaded.device.type == "cpu":  # those prices are a CPU's
         survival = read_survival(folder, greedy=False)
-        sampled = without_a_clock(model.config.block_size, survival, loaded.rounds == torch.bfloat16, calibrations)
+        sampled = without_a_clock(model.config.block_size, survival, shares_readings(loaded.rounds), calibrations)
     decoder = Decoder(loaded, model, greedy, sampled)
     return Pair(decoder, drafter, whole.rounds, prices.rounds, prices.plain)
 

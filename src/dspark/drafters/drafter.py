@@ -97,7 +97,7 @@ class Drafter(nn.Module):
     def pack(self, rounds: torch.dtype | None = None) -> None:
         """Repack the linear layers and the head for few rows (fp32 on a CPU); no training or saving after.
 
-        ``rounds``: round what is multiplied, where the hardware has units for it (``PanelLinear.round``).
+        ``rounds``: round what is multiplied, where the hardware has instructions for it (``PanelLinear.round``).
         """
 
     @abstractmethod

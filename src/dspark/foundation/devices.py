@@ -46,10 +46,10 @@ def resolve_device(name: str = "auto") -> torch.device:
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """The dtype called ``name`` (one of ``DTYPES``) on ``device``.
 
-    "auto" is bfloat16 on a GPU from Ampere on, else float32: on a CPU, units for bf16 or not, small steps are several
-    times as fast in fp32 with weights in their smallest exact form (docs/lab_log.md). On a CPU float16, int8 and
-    bfloat16 are of weights alone (bfloat16 of all that is multiplied where it has instructions for that), and int16 is
-    of what blocks of 4 or 8 bits are multiplied with. Raises UserError for another name.
+    "auto" is bfloat16 on a GPU from Ampere on, else float32: on a CPU, bf16 instructions or not, a step of one request
+    is faster in fp32 with weights in their smallest exact form (docs/lab_log.md), and its numbers are the target's. On
+    a CPU float16, int8 and bfloat16 are of weights alone (bfloat16 of all that is multiplied where it has instructions
+    for that), and int16 is of what blocks of 4 or 8 bits are multiplied with. Raises UserError for another name.
     """
     import torch
 

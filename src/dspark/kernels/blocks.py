@@ -27,7 +27,7 @@ _TILE_BYTES = 1024
 
 @cache
 def can_unpack() -> bool:
-    """Whether this CPU rounds to bf16 by itself."""
+    """Whether this CPU rounds to bf16 by itself (AVX512_BF16)."""
     return bool(llvm.get_host_cpu_features().get("avx512bf16", False))
 
 

@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 
-import llvmlite.binding as llvm
 from llvmlite import ir
 
-from dspark.kernels.blocks import BrainType
+from dspark.kernels.blocks import BrainType, can_unpack
 from dspark.kernels.machine import F32, I8, I32, I64, POINTER, Code, Value, can_compile
 from dspark.kernels.narrow import AT_ONCE, PANEL, ROWS, STEP, TILE_BYTES, NarrowProduct
 from dspark.kernels.product import Form
@@ -22,8 +21,8 @@ from dspark.kernels.product import Form
 # Rows that meet each weight once, and how many panels side by side: one run of weights comes from memory faster than
 # two, but one row or two have too few sums by themselves to hide how long one takes.
 _FEW = {rows: 2 if rows < 3 else 1 for rows in range(1, 9)}
-# Rows of a run where there are more, and panels that it meets together: so many sums, of two registers a panel, stay in
-# registers.
+# Rows of a run where there are more, and panels that it meets together (a thread has room for two that were blocks): so
+# many sums, of two registers a panel, stay in registers.
 _MOST, _PANELS = 6, 2
 _BLOCK = 256  # rows whose bf16 numbers stay in the second cache while all panels go by
 _PAIR = 4  # bytes
@@ -32,14 +31,14 @@ _PAIR = 4  # bytes
 @cache
 def has_dots() -> bool:
     """Whether this CPU has the instructions."""
-    return can_compile() and bool(llvm.get_host_cpu_features().get("avx512bf16", False))
+    return can_compile() and can_unpack()
 
 
 class DotProduct(NarrowProduct):
     """Rows one behind the other; runs of them go by."""
 
     def __init__(self, form: Form | None) -> None:
-        super().__init__("dots", form, max(_MOST * _PANELS, *_FEW) * PANEL)
+        super().__init__("dots", form, max(_MOST * _PANELS, *(rows * panels for rows, panels in _FEW.items())) * PANEL)
 
     def _multiply_all(self) -> None:
         many = {(rows, panels) for rows in range(1, _MOST + 1) for panels in range(1, _PANELS + 1)}
@@ -73,7 +72,8 @@ class DotProduct(NarrowProduct):
         code, build = self._code, self._code.build
         whole = build.sub(last, build.srem(build.sub(last, first), code.number(together)))
         code.loop(first, whole, together, [], lambda panel, _: body(panel, together))
-        code.loop(whole, last, 1, [], lambda panel, _: body(panel, 1))
+        if together > 1:
+            code.loop(whole, last, 1, [], lambda panel, _: body(panel, 1))
 
     def _once(self, rows: int, panel: Value, count: int) -> list[Value]:
         """All rows, so many, times ``count`` panels; blocks are written out a few steps at a time, which the cache

@@ -139,6 +139,12 @@ class MatrixProduct(NarrowProduct):
 
         code.loop(code.number(0), at["rows"], _BLOCK, [], block)
 
+    def _columns(self, panels: Sequence[Value], half: Value | None = None) -> list[Value]:
+        """Where the tiles of their columns begin; of one panel only column ``half``, if given."""
+        code = self._code
+        halves = [code.number(0), code.number(1)] if half is None else [half]
+        return [code.at(each, code.build.mul(i, code.number(TILE_BYTES)), I8) for each in panels for i in halves]
+
     def _summed(self, row: Value, column: Value, shape: tuple[int, int], add: Callable[[Value], None]) -> list[Value]:
         """Tiles of rows and columns, ``shape``, from ``row`` and column ``column`` of tiles on: what ``add`` sums of
         the rows' numbers is written.

@@ -89,12 +89,6 @@ class NarrowProduct(ABC):
         code = self._code
         return code.at(code.pointer(self._at["weights"]), code.build.mul(panel, self._panel_bytes), I8)
 
-    def _columns(self, panels: Sequence[Value], half: Value | None = None) -> list[Value]:
-        """Where the tiles of their columns begin; of one panel only column ``half``, if given."""
-        code = self._code
-        halves = [code.number(0), code.number(1)] if half is None else [half]
-        return [code.at(each, code.build.mul(i, code.number(TILE_BYTES)), I8) for each in panels for i in halves]
-
     def _unpacked(
         self, panel: Value, steps: tuple[Value, Value], together: Sequence[Value], half: Value | None = None
     ) -> Value:

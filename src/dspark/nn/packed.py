@@ -182,7 +182,12 @@ def rounded_rows(module: nn.Module) -> torch.dtype | None:
     return next((each.rounds for each in products if each.rounds is not None), None)
 
 
-def frozen_products(module: nn.Module) -> list[nn.Module]:
+def exact_products(module: nn.Module) -> int:
+    """How many products below ``module`` can't round rows, whose inputs come in no groups of 32."""
+    return sum(not fits(each.in_features) for each in frozen_products(module))
+
+
+def frozen_products(module: nn.Module) -> list[nn.Linear | PackedLinear | PanelLinear]:
     """Every product below ``module`` in the form it has there, joined ones once."""
     kinds = (nn.Linear, PackedLinear, PanelLinear)
     modules = list(module.modules())

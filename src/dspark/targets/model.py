@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +22,14 @@ from dspark.foundation.errors import UserError, first_line
 from dspark.foundation.identity import ModelIdentity
 from dspark.nn.cache import KVCache
 from dspark.nn.ends import Ends
-from dspark.nn.packed import bytes_by_form, join_linears, pack_linears, round_products, rounded_rows
+from dspark.nn.packed import (
+    bytes_by_form,
+    exact_products,
+    join_linears,
+    pack_linears,
+    round_products,
+    rounded_rows,
+)
 from dspark.nn.rope import RotationTable
 from dspark.targets.attention import SEAM
 from dspark.targets.card import recommended_of, stop_ids_of
@@ -149,8 +157,15 @@ class Target:
 
     def _round_products(self) -> None:
         """Behind the probe, whose comparison rounded rows would blur."""
-        if self._rounds is not None:
-            round_products(self._model, self._rounds)
+        if self._rounds is None:
+            return
+        round_products(self._model, self._rounds)
+        if exact := exact_products(self._model):
+            warnings.warn(
+                f"{exact} of the products of {self.name} multiply in float32 whatever --dtype says: their inputs do not"
+                " come in groups of 32",
+                stacklevel=2,
+            )
 
     @torch.inference_mode()
     def _lean(self) -> None:

@@ -23,11 +23,18 @@ def rows_of(rounding: torch.dtype | None) -> torch.dtype | None:
     return rounding if rounding is not None and rounding in _OF_ROWS and _OF_ROWS[rounding]() else None
 
 
+def shares_readings(rounds: torch.dtype | None) -> bool:
+    """Whether rows that are rounded so share a reading of the weights, and 16 take little more time than one: bf16 on
+    matrix units.
+    """
+    return rounds == torch.bfloat16 and has_units()
+
+
 def rows_beside(rounds: torch.dtype | None) -> torch.dtype:
     """What a drafter's rows are rounded to beside a target whose own are ``rounds``: whole numbers, for which its
-    weights take a byte each, but on matrix units, which are ahead where many draft (docs/lab_log.md).
+    weights take a byte each; beside bf16 on matrix units bf16, which is ahead where many draft (docs/lab_log.md).
     """
-    return torch.bfloat16 if rounds == torch.bfloat16 and has_units() else torch.int16
+    return torch.bfloat16 if shares_readings(rounds) else torch.int16
 
 
 def rounds_weights(precision: torch.dtype) -> bool:
