@@ -167,6 +167,8 @@ class Together:
         """Whether the last step drafted, and how many of its kind there were in a row (``pace.SETTLED``)."""
         self._copying, self._copies = Copying(), settings.copies
         self._base = Load(0, 0)
+        self._priced = self.costs, self._base, 0.0
+        """A load, and what it takes by these costs."""
         self._seats: dict[int, Running] = {}
         self._asked: frozenset[Running] = frozenset()
         self._rows: list[Running] = []
@@ -299,7 +301,7 @@ class Together:
         """From a step that is over, in which so much was ``spent`` on planning."""
         drafting = bool(load.drafting)
         if load.requests == len(rounds):
-            foretold, working = self.costs.seconds(load), seconds - spent
+            foretold, working = self._foretold(load), seconds - spent
             dearer = self._pace.dearer if drafting else 1.0
             self.ledger.took(seconds, foretold * dearer + self._pace.planning(drafting))
             kind, row = self._kind
@@ -326,9 +328,17 @@ class Together:
         if rounds and not self._asked and load.requests == len(rounds):
             gained = sum(each.accepted for each in rounds) / len(rounds)
             copies = self._planned is not None and bool(self._planned.drafts)
-            base = self.costs.seconds(self._base)
-            foretold = self.costs.seconds(load) / base if copies else 1.0
+            base = self._foretold(self._base)
+            foretold = self._foretold(load) / base if copies else 1.0
             self._copying.after(copies, gained, took / base, foretold, len(rounds))
+
+    def _foretold(self, load: Load) -> float:
+        """Seconds of a step by ``costs``, which a step at rest asks of the same load more than once."""
+        costs, known, seconds = self._priced
+        if costs is not self.costs or known != load:
+            seconds = self.costs.seconds(load)
+            self._priced = self.costs, load, seconds
+        return seconds
 
     def _seated(self, rows: Sequence[Running]) -> dict[Running, int]:
         """The seat of each row; who is not here has none, and whoever takes one begins anew."""
