@@ -58,7 +58,7 @@ def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Costs stay what they were said to be."""
     monkeypatch.setattr(CostModel, "refined", lambda self, taken: self)
     monkeypatch.setattr(Pace, "after", lambda self, drafting, over_foretold: None)
-    monkeypatch.setattr(Pace, "planned", lambda self, drafting, seconds: None)
+    monkeypatch.setattr(Pace, "planned", lambda self, drafting, seconds, steps=1: None)
 
 
 def requests_of(samplings: list[Sampling], **more: Any) -> list[Request]:

@@ -128,7 +128,7 @@ def test_a_drafter_that_breaks_altogether_costs_speed_alone(kind: str, monkeypat
     """In the middle of the answers, under a scheduler, which then lets nobody draft."""
     monkeypatch.setattr(CostModel, "refined", lambda self, taken: self)
     monkeypatch.setattr(Pace, "after", lambda self, drafting, over_foretold: None)
-    monkeypatch.setattr(Pace, "planned", lambda self, drafting, seconds: None)
+    monkeypatch.setattr(Pace, "planned", lambda self, drafting, seconds, steps=1: None)
     target = tiny_target(sharpness=2.0)
     drafter = DRAFTERS[kind](target)
     requests = [replace(each, max_tokens=4 * TOKENS) for each in requests_of([Sampling()])]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,8 +15,10 @@ from dspark.decoding.engine import Engine, Limits
 from dspark.decoding.planners import Apart
 from dspark.decoding.request import Request, Running
 from dspark.drafters import owed
+from dspark.drafters.blocks import DrafterBlocks
 from dspark.drafters.drafter import Drafter
 from dspark.drafters.owed import OwedRows
+from dspark.drafters.pairs import ChainRoom
 from dspark.nn.blocks import BlockTable
 from dspark.speculation.acceptance import Source
 from dspark.speculation.loop import Draft
@@ -60,20 +62,23 @@ class Seen:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.drafts: list[Draft] = []
         self.made = 0
-        drafts_of, settle = proposer._drafts, OwedRows._settle
+        drafts_of = proposer._drafts
 
         def noted(*about: Any) -> list[Draft]:
             found = drafts_of(*about)
             self.drafts += found
             return found
 
-        def counted(room: OwedRows, blocks: Any) -> None:
-            before = len(room._free)
-            settle(room, blocks)
-            self.made += len(room._free) - before
-
         patch.setattr(proposer, "_drafts", noted)
-        patch.setattr(OwedRows, "_settle", counted)
+        for kind in (DrafterBlocks, ChainRoom):
+            patch.setattr(kind, "take", self._counted(kind.take))
+
+    def _counted(self, take: Callable[..., None]) -> Callable[..., None]:
+        def counted(room: OwedRows, features_TF: Tensor, *about: Tensor) -> None:
+            self.made += len(features_TF)
+            take(room, features_TF, *about)
+
+        return counted
 
 
 def run(kind: str, limits: Limits, planner: Seldom, patch: pytest.MonkeyPatch, tokens: int = 40) -> tuple[Engine, Seen]:
@@ -165,6 +170,37 @@ def test_who_drafts_has_its_own_rows_made_alone(kind: str) -> None:
         room.draft([5], [BlockTable([0], 28)])
     written = room.cache.both(0).abs().sum(dim=(0, 2)) > 0
     assert written[2:32].all() and not written[32:62].any() and list(room._waiting) == [1]
+
+
+@KINDS
+def test_rows_of_the_last_step_alone_need_no_places(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who drafts in every step has its rows made of what the step left; what waits of others stays where it is."""
+    _, drafter = pair(kind)
+    rooms = [drafter.new_room(4, 32) for _ in range(2)]
+    features_TF, at_T = torch.randn(20, drafter.config.taps_width), torch.arange(20)
+    put: list[OwedRows] = []
+    placed = OwedRows._placed
+
+    def noted(room: OwedRows, rows_N: Any) -> Any:
+        put.append(room)
+        return placed(room, rows_N)
+
+    monkeypatch.setattr(OwedRows, "_placed", noted)
+    with torch.inference_mode():
+        for room, waits in zip(rooms, (False, True), strict=True):
+            assert isinstance(room, OwedRows)
+            room.extend(features_TF[:2], at_T[:2], at_T[:2] + 64, at_T[:2])
+            room.settle([])
+            put.clear()
+            for first in range(0, 20, 5):
+                new = slice(first, first + 5)
+                room.extend(features_TF[new], at_T[new], at_T[new], at_T[new])
+                if waits and first < 15:
+                    room.settle([])  # by somebody else
+                else:
+                    room.settle([BlockTable([0], 32)])
+            assert bool(put) == waits and list(room._waiting) == [2] and room.late() >= 0
+    assert torch.equal(*(room.cache.both(0) for room in rooms)) and rooms[0].cache.both(0)[:, :20].abs().sum() > 0
 
 
 def test_only_what_waited_for_longer_than_a_step_is_late(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -541,6 +541,37 @@ class TestScheduler:
         assert memory.resting.rests and not asked.size
         assert asked_again == [False, True, False, False, False, False, True, False, False]
 
+    @pytest.mark.parametrize("delay", [1, 2, 3])
+    @pytest.mark.parametrize("most", [1, 2, 3, 100])
+    def test_a_rest_at_once_is_what_its_steps_come_to(self, delay: int, most: int) -> None:
+        slots, nobody = np.arange(4), Present.of([()] * 4)
+        guard = Guard(credit=0.0, doubt=0.0)
+        scheduler = self.scheduler(form="price", delay=delay, guard=guard, lengths=(1, 2), seconds=self.dear)
+        memory, rests = scheduler.begin(4, 2), list[int]()
+        for step in range(12):
+            asked, memory = scheduler.drafts(memory, slots)
+            present = Present.of([[0.2 / (1 + step), 0.01] if i in asked else [] for i in slots])
+            memory = scheduler.after(memory, present, slots, ended=slots[:0])
+            rests.append(min(most, scheduler.rests_for(memory, 4)))
+            one_by_one = memory
+            for _ in range(rests[-1]):
+                asked, one_by_one = scheduler.drafts(one_by_one, slots)
+                assert not len(asked)
+                one_by_one = scheduler.after(one_by_one, nobody, slots, ended=slots[:0])
+            memory = scheduler.rested(memory, rests[-1])
+            assert memory.resting.lost == pytest.approx(one_by_one.resting.lost)
+            for found, expected in zip(memory.pasts, one_by_one.pasts, strict=True):
+                assert (found.weight, found.total) == tuple(
+                    pytest.approx(each) for each in (expected.weight, expected.total)
+                )
+            alike = {"resting": one_by_one.resting, "pasts": one_by_one.pasts}
+            assert replace(memory, **alike) == one_by_one
+        assert sum(map(bool, rests)) >= 4 and (max(rests) > 20 or most < 100)
+
+    @staticmethod
+    def dear(requests: int, drafted: int, drafts: int) -> Numbers:
+        return 0.9 + 0.2 * drafted + 0.1 * np.arange(drafts + 1.0)
+
     def test_blocks_are_as_long_as_pays(self) -> None:
         """Short where a draft is dear, long where it costs little, and all are compared again when the load changes."""
 

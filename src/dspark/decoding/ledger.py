@@ -36,6 +36,12 @@ class Ledger:
         self.resting += not asked
         self.probing += probing
 
+    def rested(self, steps: int, rounds: int) -> None:
+        """So many steps were plain ones, with so many rounds together."""
+        self.steps += steps
+        self.resting += steps
+        self.rounds += rounds
+
     def came(self, rounds: Sequence[Round], expected: float) -> None:
         """Of its drafts."""
         self.rounds += len(rounds)

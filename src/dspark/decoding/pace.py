@@ -39,9 +39,9 @@ class Pace:
         """Seconds that planning a step of this kind takes by itself."""
         return self._planning[drafting]
 
-    def planned(self, drafting: bool, seconds: float) -> None:
-        """So many went into planning one."""
-        self._planned[drafting].append(seconds)
+    def planned(self, drafting: bool, seconds: float, steps: int = 1) -> None:
+        """So many went into planning one, or each of some steps."""
+        self._planned[drafting].extend([seconds] * min(steps, _PLANNED))
         self._planning[drafting] = median(self._planned[drafting])
 
     def after(self, drafting: bool, over_foretold: float) -> None:

@@ -253,13 +253,13 @@ class Together:
             self._passed.append((rounds, load, seconds - self._making_up - self._spent))
             return
         started, seconds = time.perf_counter(), seconds - self._making_up
-        self._learn(rounds, load, seconds, self._spent)
+        self._learn(rounds, load, seconds)
         planning = time.perf_counter() - started
         self._pace.planned(bool(load.drafting), self._spent + planning)
         self._copied(rounds, load, seconds + planning)
 
     def make_up(self) -> None:
-        """Decide and learn for resting steps that have only passed, one after the other, as each would have.
+        """Learn from resting steps that have only passed what each would have taught.
 
         A step that plans does so first; whoever reads ``costs`` or ``ledger`` in the thread of the steps may.
         """
@@ -267,15 +267,16 @@ class Together:
             return
         started, passed = time.perf_counter(), self._passed
         self._passed = []
+        self.ledger.rested(len(passed), sum(len(rounds) for rounds, _, _ in passed))
         for rounds, load, seconds in passed:
-            self._ask()
-            assert not self._asked, "a step had passed that should have asked for drafts"
-            self._base, self._planned = load, self._planning.nothing(self._here)
-            self._learn(rounds, load, seconds, 0.0)
-            self._copied(rounds, load, seconds)
+            if load.requests == len(rounds):
+                self._timed(load, seconds, 0.0)
+                self._copying.after(False, 0.0, seconds / self._foretold(load), 1.0, len(rounds))
+        self._memory = self._planning.scheduler.rested(self._memory, len(passed))
+        if len(ended := self._ended(passed[-1][0])):  # nobody did before, or others would have come
+            self._memory = self._memory.without(ended)
         self._making_up = time.perf_counter() - started
-        for _ in passed:
-            self._pace.planned(False, self._making_up / len(passed))
+        self._pace.planned(False, self._making_up / len(passed), len(passed))
 
     def _look_at(self, rows: Sequence[Running]) -> None:
         """What a step of these works on without drafts."""
@@ -297,31 +298,38 @@ class Together:
         rests = self._planning.scheduler.rests_for(self._memory, len(self._rows))
         return rests if self._copies or self._copying.wanted else min(rests, self._copying.waits_for)
 
-    def _learn(self, rounds: Sequence[Round], load: Load, seconds: float, spent: float) -> None:
-        """From a step that is over, in which so much was ``spent`` on planning."""
-        drafting = bool(load.drafting)
+    def _learn(self, rounds: Sequence[Round], load: Load, seconds: float) -> None:
+        """From a step that is over, and was planned."""
         if load.requests == len(rounds):
-            foretold, working = self._foretold(load), seconds - spent
-            dearer = self._pace.dearer if drafting else 1.0
-            self.ledger.took(seconds, foretold * dearer + self._pace.planning(drafting))
-            kind, row = self._kind
-            if not drafting and load.tokens > load.requests:  # copies alone, which are of neither kind
-                self._taken.append((load, working))
-            else:
-                if drafting == kind and row >= SETTLED[drafting]:
-                    self._taken.append((load, working / dearer))  # or all parts would follow what is dearer of drafts
-                    self._pace.after(drafting, working / foretold)
-                self._kind = drafting, row + 1 if drafting == kind else 1
+            self._timed(load, seconds, self._spent)
+        if self._planned is not None and len(rounds):
+            self.ledger.came(rounds, self._planned.expected)
+            self._memory = self._planning.after(self._memory, self._planned, rounds, self._ended(rounds))
+
+    def _timed(self, load: Load, seconds: float, spent: float) -> None:
+        """What a step of rounds took, in which so much was ``spent`` on planning."""
+        drafting = bool(load.drafting)
+        foretold, working = self._foretold(load), seconds - spent
+        dearer = self._pace.dearer if drafting else 1.0
+        self.ledger.took(seconds, foretold * dearer + self._pace.planning(drafting))
+        kind, row = self._kind
+        if not drafting and load.tokens > load.requests:  # copies alone, which are of neither kind
+            self._taken.append((load, working))
+        else:
+            if drafting == kind and row >= SETTLED[drafting]:
+                self._taken.append((load, working / dearer))  # or all parts would follow what is dearer of drafts
+                self._pace.after(drafting, working / foretold)
+            self._kind = drafting, row + 1 if drafting == kind else 1
         if len(self._taken) == _STEPS:
             self.costs = self.costs.refined(self._taken)
             self._taken.clear()
             self._pace.anew()
             self._copying.anew()
-        if self._planned is not None and len(rounds):
-            self.ledger.came(rounds, self._planned.expected)
-            over = [each.finish is not None for each in rounds]
-            ended = self._here[over] if any(over) else _NOBODY
-            self._memory = self._planning.after(self._memory, self._planned, rounds, ended)
+
+    def _ended(self, rounds: Sequence[Round]) -> Counts:
+        """Seats of requests whose last rounds these were."""
+        over = [each.finish is not None for each in rounds]
+        return self._here[over] if any(over) else _NOBODY
 
     def _copied(self, rounds: Sequence[Round], load: Load, took: float) -> None:
         """What copies gained in a step in which nobody was asked to draft."""

@@ -6,7 +6,7 @@ Deciding it after a look at the present block would be App. A's search again.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -90,6 +90,10 @@ class Guard:
         if not resting.rests or not resting.lost or gain >= self.margin:
             return 0
         return max(0, int(resting.lost / self.forgiven) - 1) if self.forgiven else sys.maxsize
+
+    def waited(self, resting: Resting, steps: int) -> Resting:
+        """After so many steps of a rest, no more than it ``waits_for``."""
+        return replace(resting, lost=resting.lost - steps * self.forgiven)
 
     def few(self, requests: int, step: int) -> Counts:
         """Which of so many requests draft in a probe, if not all do."""

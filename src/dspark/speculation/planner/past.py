@@ -71,9 +71,10 @@ class Past:
             total[reach + 1 :] = [moved * t for t in total[reach + 1 :]]
         return Past(tuple(recent), tuple(weight), tuple(total))
 
-    def faded(self) -> Past:
-        """With a step in which nobody drafted."""
-        weight, total = (tuple(_FADING * each for each in of) for of in (self.weight, self.total))
+    def faded(self, steps: int = 1) -> Past:
+        """With so many steps in which nobody drafted."""
+        left = _FADING**steps
+        weight, total = (tuple(left * each for each in of) for of in (self.weight, self.total))
         return Past(self.recent, weight, total)
 
     def forgotten(self) -> Past:

@@ -178,6 +178,18 @@ class Scheduler:
         asks_anew = until >= _LOOKED - 1  # in this step (``_looked_ahead``)
         return 0 if asks_anew else min(until, self.guard.waits_for(promise.gain, memory.resting))
 
+    def rested(self, memory: Memory, steps: int) -> Memory:
+        """After so many steps of the same requests, no more than it ``rests_for``: what ``drafts`` and ``after`` would
+        have come to, one by one.
+        """
+        if not steps:
+            return memory
+        assert self.guard is not None, "nobody rests"
+        newest = memory.pasts[-1]
+        pasts = (*memory.pasts[steps:], *(newest.faded(n) for n in range(max(1, steps - self.delay + 1), steps + 1)))
+        resting = self.guard.waited(memory.resting, steps)
+        return replace(memory, pasts=pasts, resting=resting, steps=memory.steps + steps)
+
     def ahead(self, memory: Memory, slots: Counts) -> Memory:
         """With the next step's promise, if its requests are the same ``slots [R]``; for a ``delay`` of two or more, in
         a step with drafts. What follows is the same as without, in another order (at the seconds of now).
