@@ -59,6 +59,7 @@ class Evaluator:
     ) -> tuple[list[Trial], list[dict[str, str | int]], int]:
         """The trials of all turns, turns that were left out as too long, and how many trials ``samples`` had kept."""
         from dspark.cli.eval_prompts import Dialogue
+        from dspark.foundation.garbage import what_is_loaded_stays
         from dspark.foundation.progress import progress
         from dspark.speculation.acceptance import RoundTally
 
@@ -67,7 +68,7 @@ class Evaluator:
         trials: list[Trial] = []
         left_out: list[dict[str, str | int]] = []
         kept = 0
-        with progress(sum(each.left for each in dialogues), "eval", "answers") as bar:
+        with what_is_loaded_stays(), progress(sum(each.left for each in dialogues), "eval", "answers") as bar:
             for dialogue in dialogues:
                 while dialogue.left:
                     task = dialogue.task(self.target.chat, self._settings.seed)

@@ -130,6 +130,7 @@ def serve(
     measured first (mode adaptive, a minute or less; --costs spares it).
     """
     from dspark.decoding.named import Speculation
+    from dspark.foundation.garbage import what_is_loaded_stays
     from dspark.serving.guards import hosts_of
     from dspark.serving.listening import listen, run
     from dspark.serving.service import Bounds, Service
@@ -147,7 +148,8 @@ def serve(
         )
         service.hosts = hosts_of(host, allowed_host)
         _say(service, pair, limits, adaptive, time.perf_counter() - started, host)
-        run(service, listener, grace, access_log)
+        with what_is_loaded_stays():
+            run(service, listener, grace, access_log)
 
 
 def _prepared(

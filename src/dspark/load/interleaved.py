@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -12,6 +11,7 @@ from dspark.decoding.named import Speculation
 from dspark.decoding.planners import Adaptive
 from dspark.decoding.request import Request
 from dspark.drafters.drafter import Drafter
+from dspark.foundation.garbage import what_is_loaded_stays
 from dspark.load.closed import Clock, Run, Traffic, closed_loop
 from dspark.targets.model import Target
 
@@ -39,23 +39,28 @@ class Interleaved:
 
         Each mode has one engine for all turns, as a server has.
         """
-        block = self.drafter.config.block_size if self.drafter else 0
         longest = max(len(each.prompt_ids) + each.max_tokens for requests in turns for each in requests)
         limits = Limits(users, users * (longest + 2 * BLOCK))
-        gc.collect()  # the caches of other numbers of users
+        with what_is_loaded_stays():  # and the caches of other numbers of users do not
+            engines = self._engines(users, limits)
+            for engine in engines.values():
+                few = [replace(each, max_tokens=min(each.max_tokens, WARM_UP_TOKENS)) for each in turns[0][:users]]
+                self._run(engine, Traffic((), few, ()))
+            for number, (requests, others) in enumerate(pairwise(turns)):
+                first = number % len(self.modes)
+                traffic = Traffic(_staggered(others[:users]), requests, _named("after", others))
+                for mode in (*self.modes[first:], *self.modes[:first]):
+                    heard(mode.name, number, self._run(engines[mode.name], traffic))
+
+    def _engines(self, users: int, limits: Limits) -> dict[str, Engine]:
+        block = self.drafter.config.block_size if self.drafter else 0
         engines: dict[str, Engine] = {}
         for mode in self.modes:
             planner = mode.planner(self.adaptive, users, block)
             engines[mode.name] = mode.engine(self.target, self.drafter, (), limits, planner)
             if self.spans is not None:
                 engines[mode.name].laps.spans = self.spans.setdefault(mode.name, [])
-            few = [replace(each, max_tokens=min(each.max_tokens, WARM_UP_TOKENS)) for each in turns[0][:users]]
-            self._run(engines[mode.name], Traffic((), few, ()))
-        for number, (requests, others) in enumerate(pairwise(turns)):
-            first = number % len(self.modes)
-            traffic = Traffic(_staggered(others[:users]), requests, _named("after", others))
-            for mode in (*self.modes[first:], *self.modes[:first]):
-                heard(mode.name, number, self._run(engines[mode.name], traffic))
+        return engines
 
     def _run(self, engine: Engine, traffic: Traffic) -> Run:
         engine.pool.forget()
