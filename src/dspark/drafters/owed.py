@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -116,19 +115,16 @@ class OwedRows(ABC):
         fresh, self._fresh, self._fresh_rows = self._fresh, [], 0
         if not fresh:
             return
-        features_NF = torch.cat([step.features for step in fresh]).to(self._features_SF)
         about_3N = torch.stack([torch.cat(each) for each in list(zip(*fresh, strict=True))[1:]])
         rows_N, positions_N, following_N = about_3N.cpu().numpy()
         first = self._steps - len(fresh) + 1
         came_N = np.repeat(np.arange(first, self._steps + 1), [len(step.rows) for step in fresh])
         stay_N = self._last_of(rows_N, came_N)
-        if len(stay_N) < len(rows_N):
-            features_NF = features_NF[self._tensor(stay_N)]
-        ends = [*range(0, len(stay_N), _AT_ONCE), len(stay_N)]
-        for piece in (slice(*each) for each in pairwise(ends)):
-            some = stay_N[piece]
+        for some, features in _at_once([step.features for step in fresh], stay_N):
             places = self._placed(rows_N[some])
-            self._features_SF.index_copy_(0, self._tensor(places), features_NF[piece])
+            parts = self._tensor(places).split([len(each) for each in features])
+            for part, each in zip(parts, features, strict=True):
+                self._features_SF.index_copy_(0, part, each.to(self._features_SF))
             for about_C, each_N in (
                 (self._place_C, places),
                 (self._position_C, positions_N[some]),
@@ -198,3 +194,18 @@ class OwedRows(ABC):
 
     def _tensor(self, numbers: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(numbers).to(self._features_SF.device)
+
+
+def _at_once(features: list[Tensor], stay_N: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Sequence[Tensor]]]:
+    """Those of the fresh rows that stay, no more than ``_AT_ONCE`` together, and their features, one behind the other:
+    as steps left them where that is all of them.
+    """
+    if len(stay_N) == sum(map(len, features)) <= _AT_ONCE:
+        yield stay_N, features
+        return
+    features_NF = torch.cat(features)
+    if len(stay_N) < len(features_NF):
+        features_NF = features_NF[torch.from_numpy(stay_N).to(features_NF.device)]
+    for first in range(0, len(stay_N), _AT_ONCE):
+        piece = slice(first, first + _AT_ONCE)
+        yield stay_N[piece], [features_NF[piece]]
