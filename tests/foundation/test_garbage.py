@@ -19,7 +19,9 @@ class Knot:
 
 def test_what_is_loaded_is_left_alone_and_what_comes_is_not() -> None:
     """Garbage of before goes, and what becomes garbage meanwhile."""
-    before, loaded = weakref.ref(Knot()), Knot()
+    gone, loaded = Knot(), Knot()
+    before = weakref.ref(gone)
+    del gone
     with what_is_loaded_stays():
         assert before() is None and gc.get_freeze_count() > 1000
         assert not any(each is loaded for each in gc.get_objects())
