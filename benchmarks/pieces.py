@@ -30,7 +30,7 @@ from dspark.decoding.laps import Laps
 from dspark.decoding.modes import Mode
 from dspark.decoding.request import Request
 from dspark.kernels import machine
-from dspark.kernels.machine import Program
+from dspark.kernels.program import Program
 from dspark.nn import block_attention
 from dspark.nn.packed import PackedLinear, PanelLinear
 from dspark.nn.stack import Stack

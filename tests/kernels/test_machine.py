@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from llvmlite import ir
 from torch import Tensor
 
-from dspark.kernels.machine import I64, POINTER, Code, Kernel, Program, can_compile
+from dspark.kernels.machine import I64, POINTER, Code, Kernel, can_compile
+from dspark.kernels.program import Program
 
 pytestmark = pytest.mark.skipif(not can_compile(), reason="nothing can be compiled here")
 
@@ -52,7 +53,7 @@ def counted(total: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.usefixtures("threads")
-@given(total=st.integers(0, 3000), rows=st.sampled_from([1, 2, 3, 40]), team=st.integers(1, 4))
+@given(total=st.integers(0, 3000), rows=st.sampled_from([1, 3, 4, 40]), team=st.integers(1, 7))
 def test_every_piece_is_somebodys_once(kernel: Kernel, total: int, rows: int, team: int) -> None:
     torch.set_num_threads(team)
     numbers, runs = counted(total)
@@ -64,11 +65,45 @@ def test_every_piece_is_somebodys_once(kernel: Kernel, total: int, rows: int, te
 def test_few_rows_are_shared_once_and_for_all(kernel: Kernel) -> None:
     """Pieces cost more than they save there; with more rows some are left to whoever comes first."""
     given = []
-    for rows in (2, 3):
+    for rows in (3, 4):
         numbers, runs = counted(64)
         kernel.alone(numbers.data_ptr(), runs.data_ptr(), 64, rows)
         given.append(int(runs.sum()))
     assert given[0] == 1 < given[1]
+
+
+@pytest.mark.usefixtures("threads")
+def test_whoever_has_time_helps_a_thread_that_is_held_up() -> None:
+    """The first thread, in its first run, waits until the second has done all that is not in that run (or for seconds).
+
+    The table is (things done by each thread, total)."""
+    module = ir.Module()
+    code = Code(module, "wait", (POINTER,))
+    build, number = code.build, code.team()[0]
+    done, total = (code.load(code.function.args[0], code.number(i), I64) for i in range(2))
+
+    def some(first: object, end: object) -> None:
+        before, own = build.block, build.sub(end, first)
+        look, work = code.function.append_basic_block(), code.function.append_basic_block()
+        waits = build.and_(build.icmp_signed("==", number, code.number(0)), build.icmp_signed("==", first, number))
+        build.cbranch(waits, look, work)
+        build.position_at_end(look)
+        looks = build.phi(I64)
+        again = build.add(looks, code.number(1))
+        others = build.load_atomic(code.at(code.pointer(done), code.number(1), I64), "monotonic", 8, typ=I64)
+        held_up = build.icmp_signed("<", build.add(others, own), total)
+        build.cbranch(build.and_(held_up, build.icmp_signed("<", again, code.number(2**32))), look, work)
+        looks.add_incoming(code.number(0), before)
+        looks.add_incoming(again, look)
+        build.position_at_end(work)
+        build.atomic_rmw("add", code.at(code.pointer(done), number, I64), own, "monotonic")
+
+    code.shared(total, code.number(40), some)
+    build.ret_void()
+    torch.set_num_threads(2)
+    done_by = torch.zeros(2, dtype=torch.int64)
+    Kernel(module, "wait")(done_by.data_ptr(), 128)
+    assert done_by.tolist() == [48, 80]
 
 
 def test_a_program_that_runs_again_shares_again(kernel: Kernel) -> None:

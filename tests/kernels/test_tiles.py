@@ -13,8 +13,8 @@ from torch import Tensor
 from dspark.kernels import tiles
 from dspark.kernels.blocks import can_unpack
 from dspark.kernels.dots import has_dots
-from dspark.kernels.machine import Program, Rooms
 from dspark.kernels.matrix import has_units
+from dspark.kernels.program import Program, Rooms
 from dspark.kernels.tiles import Tiles, can_tile, fits
 from dspark.nn.forms import rounded_to_bytes
 from dspark.nn.packed import PanelLinear

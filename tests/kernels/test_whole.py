@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dspark.kernels import whole
-from dspark.kernels.machine import Program, Rooms
+from dspark.kernels.program import Program, Rooms
 from dspark.kernels.whole import Wholes, can_count, column
 from dspark.nn.forms import in_blocks, rounded_to_bytes
 from dspark.nn.packed import PanelLinear

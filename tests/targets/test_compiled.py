@@ -11,7 +11,7 @@ from test_families import FAMILIES, TEXTS, model_of, reference
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from dspark.kernels.machine import Program
+from dspark.kernels.program import Program
 from dspark.kernels.tiles import can_tile
 from dspark.nn import shelf as shelves
 from dspark.nn.forms import smallest

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from dspark.drafters.choice import Chance, Choice, Drafted, can_choose
-from dspark.kernels.machine import Call, Program, Rooms
+from dspark.kernels.machine import Call
+from dspark.kernels.program import Program, Rooms
 from dspark.kernels.rows import norm_call
 from dspark.kernels.seen import Seen
 from dspark.nn.cache import KVCache

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from dspark.drafters.heads import peaks_of_mass
 from dspark.kernels.law import invert_call, law_call, law_scratch, law_shape, mass_call
-from dspark.kernels.machine import Call, Rooms
+from dspark.kernels.machine import Call
+from dspark.kernels.program import Rooms
 from dspark.kernels.rows import follow_call, search_call
 from dspark.nn.packed import PanelLinear
 from dspark.speculation.draws import check_mass

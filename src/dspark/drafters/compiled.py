@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dspark.kernels.machine import Program, Rooms, lanes
+from dspark.kernels.machine import lanes
+from dspark.kernels.program import Program, Rooms
 from dspark.kernels.rows import HeadNorms, can_row, norm_call, turn_call
 from dspark.nn.blocks import Plan
 from dspark.nn.cache import KVCache

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from dspark.drafters.compiled import LeanBlockAttention, context_weight
-from dspark.kernels.machine import Call, Program, Rooms
+from dspark.kernels.machine import Call
+from dspark.kernels.program import Program, Rooms
 from dspark.kernels.rows import follow_call, norm_call, turn_call
 from dspark.kernels.seen import Seen
 from dspark.nn.cache import KVCache

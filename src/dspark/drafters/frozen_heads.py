@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from dspark.drafters.heads import GatedMarkovHead, MarkovHead, NoMarkovHead, RNNHead
-from dspark.kernels.machine import Call, Rooms, lanes
+from dspark.kernels.machine import Call, lanes
 from dspark.kernels.mixed import gated, gated_call, recur_call, recurred
+from dspark.kernels.program import Rooms
 from dspark.nn.packed import frozen_linear
 from dspark.nn.stack import product_call
 

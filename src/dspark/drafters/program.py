@@ -17,7 +17,8 @@ from torch import Tensor
 from dspark.drafters.choice import Chance, Choice, Drafted, can_choose
 from dspark.drafters.frozen_heads import can_step, steps_of
 from dspark.drafters.heads import NoMarkovHead
-from dspark.kernels.machine import Call, Rooms
+from dspark.kernels.machine import Call
+from dspark.kernels.program import Rooms
 from dspark.kernels.rows import can_row, follow_call, norm_call
 from dspark.kernels.seen import Seen
 from dspark.nn.cache import KVCache

@@ -12,7 +12,6 @@ import platform
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +28,12 @@ I8, I16, I32, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64
 POINTER = ir.PointerType()
 Value = Any  # llvmlite's values are not typed
 _TEAM = ("omp_get_thread_num", "omp_get_num_threads")
-_NUMBER = 8  # bytes of a table's
+NUMBER = 8  # bytes of a table's
 # Of what threads share: a part in 4 of each share is left to whoever has time, in pieces of a part in 32, or of two.
 _LEFT, _WIDEST, _NARROWEST = 4, 32, 2
-_FEW = 3  # rows that are not worth it
-_LINE = 64  # bytes that come from memory together
+_FEW = 4  # rows that are not worth it
+_NEIGHBOURS = 4  # whose pieces a thread looks at
+LINE = 64  # bytes that come from memory together
 _BARRIER = "GOMP_barrier"
 _PAUSE_SOFT = 1  # OpenMP 5.0: what is let go may come back
 # Fused products and half precision as instructions; without them LLVM would call functions that need not be there.
@@ -83,7 +83,7 @@ class Code:
         kind = ir.FunctionType(ir.VoidType(), [POINTER, I32, I32, I32])
         known = self.module.globals.get(name) or ir.Function(self.module, kind, name)
         hints = [ir.Constant(I32, each) for each in (0, 2, 1)]  # a reading, of data, wanted there
-        for line in range(0, size, _LINE):
+        for line in range(0, size, LINE):
             self.build.call(known, [self.at(pointer, self.number(line), I8), *hints])
 
     def splat(self, value: Value, count: int) -> Value:
@@ -178,41 +178,67 @@ class Code:
         return first, end
 
     def shared(self, total: Value, rows: Value, body: Callable[[Value, Value], object]) -> None:
-        """``body(first, end)`` until ``total`` things are done: most of its share a thread does at once, what is left
-        of all shares goes by pieces to whoever has time. A thread may be held up, by whatever else runs here, and all
-        wait for the last. Once in a kernel: pieces that are taken are counted before its table.
+        """``body(first, end)`` until ``total`` things are done. Most of its share a thread does at once and the rest by
+        pieces, then those of its neighbours' that these have not come to: a thread may be held up, by whatever else
+        runs here, and all wait for the last. What a thread does is nearly always the same in every run, so that it
+        finds it in its own caches; cores may have none in common. Once in a kernel (``Claims``).
         """
         build, (number, threads) = self.build, self.team()
         share = build.sdiv(total, threads)
         piece = self.most(build.sdiv(share, self.number(_WIDEST)), self.number(_NARROWEST))
         pieces = build.sdiv(share, build.mul(piece, self.number(_LEFT)))  # of each share
         pieces = build.select(build.icmp_signed("<", rows, self.number(_FEW)), self.number(0), pieces)
-        left = build.mul(pieces, piece)
+        left, before = build.mul(pieces, piece), build.block
+        helped = self.least(build.sub(threads, self.number(1)), self.number(_NEIGHBOURS))
+        work, claim, take, found, none, after = (self.function.append_basic_block() for _ in range(6))
 
         def end_of(thread: Value) -> Value:
             return build.sdiv(build.mul(total, build.add(thread, self.number(1))), threads)
 
-        before, own = build.block, self.function.append_basic_block()
         begin, stop = build.sdiv(build.mul(total, number), threads), build.sub(end_of(number), left)
-        build.branch(own)
-        build.position_at_end(own)
-        first, end = build.phi(I64), build.phi(I64)
+        build.branch(work)
+        build.position_at_end(work)
+        first, end, away = (build.phi(I64) for _ in range(3))  # how many threads away its owner is
         body(first, end)
-        anything, after = self.function.append_basic_block(), self.function.append_basic_block()
-        build.cbranch(build.icmp_signed(">", pieces, self.number(0)), anything, after)
-        build.position_at_end(anything)
-        counter = self.at(self.function.args[0], self.number(-1), I64)
+        worked = build.block
+        build.cbranch(build.icmp_signed(">", pieces, self.number(0)), claim, after)
+        build.position_at_end(claim)
+        asked = build.phi(I64)
+        owner = build.srem(build.add(number, asked), threads)
+        claims = self.pointer(self.load(self.function.args[0], self.number(-1), I64))
+        counter = self.at(claims, build.mul(owner, self.number(LINE // NUMBER)), I64)
+        open_yet = build.icmp_signed("<", build.load_atomic(counter, "monotonic", NUMBER, typ=I64), pieces)
+        build.cbranch(open_yet, take, none)
+        build.position_at_end(take)
         taken = build.atomic_rmw("add", counter, self.number(1), "monotonic")
-        more = self.function.append_basic_block()
-        build.cbranch(build.icmp_signed("<", taken, build.mul(pieces, threads)), more, after)
-        build.position_at_end(more)
-        opens = build.sub(end_of(build.sdiv(taken, pieces)), left)
-        following = build.add(opens, build.mul(build.srem(taken, pieces), piece))
-        for phi, at_first, then in ((first, begin, following), (end, stop, build.add(following, piece))):
+        build.cbranch(build.icmp_signed("<", taken, pieces), found, none)
+        build.position_at_end(found)
+        following = build.add(build.sub(end_of(owner), left), build.mul(taken, piece))
+        behind = build.add(following, piece)
+        build.branch(work)
+        build.position_at_end(none)
+        further = build.add(asked, self.number(1))
+        build.cbranch(build.icmp_signed("<=", further, helped), claim, after)
+        for phi, at_first, then in (first, begin, following), (end, stop, behind), (away, self.number(0), asked):
             phi.add_incoming(at_first, before)
-            phi.add_incoming(then, more)
-        build.branch(own)
+            phi.add_incoming(then, found)
+        asked.add_incoming(away, worked)
+        asked.add_incoming(further, none)
         build.position_at_end(after)
+
+
+class Claims:
+    """How many pieces of each thread's share are taken (``Code.shared``): a line of memory for each of ``threads``, or
+    they would wait for one another's; ``sets`` of them.
+    """
+
+    def __init__(self, threads: int, sets: int = 1) -> None:
+        self.threads = threads
+        self._counts = torch.zeros(sets, threads, LINE // NUMBER, dtype=torch.int64)
+
+    def address(self, which: int = 0) -> int:
+        """Of one set; what a kernel finds before its table."""
+        return self._counts[which].data_ptr()
 
 
 class Kernel:
@@ -225,6 +251,7 @@ class Kernel:
         self._run = _openmp().GOMP_parallel
         cpu, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
         text = str(module)
+        self._shares = "atomicrmw" in text
         versions = (llvmlite.__version__, *map(str, llvm.llvm_version_info), cpu, features)
         kept = cache_dir() / "kernels" / hashlib.sha256("\n".join((*versions, text)).encode()).hexdigest()
         machine = llvm.Target.from_default_triple().create_target_machine(cpu=cpu, features=features, opt=3)
@@ -242,95 +269,24 @@ class Kernel:
 
     def __call__(self, *table: int) -> None:
         """Run it with as many threads as PyTorch uses; returns when all are done."""
-        numbers = (ctypes.c_int64 * (1 + len(table)))(0, *table)
-        self._run(self.address, ctypes.addressof(numbers) + _NUMBER, torch.get_num_threads(), 0)
+        threads = torch.get_num_threads()
+        claims = Claims(threads) if self._shares else None
+        numbers = _numbers(table, claims)
+        self._run(self.address, ctypes.addressof(numbers) + NUMBER, threads, 0)
 
     def alone(self, *table: int) -> None:
         """Run it with the calling thread only."""
-        numbers = (ctypes.c_int64 * (1 + len(table)))(0, *table)
-        self._alone(ctypes.addressof(numbers) + _NUMBER)
+        claims = Claims(1) if self._shares else None
+        numbers = _numbers(table, claims)
+        self._alone(ctypes.addressof(numbers) + NUMBER)
 
 
 Call = tuple[Kernel, tuple[int, ...]]
 
 
-class Program:
-    """Calls of kernels one after the other by one team: no thread begins a call before all have done the last.
-
-    What the calls read and write must outlive the program.
-    """
-
-    def __init__(self, calls: Sequence[Call]) -> None:
-        lengths = [1 + len(table) for _, table in calls]
-        self.table = torch.tensor([number for _, table in calls for number in (0, *table)])
-        """All numbers of all calls, in a row; what is changed here is what the next run sees."""
-        self.starts = [*accumulate(lengths, initial=1)]
-        """Where each call's numbers begin, behind the count of its pieces that are taken (``Code.shared``)."""
-        base = self.table.data_ptr()
-        pairs = [
-            (kernel.address, base + _NUMBER * start) for (kernel, _), start in zip(calls, self.starts, strict=False)
-        ]
-        self._pairs = torch.tensor(pairs)
-        self._kernels = [kernel for kernel, _ in calls]
-
-    def run(self, first: int = 0, end: int | None = None) -> None:
-        """Run calls ``first`` to ``end`` (to the last by default)."""
-        end = len(self._kernels) if end is None else end
-        assert 0 <= first <= end <= len(self._kernels), (first, end, len(self._kernels))
-        _runner()(self._pairs.data_ptr() + first * self._pairs.stride(0) * _NUMBER, end - first)
-
-
-_UNITS = 64  # scratch is begun for so many: growing voids every program
-_WHOLE = 16  # and is for whole tiles of rows
-
-
-class Rooms:
-    """Scratch that the programs of one owner share, one program at a time: each uses the beginning of every room."""
-
-    def __init__(self) -> None:
-        self._units = 0
-        self._kept: dict[tuple[str, int, torch.dtype], torch.Tensor] = {}
-
-    def too_small(self, units: int) -> bool:
-        """Whether ``units`` do not fit; then new rooms are begun, for twice as many as before, the old are void."""
-        if units <= self._units:
-            return False
-        self._units = -(-max(units, 2 * self._units, _UNITS) // _WHOLE) * _WHOLE
-        self._kept.clear()
-        return True
-
-    def room(self, name: str, width: int, units: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """``units * width`` numbers, flat."""
-        key = (name, width, dtype)
-        if key not in self._kept:
-            self._kept[key] = torch.zeros(self._units * width, dtype=dtype)
-        return self._kept[key][: units * width]
-
-    def fixed(self, scratch: torch.Tensor | None) -> torch.Tensor | None:
-        """One room of this size and kind, whatever the units."""
-        return None if scratch is None else self._kept.setdefault(("fixed", scratch.numel(), scratch.dtype), scratch)
-
-
-@cache
-def _runner() -> Kernel:
-    module = ir.Module()
-    code = Code(module, "program", (POINTER,))
-    build = code.build
-    kernel = ir.FunctionType(ir.VoidType(), [POINTER]).as_pointer()
-    pairs, count = (code.load(code.function.args[0], code.number(i), I64) for i in range(2))
-
-    def call(index: Value, _: list[Value]) -> list[Value]:
-        place = build.mul(index, code.number(2))
-        function, table = (code.load(code.pointer(pairs), build.add(place, code.number(i)), I64) for i in range(2))
-        build.call(build.inttoptr(function, kernel), [code.pointer(table)])
-        code.barrier()
-        with build.if_then(build.icmp_signed("==", code.team()[0], code.number(0))):
-            code.store(code.number(0), code.pointer(table), code.number(-1), I64)  # nothing is taken for the next run
-        return []
-
-    code.loop(code.number(0), count, 1, [], call)
-    build.ret_void()
-    return Kernel(module, "program")
+def _numbers(table: Sequence[int], claims: Claims | None) -> Any:
+    """A kernel's table behind the address of its claims, which must both live until it has run."""
+    return (ctypes.c_int64 * (1 + len(table)))(claims.address() if claims else 0, *table)
 
 
 def _kept(path: Path) -> bytes | None:

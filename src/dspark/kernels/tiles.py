@@ -15,10 +15,11 @@ from torch import Tensor
 
 from dspark.kernels.blocks import Blocks
 from dspark.kernels.dots import DotProduct, has_dots
-from dspark.kernels.machine import Call, Kernel, Rooms
+from dspark.kernels.machine import Call, Kernel
 from dspark.kernels.matrix import MatrixProduct, has_units
 from dspark.kernels.narrow import PANEL, ROWS, STEP
 from dspark.kernels.product import Form
+from dspark.kernels.program import Rooms
 
 Scratch = tuple[Tensor, Tensor | None]  # rows in bf16, whole tiles of them; panels in tiles, where weights are blocks
 

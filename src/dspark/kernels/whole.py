@@ -25,8 +25,9 @@ import torch
 from llvmlite import ir
 from torch import Tensor
 
-from dspark.kernels.machine import F16, F32, I8, I16, I32, I64, POINTER, Call, Code, Kernel, Rooms, Value, can_compile
+from dspark.kernels.machine import F16, F32, I8, I16, I32, I64, POINTER, Call, Code, Kernel, Value, can_compile
 from dspark.kernels.product import GROUP, Form
+from dspark.kernels.program import Rooms
 
 _FOUR = 4  # numbers of 8 bits that an instruction adds up at once
 _SUMS = GROUP // _FOUR

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from dspark.kernels.blocks import HALF, Blocks, can_unpack
-from dspark.kernels.machine import Call, Rooms, lanes
+from dspark.kernels.machine import Call, lanes
 from dspark.kernels.product import GROUP, Form, direct_rows, product_kernel
+from dspark.kernels.program import Rooms
 from dspark.kernels.whole import Wholes, can_count
 
 

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from dspark.kernels.machine import Rooms
+from dspark.kernels.program import Rooms
 from dspark.nn.cache import KVCache
 
 KEPT = 256  # programs of a cache, the latest used: steps of many sizes, drafts of a few lengths

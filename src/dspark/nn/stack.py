@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from dspark.kernels.attention import attention_call
-from dspark.kernels.machine import Call, Program, Rooms, can_compile
+from dspark.kernels.machine import Call, can_compile
+from dspark.kernels.program import Program, Rooms
 from dspark.kernels.rows import HeadNorms, can_row, copy_call, gate_call, norm_call, turn_call
 from dspark.kernels.seen import Seen
 from dspark.nn.cache import KVCache

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dspark.kernels.machine import Call, Rooms
+from dspark.kernels.machine import Call
+from dspark.kernels.program import Rooms
 from dspark.kernels.rows import can_row, copy_call, follow_call, norm_call
 from dspark.kernels.seen import Seen
 from dspark.nn.cache import KVCache

@@ -1,0 +1,99 @@
+"""Kernels one after the other, and the scratch that such programs share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from itertools import accumulate
+
+import torch
+from llvmlite import ir
+
+from dspark.kernels.machine import I64, LINE, NUMBER, POINTER, Call, Claims, Code, Kernel, Value
+
+_SETS = 2  # of claims: a call's are given up when all have done it, and the next call takes others
+
+
+class Program:
+    """Calls of kernels one after the other by one team: no thread begins a call before all have done the last.
+
+    What the calls read and write must outlive the program.
+    """
+
+    def __init__(self, calls: Sequence[Call]) -> None:
+        lengths = [1 + len(table) for _, table in calls]
+        self.table = torch.tensor([number for _, table in calls for number in (0, *table)])
+        """All numbers of all calls, in a row; what is changed here is what the next run sees."""
+        self.starts = [*accumulate(lengths, initial=1)]
+        """Where each call's numbers begin, behind the address of its claims (``Code.shared``)."""
+        base = self.table.data_ptr()
+        pairs = [
+            (kernel.address, base + NUMBER * start) for (kernel, _), start in zip(calls, self.starts, strict=False)
+        ]
+        self._pairs = torch.tensor(pairs)
+        self._kernels = [kernel for kernel, _ in calls]
+        self._claims = Claims(0)
+
+    def run(self, first: int = 0, end: int | None = None) -> None:
+        """Run calls ``first`` to ``end`` (to the last by default)."""
+        end = len(self._kernels) if end is None else end
+        assert 0 <= first <= end <= len(self._kernels), (first, end, len(self._kernels))
+        if (threads := torch.get_num_threads()) > self._claims.threads:
+            self._claims = Claims(threads, _SETS)
+            for number, start in enumerate(self.starts[:-1]):
+                self.table[start - 1] = self._claims.address(number % _SETS)
+        _runner()(self._pairs.data_ptr() + first * self._pairs.stride(0) * NUMBER, end - first)
+
+
+_UNITS = 64  # scratch is begun for so many: growing voids every program
+_WHOLE = 16  # and is for whole tiles of rows
+
+
+class Rooms:
+    """Scratch that the programs of one owner share, one program at a time: each uses the beginning of every room."""
+
+    def __init__(self) -> None:
+        self._units = 0
+        self._kept: dict[tuple[str, int, torch.dtype], torch.Tensor] = {}
+
+    def too_small(self, units: int) -> bool:
+        """Whether ``units`` do not fit; then new rooms are begun, for twice as many as before, the old are void."""
+        if units <= self._units:
+            return False
+        self._units = -(-max(units, 2 * self._units, _UNITS) // _WHOLE) * _WHOLE
+        self._kept.clear()
+        return True
+
+    def room(self, name: str, width: int, units: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """``units * width`` numbers, flat."""
+        key = (name, width, dtype)
+        if key not in self._kept:
+            self._kept[key] = torch.zeros(self._units * width, dtype=dtype)
+        return self._kept[key][: units * width]
+
+    def fixed(self, scratch: torch.Tensor | None) -> torch.Tensor | None:
+        """One room of this size and kind, whatever the units."""
+        return None if scratch is None else self._kept.setdefault(("fixed", scratch.numel(), scratch.dtype), scratch)
+
+
+@cache
+def _runner() -> Kernel:
+    module = ir.Module()
+    code = Code(module, "program", (POINTER,))
+    build = code.build
+    kernel = ir.FunctionType(ir.VoidType(), [POINTER]).as_pointer()
+    pairs, count = (code.load(code.function.args[0], code.number(i), I64) for i in range(2))
+    line = build.mul(code.team()[0], code.number(LINE // NUMBER))
+
+    def call(index: Value, _: list[Value]) -> list[Value]:
+        place = build.mul(index, code.number(2))
+        function, table = (code.load(code.pointer(pairs), build.add(place, code.number(i)), I64) for i in range(2))
+        build.call(build.inttoptr(function, kernel), [code.pointer(table)])
+        code.barrier()
+        claims = code.load(code.pointer(table), code.number(-1), I64)
+        code.store(code.number(0), code.pointer(claims), line, I64)  # all is there again when the set's turn comes
+        return []
+
+    code.loop(code.number(0), count, 1, [], call)
+    build.ret_void()
+    return Kernel(module, "program")
