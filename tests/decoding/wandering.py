@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import torch
 
 from dspark.decoding.planners import Adaptive, Together
 from dspark.decoding.request import Request, Running
@@ -139,7 +138,7 @@ class Served:
             return Draft([]), np.zeros(0)
         count = (self.planner.slots(row) or BLOCK) if self.planner else int(str(self.settings))
         chances = self.texts.chances("drafter", count)
-        return Draft([0] * count, confidence=_logits(chances), peaks=torch.zeros(count)), chances
+        return Draft([0] * count, confidence=_logits(chances), peaks=[0.0] * count), chances
 
     def _round(self, row: Running, draft: Draft, length: int, chances: Numbers) -> Round:
         stood = min(length, self.texts.stand(chances))
@@ -162,5 +161,5 @@ def _begun(limit: int) -> Running:
     return row
 
 
-def _logits(chances: Numbers) -> torch.Tensor:
-    return torch.tensor(np.log(chances / (1 - chances)))
+def _logits(chances: Numbers) -> list[float]:
+    return [*np.log(chances / (1 - chances)).tolist()]

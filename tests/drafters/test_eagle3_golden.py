@@ -44,7 +44,7 @@ def test_drafting_token_by_token(greedy, packed):
     draft = DSparkState(loaded(packed)).draft(INPUTS["ids"][0].tolist(), INPUTS["context"][0], greedy(seen))
     assert draft.tokens == EXPECTED["greedy_tokens"][0].tolist()
     assert_close(torch.stack(seen), EXPECTED["step_logits"][0], **TOLERANCE)
-    assert torch.equal(draft.confidence, draft.peaks), "there is no confidence head"
+    assert draft.confidence == draft.peaks, "there is no confidence head"
 
 
 def test_the_causal_pass():

@@ -105,7 +105,7 @@ def test_a_packed_gemma_drafter_drafts_as_its_modules_do() -> None:
         found.append(blocks.hidden([5], [BlockTable([0], 9)]))
         if packed:
             begun, previous = blocks.begin([5], [BlockTable([0], 9)]), torch.tensor([5])
-            for token in blocks.draft([5], [BlockTable([0], 9)]).ids_KR[:, 0].tolist():
+            for token in blocks.draft([5], [BlockTable([0], 9)]).ids[0]:
                 previous = drafter.support[begun.logits(previous).argmax(dim=-1)]
                 assert previous.item() == token
     assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)

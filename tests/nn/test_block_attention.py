@@ -179,7 +179,7 @@ def test_a_series_of_unfilled_blocks_is_not_read_to_its_end() -> None:
     count=st.integers(1, 9),
 )
 def test_threads_share_what_is_to_be_read_and_leave_nothing(reads: list[int], count: int) -> None:
-    parts, *ends = _shares(reads, count).tolist()
+    parts, *ends = _shares(reads, count)
     assert parts == count == len(ends) - 1
     assert ends[0] == 0 and ends[-1] == len(reads) and ends == sorted(ends)
     each = [sum(reads[a:b]) + _BESIDES * (b - a) for a, b in pairwise(ends)]

@@ -173,8 +173,8 @@ class TableDrafter:
             list(prefix[len(ids) :]),
             torch.stack(rows),
             None if self.support is None else torch.tensor(self.support),
-            torch.tensor(confidence, dtype=torch.float64) if confidence else None,
-            torch.tensor(peaks, dtype=torch.float64),
+            confidence or None,
+            peaks,
         )
 
 

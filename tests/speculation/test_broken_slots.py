@@ -40,12 +40,12 @@ class DropsAll(TableDrafter):
 
 def test_a_sound_part_has_all_of_its_slots_and_knows_of_the_others() -> None:
     rows = torch.arange(6.0).view(3, 2)
-    draft = Draft([5, 6, 7], rows, torch.tensor([5, 9]), rows[:, 0], rows[:, 1])
+    draft = Draft([5, 6, 7], rows, torch.tensor([5, 9]), [0.0, 2.0, 4.0], [1.0, 3.0, 5.0])
     part = draft.sound(2)
     assert replace(draft, drawn=[0.5, 0.25, 0.125]).sound(2).drawn == [0.5, 0.25] and part.drawn is None
     assert (part.tokens, part.broken, part.slots, part.support) == ([5, 6], 1, 3, draft.support)
-    for kept, whole in ((part.probs, rows), (part.confidence, rows[:, 0]), (part.peaks, rows[:, 1])):
-        assert kept is not None and torch.equal(kept, whole[:2])
+    assert part.probs is not None and torch.equal(part.probs, rows[:2])
+    assert (part.confidence, part.peaks) == ([0.0, 2.0], [1.0, 3.0])
     assert draft.sound(3) is draft and draft.slots == 3
     nothing = part.sound(0)
     assert (nothing.tokens, nothing.slots, nothing.probs, nothing.confidence, nothing.peaks) == ([], 3, *[None] * 3)

@@ -234,7 +234,7 @@ class ReadsItsOwnToken(TableDrafter):
     def draft(self, ids: list[int], features: Tensor | None, sample: Sample, slots: int | None = None) -> Draft:
         draft = super().draft(ids, features, sample)
         own = draft.probs.gather(1, torch.tensor(draft.tokens)[:, None]).squeeze(1)
-        return Draft(draft.tokens, draft.probs, draft.support, torch.logit(own))
+        return Draft(draft.tokens, draft.probs, draft.support, torch.logit(own).tolist())
 
 
 class ReadsTheDistribution(TableDrafter):
@@ -242,7 +242,7 @@ class ReadsTheDistribution(TableDrafter):
 
     def draft(self, ids: list[int], features: Tensor | None, sample: Sample, slots: int | None = None) -> Draft:
         draft = super().draft(ids, features, sample)
-        return Draft(draft.tokens, draft.probs, draft.support, torch.logit(draft.probs.amax(dim=1)))
+        return Draft(draft.tokens, draft.probs, draft.support, torch.logit(draft.probs.amax(dim=1)).tolist())
 
 
 def test_confidence_that_reads_its_own_token() -> None:

@@ -41,7 +41,7 @@ def test_a_copy_is_not_read_through_the_drafters_map() -> None:
     """It says itself how sure it is, and may be longer than the blocks that a map knows."""
     ids = [1, 2, 3, 4, 5, 6, 7, 8, 9] * 3
     copy = PromptLookup(7, 8, 2, cautious=True).draft(ids, None, lambda *_: (0, torch.zeros(1)))
-    own = Draft(copy.tokens[:4], confidence=torch.ones(4))
+    own = Draft(copy.tokens[:4], confidence=[1.0] * 4)
     doubting = Platt((1.0,) * 4, (-3.0,) * 4)
     assert copy.source == "lookup" and len(copy.tokens) == 7
     assert copy.survival(doubting) == copy.survival()

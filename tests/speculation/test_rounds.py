@@ -138,7 +138,7 @@ def test_tau_and_acceptance_are_pooled_as_specified() -> None:
 
 
 def test_a_pruned_draft_is_spread_over_the_vocabulary() -> None:
-    draft = Draft([5, 2], torch.tensor([[0.25, 0.75], [1.0, 0.0]]), torch.tensor([2, 5]), torch.zeros(2))
+    draft = Draft([5, 2], torch.tensor([[0.25, 0.75], [1.0, 0.0]]), torch.tensor([2, 5]), [0.0, 0.0])
     assert draft.dense(6).tolist() == [[0, 0, 0.25, 0, 0, 0.75], [0, 0, 1, 0, 0, 0]]
     assert draft.survival() == [0.5, 0.25]
 

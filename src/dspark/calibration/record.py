@@ -105,8 +105,8 @@ class Recorder:
         if self._stop_ids & {*draft.tokens} and not row.request.ignore_stop:
             return
         assert draft.confidence is not None and draft.peaks is not None, "the drafter's own have both"
-        self._logits.append(draft.confidence.tolist())
-        self._peaks.append(draft.peaks.tolist())
+        self._logits.append([*draft.confidence])
+        self._peaks.append([*draft.peaks])
         known = [float("nan")] * self._block
         if row.coupling is None:
             known = chances(draft, verdict, logits_nV[:-1], row.request.sampling).tolist()

@@ -340,8 +340,11 @@ class Engine:
         if sum(kept) < len(features_TF):
             firsts = accumulate(batch.counts, initial=0)
             stay = [first + i for first, n in zip(firsts, kept, strict=False) for i in range(n)]
-            stay_T = torch.tensor(stay, device=features_TF.device)
-            rows = features_TF[stay_T], batch.positions_T[stay_T], batch.rows_T[stay_T]
+            if stay == [*range(len(stay))]:  # of one request
+                rows = rows[0][: len(stay)], rows[1][: len(stay)], rows[2][: len(stay)]
+            else:
+                stay_T = torch.tensor(stay, device=features_TF.device)
+                rows = rows[0][stay_T], rows[1][stay_T], rows[2][stay_T]
         if self._drafter.reads_next:
             behind = [token for work, n in zip(works, kept, strict=True) for token in work.behind(n)]
             self._drafter.extend(*rows, torch.tensor(behind, device=features_TF.device))

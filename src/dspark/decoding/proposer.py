@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -90,8 +91,8 @@ def _as_program(room: Room, rows: Sequence[Running], length: int | None, lap: Ti
     drafted = room.draft([row.anchor for row in rows], [row.table for row in rows], length, chance)
     probs = [None] * len(rows) if drafted.p_KRV is None else drafted.p_KRV.transpose(0, 1)
     support = None if chance is None else room.drafter.support
-    drawn = [None] * len(rows) if drafted.drawn_KR is None else drafted.drawn_KR.T.tolist()
-    drafts = _drafts(drafted.ids_KR.T, probs, support, drafted.confidence_KR.T, drafted.peaks_KR.T, drawn)
+    drawn = [None] * len(rows) if drafted.drawn is None else drafted.drawn
+    drafts = _drafts(drafted.ids, probs, support, drafted.confidence, drafted.peaks, drawn)
     lap("draft")
     return drafts
 
@@ -113,7 +114,8 @@ def _slot_by_slot(room: Room, rows: Sequence[Running], length: int | None, lap: 
     p_RKV = torch.stack(drawn, dim=1) if drawn else [None] * len(rows)
     peaks_RK = torch.stack(sure, dim=1)
     confidence_RK = drafting.confidence(chain_RK[:, :-1], peaks_RK)
-    drafts = _drafts(chain_RK[:, 1:], p_RKV, drafter.support, confidence_RK, peaks_RK, [None] * len(rows))
+    said = confidence_RK.tolist(), peaks_RK.tolist()
+    drafts = _drafts(chain_RK[:, 1:].tolist(), p_RKV, drafter.support, *said, [None] * len(rows))
     lap("draft, sequential")
     return drafts
 
@@ -132,21 +134,20 @@ def _drawn(
 
 
 def _drafts(
-    tokens_RK: Tensor,
+    ids: Iterable[list[int]],
     probs: Iterable[Tensor | None],
     support: Tensor | None,
-    confidence_RK: Tensor,
-    peaks_RK: Tensor,
+    confidence: Iterable[list[float]],
+    peaks: Iterable[list[float]],
     drawn: Iterable[list[float] | None],
 ) -> list[Draft]:
     """One for each request, up to its first slot that is broken."""
-    each = zip(tokens_RK.tolist(), probs, confidence_RK, peaks_RK, drawn, strict=True)
-    drafts = [Draft(tokens, p_KV, support, c_K, peaks_K, drawn=p_K) for tokens, p_KV, c_K, peaks_K, p_K in each]
-    sound_RK = (confidence_RK + peaks_RK).isfinite()
-    if bool(sound_RK.all()):
-        return drafts
-    ends = sound_RK.cumprod(dim=1).sum(dim=1).tolist()
-    return [draft.sound(end) for draft, end in zip(drafts, ends, strict=True)]
+    drafts = []
+    for tokens, p_KV, said, sure, p in zip(ids, probs, confidence, peaks, drawn, strict=True):
+        draft = Draft(tokens, p_KV, support, said, sure, drawn=p)
+        broken = (slot for slot, both in enumerate(zip(said, sure, strict=True)) if not isfinite(sum(both)))
+        drafts.append(draft.sound(next(broken, len(tokens))))
+    return drafts
 
 
 def _mend(room: Room | None, rows: Sequence[Running]) -> None:

@@ -33,7 +33,7 @@ def sample(
     their noise, must be among themselves.
     """
     if all(row.request.sampling.greedy for row in rows):
-        return largest_ids(logits_RV), None
+        return torch.tensor(largest_ids(logits_RV), device=logits_RV.device), None
     if rows[0].coupling is not None:
         return _own_picks(logits_RV, rows, slot, support), None
     indices_R = torch.empty(len(rows), dtype=torch.int64, device=logits_RV.device)
@@ -59,12 +59,13 @@ def _own_picks(logits_RV: Tensor, rows: Sequence[Running], slot: int, support: T
     return indices_R
 
 
-def largest_ids(logits: Tensor) -> Tensor:
+def largest_ids(logits_NV: Tensor) -> list[int]:
     """``greedy_ids``, compiled where it can be; they raise ArithmeticError where a row's largest logit is no number."""
-    if not can_search(logits):
-        return greedy_ids(logits)
-    ids = first_largest(logits)
-    return ids if bool((ids >= 0).all()) else greedy_ids(logits)
+    if can_search(logits_NV):
+        ids: list[int] = first_largest(logits_NV).tolist()
+        if min(ids) >= 0:
+            return ids
+    return [int(index) for index in greedy_ids(logits_NV).tolist()]
 
 
 def settle(
@@ -126,7 +127,7 @@ def by_sampling(rows: Sequence[Running]) -> Iterator[tuple[Sampling, list[int]]]
 
 def _greedy(logits_NV: Tensor, tokens: Sequence[list[int]]) -> list[Verdict]:
     """Temperature 0: both laws are certain."""
-    return _while_equal(largest_ids(logits_NV).tolist(), tokens)
+    return _while_equal(largest_ids(logits_NV), tokens)
 
 
 def _coupled(p_t_NV: Tensor, rows: Sequence[Running], tokens: Sequence[list[int]]) -> list[Verdict]:

@@ -55,7 +55,7 @@ class ChainProgram:
             prepared.aim(rotations, list(rows_KR), seen)
             prepared.program.run()
             chosen = prepared.choice.chosen()
-        return chosen.drafted(chosen.peaks_KR)
+            return chosen.drafted(chosen.peaks_KR)
 
     def prepare(self, requests: int, slots: int, cache: KVCache, sampled: bool = False) -> _Program:
         """The program for so many requests and slots."""

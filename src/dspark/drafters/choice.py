@@ -33,21 +33,21 @@ class Chance:
 
 @dataclass(frozen=True)
 class Drafted:
-    """Ids ``int64 [K, R]`` of the target's vocabulary, what they were drawn from ``[K, R, V_d]`` (None: certain) and
-    their own probability there ``[K, R]``, confidence logits ``[K, R]``, and how sure the drafter is of its own
-    likeliest tokens ``[K, R]`` (``heads.peaks``).
+    """Ids of the target's vocabulary, what they were drawn from ``[K, R, V_d]`` (None: certain) and their own
+    probability there, confidence logits, and how sure the drafter is of its own likeliest tokens (``heads.peaks``), all
+    ``[R][K]``.
     """
 
-    ids_KR: Tensor
+    ids: list[list[int]]
     p_KRV: Tensor | None
-    drawn_KR: Tensor | None
-    confidence_KR: Tensor
-    peaks_KR: Tensor
+    drawn: list[list[float]] | None
+    confidence: list[list[float]]
+    peaks: list[list[float]]
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a program's run leaves: ids ``[K + 1, R]``, the anchors first, and the rest as ``Drafted``."""
+    """What a run leaves until the next one: ids ``[K + 1, R]``, the anchors first, and the rest of a draft."""
 
     ids_KR: Tensor
     p_KRV: Tensor | None
@@ -55,8 +55,10 @@ class Chosen:
     peaks_KR: Tensor
 
     def drafted(self, confidence_KR: Tensor) -> Drafted:
-        """With what is believed of them."""
-        return Drafted(self.ids_KR[1:], self.p_KRV, self.drawn_KR, confidence_KR, self.peaks_KR)
+        """With what is believed of them, to stay."""
+        drawn = None if self.drawn_KR is None else self.drawn_KR.T.tolist()
+        confidence, peaks = confidence_KR.T.tolist(), self.peaks_KR.T.tolist()
+        return Drafted(self.ids_KR[1:].T.tolist(), self.p_KRV, drawn, confidence, peaks)
 
 
 def draws(sampling: Sampling) -> bool:
@@ -134,4 +136,4 @@ class Choice:
             check_mass(self._mass_KR.where(self._sums_KR.isfinite(), 1.0))
             p_KRV, found_KR1 = self._p_KRV.clone(), self._found_KR.clamp(min=0)[..., None]
             drawn_KR = p_KRV.gather(-1, found_KR1)[..., 0]
-        return Chosen(self._ids_KR.clone(), p_KRV, drawn_KR, peaks_of_mass(self._sums_KR))
+        return Chosen(self._ids_KR, p_KRV, drawn_KR, peaks_of_mass(self._sums_KR))

@@ -112,12 +112,12 @@ class _TakeProgram:
                 ),
             ]
         )
-        self._turns = torch.tensor([[start, start + 1] for start in self._program.starts[3:-1]])
+        self._turns = self._program.places(range(3, 3 + len(own.head_norms)), 2)
 
     def run(self, features_TF: Tensor, rotation_T1C: Tensor, rows_T: Tensor) -> None:
         """See ``CompiledBackbone.take``."""
         self._features_TF.copy_(features_TF)
-        self._program.table[self._turns] = torch.tensor((rotation_T1C.data_ptr(), rows_T.data_ptr()))
+        self._program.table[self._turns] = rotation_T1C.data_ptr(), rows_T.data_ptr()
         self._program.run()
 
 

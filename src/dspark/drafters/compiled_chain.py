@@ -141,23 +141,20 @@ class _TakeProgram:
             calls.append(product_call(own.projection, self._features_TF, hidden_Td, rooms))
         read_Tw, join = own.join.calls(hidden_Td, embedded_Td, room("x", width), rooms)
         both_THD, norms = both.view(rows, 2 * heads, size), own.attention.head_norms
-        self._program = Program(
-            [
-                *calls,
-                *join,
-                product_call(own.context, read_Tw, both, rooms),
-                turn_call(both_THD, heads, 0, cache.both(0), norms, 0, 0),
-                # A hidden state is kept as a head that is not rotated.
-                turn_call(hidden_Td[:, None], 0, 0, hidden_Sd[None], None, 0, 0),
-            ]
-        )
-        self._turns = torch.tensor([[start, start + 1] for start in self._program.starts[-3:-1]])
+        calls += [*join, product_call(own.context, read_Tw, both, rooms)]
+        turns = [
+            turn_call(both_THD, heads, 0, cache.both(0), norms, 0, 0),
+            # A hidden state is kept as a head that is not rotated.
+            turn_call(hidden_Td[:, None], 0, 0, hidden_Sd[None], None, 0, 0),
+        ]
+        self._program = Program([*calls, *turns])
+        self._turns = self._program.places(range(len(calls), len(calls) + len(turns)), 2)
 
     def run(self, features_TF: Tensor, following_T: Tensor, rotation_T1C: Tensor, rows_T: Tensor) -> None:
         """See ``CompiledChain.take``."""
         self._features_TF.copy_(features_TF)
         self._following_T.copy_(following_T)
-        self._program.table[self._turns] = torch.tensor((rotation_T1C.data_ptr(), rows_T.data_ptr()))
+        self._program.table[self._turns] = rotation_T1C.data_ptr(), rows_T.data_ptr()
         self._program.run()
 
 

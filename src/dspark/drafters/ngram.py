@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from dspark.foundation.errors import UserError
@@ -58,7 +57,7 @@ class PromptLookup:
         if not matched:
             return Draft([], source="lookup")
         length = min(self.block, matched) if self.cautious else self.block
-        confidence = torch.full((length,), math.log(matched / self._doubt)) if self.cautious else None
+        confidence = [math.log(matched / self._doubt)] * length if self.cautious else None
         period = len(ids) - start
         return Draft([ids[start + i % period] for i in range(length)], confidence=confidence, source="lookup")
 

@@ -64,7 +64,7 @@ class DraftProgram:
         is NaN.
         """
         positions, rows_T, seen = places
-        rotation = self.backbone.rotations.at(torch.tensor(positions), max(positions))
+        rotation = self.backbone.rotations.at(torch.tensor(positions), positions)
         with self._shelf.lock:
             prepared = self.prepare(len(anchors), slots, cache, chance is not None)
             prepared.choice.load(anchors, chance)
@@ -76,7 +76,7 @@ class DraftProgram:
             confidence_KR = chosen.peaks_KR
             if self.confidence is not None:
                 confidence_KR = self.confidence.whole(prepared.confidence_KR, chosen.ids_KR[:-1])
-        return chosen.drafted(confidence_KR)
+            return chosen.drafted(confidence_KR)
 
     def prepare(self, requests: int, slots: int, cache: KVCache, sampled: bool = False) -> _Program:
         """The program for so many requests and slots."""

@@ -5,7 +5,7 @@ Legend: K slots of a block, V_d draft vocabulary, n rows committed since the las
 
 from __future__ import annotations
 
-from dataclasses import replace
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -87,6 +87,6 @@ class DSparkState:
             return Draft([], broken=drafting.slots)
         (confidence_K,) = drafting.confidence(chain_1K[:, :-1], peaks_K[None])
         count = len(tokens)
-        draft = Draft(tokens, torch.stack(probs), drafter.support, confidence_K[:count], peaks_K[:count])
-        sound = int(confidence_K[:count].isfinite().cumprod(dim=0).sum())
-        return replace(draft, broken=drafting.slots - count).sound(sound)
+        confidence, sure = confidence_K[:count].tolist(), peaks_K[:count].tolist()
+        draft = Draft(tokens, torch.stack(probs), drafter.support, confidence, sure, broken=drafting.slots - count)
+        return draft.sound(next((slot for slot, each in enumerate(confidence) if not isfinite(each)), count))

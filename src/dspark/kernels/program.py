@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from functools import cache
 from itertools import accumulate
 
+import numpy as np
 import torch
 from llvmlite import ir
+from numpy.typing import NDArray
 
 from dspark.kernels.machine import I64, LINE, NUMBER, POINTER, Call, Claims, Code, Kernel, Value
 
+Places = NDArray[np.int64]
+_PAIR = 2 * NUMBER  # bytes of a kernel's address and its table's
 _SETS = 2  # of claims: a call's are given up when all have done it, and the next call takes others
 
 
@@ -22,17 +26,19 @@ class Program:
 
     def __init__(self, calls: Sequence[Call]) -> None:
         lengths = [1 + len(table) for _, table in calls]
-        self.table = torch.tensor([number for _, table in calls for number in (0, *table)])
+        self.table: Places = np.array([number for _, table in calls for number in (0, *table)], dtype=np.int64)
         """All numbers of all calls, in a row; what is changed here is what the next run sees."""
-        self.starts = [*accumulate(lengths, initial=1)]
-        """Where each call's numbers begin, behind the address of its claims (``Code.shared``)."""
-        base = self.table.data_ptr()
-        pairs = [
-            (kernel.address, base + NUMBER * start) for (kernel, _), start in zip(calls, self.starts, strict=False)
-        ]
-        self._pairs = torch.tensor(pairs)
+        self._starts = [*accumulate(lengths, initial=1)]  # behind the address of each call's claims (``Code.shared``)
         self._kernels = [kernel for kernel, _ in calls]
-        self._claims = Claims(0)
+        base = self.table.ctypes.data
+        tables = (base + NUMBER * start for start in self._starts)
+        pairs = [(kernel.address, table) for kernel, table in zip(self._kernels, tables, strict=False)]
+        self._pairs = np.array(pairs, dtype=np.int64)
+        self._first, self._claims = self._pairs.ctypes.data, Claims(0)
+
+    def places(self, calls: Sequence[int], count: int) -> Places:
+        """Where the first ``count`` numbers of some calls lie in the table, a row for each."""
+        return np.array([[self._starts[call] + i for i in range(count)] for call in calls], dtype=np.int64)
 
     def run(self, first: int = 0, end: int | None = None) -> None:
         """Run calls ``first`` to ``end`` (to the last by default)."""
@@ -40,9 +46,9 @@ class Program:
         assert 0 <= first <= end <= len(self._kernels), (first, end, len(self._kernels))
         if (threads := torch.get_num_threads()) > self._claims.threads:
             self._claims = Claims(threads, _SETS)
-            for number, start in enumerate(self.starts[:-1]):
+            for number, start in enumerate(self._starts[:-1]):
                 self.table[start - 1] = self._claims.address(number % _SETS)
-        _runner()(self._pairs.data_ptr() + first * self._pairs.stride(0) * NUMBER, end - first)
+        _runner()(self._first + first * _PAIR, end - first)
 
 
 _UNITS = 64  # scratch is begun for so many: growing voids every program

@@ -8,11 +8,13 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from copy import copy
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 
 import torch
-from torch import Tensor
 
+from dspark.kernels.machine import NUMBER
+
+_OF_TOKEN = 4  # numbers: where its blocks begin, its position, where what it sees ends, its place
 _BESIDES = 16  # what a token takes besides reading, in positions
 
 
@@ -33,7 +35,7 @@ class Seen:
         being equal.
         """
         flat: list[int] = []
-        tokens: list[tuple[int, int, int, int]] = []
+        tokens: list[tuple[int, ...]] = []
         for number, (own, first, count) in enumerate(zip(blocks, firsts, counts, strict=True)):
             end = first + count
             start, apart = (number, len(blocks)) if interleaved else (len(tokens), 1)
@@ -43,29 +45,31 @@ class Seen:
                 for at, place in zip(range(first, end), places, strict=True)
             ]
             flat += own
-        self._blocks, self._tokens_T4 = torch.tensor(flat), torch.tensor(tokens)
-        self._shares = _shares([end for _, _, end, _ in tokens], torch.get_num_threads())
+        self._blocks, self._tokens = flat, tokens
+        self._lay_out()
 
-    @property
-    def addresses(self) -> tuple[int, int, int]:
+    def _lay_out(self) -> None:
+        """In one tensor: what a step is told in small pieces takes longer to make than to read."""
+        shares = _shares([end for _, _, end, _ in self._tokens], torch.get_num_threads())
+        self._numbers = torch.tensor([*self._blocks, *chain.from_iterable(self._tokens), *shares])
+        blocks = self._numbers.data_ptr()
+        tokens = blocks + NUMBER * len(self._blocks)
+        self.addresses = blocks, tokens, tokens + NUMBER * _OF_TOKEN * len(self._tokens)
         """What the kernel's table begins with."""
-        return self._blocks.data_ptr(), self._tokens_T4.data_ptr(), self._shares.data_ptr()
 
     def by_slot(self, slots: int) -> list[Seen]:
         """A step of its own for each slot, where every request has ``slots`` tokens."""
-        tokens_KR4 = self._tokens_T4.view(-1, slots, 4).transpose(0, 1).clone(memory_format=torch.contiguous_format)
-        tokens_KR4[..., 3] = torch.arange(tokens_KR4.shape[1])
-        shares = _shares(tokens_KR4[0, :, 2].tolist(), torch.get_num_threads())
         steps = [copy(self) for _ in range(slots)]
-        for step, tokens_R4 in zip(steps, tokens_KR4, strict=True):
-            step._tokens_T4, step._shares = tokens_R4, shares
+        for slot, step in enumerate(steps):
+            step._tokens = [(*most, number) for number, (*most, _) in enumerate(self._tokens[slot::slots])]
+            step._lay_out()
         return steps
 
 
-def _shares(reads: Sequence[int], count: int) -> Tensor:
+def _shares(reads: Sequence[int], count: int) -> list[int]:
     """``count``, then where that many parts of the tokens begin and the last one ends: each reads about the same (where
     no window hides most of it). A token belongs to the part in which its middle lies.
     """
     ends = list(accumulate((each + _BESIDES for each in reads), initial=0))
     middles = [(begin + end) / 2 for begin, end in pairwise(ends)]
-    return torch.tensor([count, *(bisect_left(middles, part * ends[-1] / count) for part in range(count)), len(reads)])
+    return [count, *(bisect_left(middles, part * ends[-1] / count) for part in range(count)), len(reads)]

@@ -5,7 +5,7 @@ Legend: D head size, N heads; leading axes are free.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -42,13 +42,16 @@ class RotationTable:
         self._compute = compute
         self._table = torch.empty(0)
 
-    def at(self, positions_T: Tensor, last: int | None = None) -> Tensor:
-        """Of ``positions_T`` (int64, not empty), none of which is behind ``last`` (None: it is looked for)."""
-        table, last = self._table, int(positions_T.max()) if last is None else last
+    def at(self, positions_T: Tensor, positions: Sequence[int] | None = None) -> Tensor:
+        """Of ``positions_T`` (int64, not empty), which are ``positions`` (None: they are read from it)."""
+        table, positions = self._table, positions_T.tolist() if positions is None else positions
+        first, last = positions[0], max(positions)
         if last >= len(table):
             rows = max(self._FIRST, 1 << last.bit_length())
             with torch.inference_mode(False), torch.no_grad():  # kept, and read in either mode
                 table = self._table = self._compute(torch.arange(rows, device=positions_T.device))
+        if positions == [*range(first, last + 1)]:  # of one request
+            return table[first : last + 1]
         return table.index_select(0, positions_T)
 
 

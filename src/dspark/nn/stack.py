@@ -135,10 +135,8 @@ class Aim:
     """Where a program's layers are told which rows they work on; ``turns``: the call of each that rotates."""
 
     def __init__(self, program: Program, turns: Sequence[int]) -> None:
-        starts = program.starts
         self._table = program.table
-        self._rotations = _begins([starts[turn] for turn in turns], 2)
-        self._seen = _begins([starts[turn + 1] for turn in turns], 3)
+        self._rotations, self._seen = program.places(turns, 2), program.places([turn + 1 for turn in turns], 3)
 
     def __call__(self, rotations: Sequence[Tensor], rows: Sequence[Tensor], seen: Sequence[Seen]) -> None:
         """One of each for all layers, or one for each layer; they must live until the program has run. See
@@ -147,8 +145,8 @@ class Aim:
         assert all(each.dtype == torch.complex64 and each.is_contiguous() for each in rotations)
         assert all(each.dtype == torch.int64 and each.is_contiguous() for each in rows)
         where = [(rotation.data_ptr(), row.data_ptr()) for rotation, row in zip(rotations, rows, strict=True)]
-        self._table[self._rotations] = torch.tensor(where)
-        self._table[self._seen] = torch.tensor([each.addresses for each in seen])
+        self._table[self._rotations] = where
+        self._table[self._seen] = [each.addresses for each in seen]
 
 
 class StackProgram:
@@ -244,7 +242,3 @@ def _attention(attention: Attention, query_TQD: Tensor, cache: KVCache, out_TQD:
     keys, values = cache.keys[attention.layer_idx], cache.values[attention.layer_idx]
     kernel, table = attention_call(query_TQD, keys, values, cache.size, out_TQD=out_TQD, **attention.settings)
     return kernel, (0, 0, 0, *table)
-
-
-def _begins(starts: Sequence[int], count: int) -> Tensor:
-    return torch.tensor([[start + i for i in range(count)] for start in starts])

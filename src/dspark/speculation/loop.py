@@ -11,7 +11,7 @@ tapped features.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from operator import mul
 from typing import Protocol
@@ -100,8 +100,8 @@ class Draft:
     tokens: list[int]
     probs: Tensor | None = None
     support: Tensor | None = None
-    confidence: Tensor | None = None
-    peaks: Tensor | None = None
+    confidence: Sequence[float] | None = None
+    peaks: Sequence[float] | None = None
     source: Source = "drafter"
     broken: int = 0
     drawn: Sequence[float] | None = None
@@ -119,11 +119,12 @@ class Draft:
         """
         if count == len(self.tokens):
             return self
-        kept = [None if each is None else each[:count] for each in (self.probs, self.confidence, self.peaks)]
-        probs, confidence, peaks = kept if count else (None, None, None)
-        drawn = None if self.drawn is None else self.drawn[:count]
-        broken = self.slots - count
-        return Draft(self.tokens[:count], probs, self.support, confidence, peaks, self.source, broken, drawn)
+        part = Draft(self.tokens[:count], support=self.support, source=self.source, broken=self.slots - count)
+        if not count:
+            return part
+        said = [None if each is None else each[:count] for each in (self.confidence, self.peaks, self.drawn)]
+        probs = None if self.probs is None else self.probs[:count]
+        return replace(part, probs=probs, confidence=said[0], peaks=said[1], drawn=said[2])
 
     def dense(self, vocab_size: int) -> Tensor:
         """p_d[K, V] over the target's vocabulary: zero outside the support."""
@@ -143,7 +144,7 @@ class Draft:
         if self.confidence is None:
             return None
         own = None if self.source == "lookup" else through
-        return chances(own, self.confidence.tolist(), None if self.peaks is None else self.peaks.tolist())
+        return chances(own, self.confidence, self.peaks)
 
     def survival(self, through: ConfidenceMap | None = None, tilt: Tilt = LEVEL) -> list[float] | None:
         """a[K], the running product of c_k as they are ``believed``, those of the drafter tilted; None without

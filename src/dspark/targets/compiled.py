@@ -60,7 +60,8 @@ class CompiledSteps:
         arguments as for ``Stack.run``. IndexError for ids that the embedding does not have: the program would read
         whatever lies there.
         """
-        rows, (least, most) = len(ids_T), (int(end) for end in ids_T.aminmax())
+        rows, ids = len(ids_T), ids_T.tolist()
+        least, most = min(ids), max(ids)
         if least < 0 or most >= len(self.embedding_Vd):
             raise IndexError(f"token ids go from {least} to {most}; the target has 0 to {len(self.embedding_Vd) - 1}")
         with self._shelf.lock:

@@ -34,8 +34,8 @@ class RaggedBatch:
                 )
         device = cache.keys[0].device
         pairs = list(zip(self.tables, self.counts, strict=True))
-        positions = [p for table, count in pairs for p in range(table.length, table.length + count)]
-        self.last, self.positions_T = max(positions, default=0), torch.tensor(positions, device=device)
+        self.positions = [p for table, count in pairs for p in range(table.length, table.length + count)]
+        self.positions_T = torch.tensor(self.positions, device=device)
         self.rows_T = torch.tensor([row for table, n in pairs for row in table.rows(n, cache.size)], device=device)
         self.plan = Plan(self.tables, self.counts, cache.size, device, exact=cache.exact)
         self._rotations: dict[int, tuple[Tensor, Tensor]] = {}

@@ -138,8 +138,7 @@ def _read(draft: Draft, regime: Regime | None, through: ConfidenceMap | None) ->
     """What it says of itself; None for one that says nothing."""
     if draft.confidence is None:
         return None
-    logits = draft.confidence.tolist()
-    peaks = None if draft.peaks is None else draft.peaks.tolist()
+    logits, peaks = draft.confidence, draft.peaks
     none = [0.0] * len(logits)
     own = draft.source == "drafter"
     found = chances(through, logits, none if peaks is None and regime is not None else peaks)
