@@ -12,9 +12,11 @@ import torch
 from dspark.decoding.request import Request
 from dspark.decoding.single import Decoder
 from dspark.foundation.errors import UserError
+from dspark.nn.cache import KVCache
 from dspark.speculation.acceptance import Round, RoundTally
 from dspark.speculation.planner.single import EarlyStop, Planning, WhileItPays
 from dspark.speculation.sampling import Sampling
+from dspark.targets.model import Target
 from dspark.targets.session import TargetSession
 from tiny import STOP, tiny_drafter, tiny_llama, tiny_target
 
@@ -143,6 +145,33 @@ def test_one_wrong_rollback_changes_a_text(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(TargetSession, "truncate", truncate)
     assert texts("dspark") != expected
     assert wrong
+
+
+def test_an_answer_leaves_its_caches_to_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tiny_target(sharpness=2.0)
+    decoder, made, new_cache = Decoder(target, tiny_drafter(target)), [], Target.new_cache
+
+    def counted(own: Target, blocks: int, size: int) -> KVCache:
+        made.append(blocks)
+        return new_cache(own, blocks, size)
+
+    def rounds(prompt: list[int], max_tokens: int = 40) -> Iterator[Round]:
+        return decoder.stream(Request("prompt", prompt, Sampling(1.0), 5, max_tokens), "dspark")
+
+    monkeypatch.setattr(Target, "new_cache", counted)
+    expected = [list(replace(decoder).stream(Request("prompt", p, Sampling(1.0), 5, 40), "dspark")) for p in PROMPTS]
+    assert made == [2] * len(PROMPTS), "each decoder has its own"
+    made.clear()
+    assert [list(rounds(prompt)) for prompt in PROMPTS] == expected and made == [2]
+    first, second = rounds(PROMPTS[0]), rounds(PROMPTS[1])
+    assert [(next(first), next(second)) for _ in range(2)] == list(
+        zip(*(each[:2] for each in expected[:2]), strict=True)
+    )
+    assert made == [2, 2], "two at a time don't share"
+    first.close()
+    assert list(second) == expected[1][2:]
+    assert list(rounds([1, *range(3, 40)] * 4, 100)) and made == [2, 2, 4], "nor does one that needs more room"
+    assert list(rounds(PROMPTS[2])) == expected[2] and made == [2, 2, 4]
 
 
 @WAYS

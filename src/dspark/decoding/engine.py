@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from dspark.decoding.admission import Admission, Share
+from dspark.decoding.caches import Caches
 from dspark.decoding.kvcache import BlockPool
 from dspark.decoding.laps import Laps
 from dspark.decoding.logprobs import logprobs_of
@@ -72,9 +73,9 @@ class Engine:
     """A target, its drafter and the requests under way.
 
     ``mode``, ``lookup`` and how ``greedy`` and ``sampled`` rounds are planned are ``Decoder``'s; a ``planner`` plans
-    those of mode "dspark" instead, and may outlive the engine. ``observe`` is told of every verdict. An answer ends
-    where the context does. Raises UserError for mode "dspark" without a drafter, and, by id, for a request that the
-    cache or the context can't hold.
+    those of mode "dspark" instead, and may outlive the engine. ``observe`` is told of every verdict. ``caches``: what
+    another engine has left, in place of new ones. An answer ends where the context does. Raises UserError for mode
+    "dspark" without a drafter, and, by id, for a request that the cache or the context can't hold.
     """
 
     def __init__(
@@ -90,13 +91,15 @@ class Engine:
         sampled: Planning = WHOLE,
         planner: StepPlanner | None = None,
         observe: Observe | None = None,
+        caches: Caches | None = None,
     ) -> None:
         if mode == "dspark" and drafter is None:
             raise UserError(NO_DRAFTER)
-        count = -(-limits.cache_tokens // limits.block)
+        if caches is None:
+            count = -(-limits.cache_tokens // limits.block)
+            caches = Caches(target, drafter if mode == "dspark" else None, count, limits.block)
         self.target = target
-        self.pool = BlockPool(count, limits.block)
-        self.cache = target.new_cache(count, limits.block)
+        self.pool, self.cache = BlockPool(caches.count, caches.size), caches.target
         self.laps = Laps()
         self.load = Load(0, 0)
         """What the last step worked on."""
@@ -114,7 +117,8 @@ class Engine:
         self._taps: tuple[int, ...] = ()
         drafted = 0 if mode == "plain" else LOOKUP_BLOCK
         if mode == "dspark" and drafter is not None:
-            self._drafter = drafter.new_room(count, limits.block)
+            assert caches.room is not None, "caches of another engine, which had no drafter"
+            self._drafter = caches.room
             self.pool.emptied = self._drafter.drop
             self._taps = drafter.config.target_layer_ids
             for slots in self.planner.draft_slots:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TypeVar
 
+from dspark.decoding.caches import Caches
 from dspark.decoding.engine import BLOCK, NO_DRAFTER, Engine, Limits, Observe
 from dspark.decoding.modes import Mode, lookup_of
 from dspark.decoding.request import Completion, Request
@@ -17,6 +19,8 @@ from dspark.speculation.loop import DrafterState, generate
 from dspark.speculation.planner.single import WHOLE, Planning
 from dspark.targets.model import Target
 from dspark.targets.session import TargetSession
+
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True)
@@ -34,17 +38,20 @@ class Decoder:
     sampled: Planning = WHOLE
     lookup: bool = True
     observe: Observe | None = None
+    _spare: list[Caches] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def stream(self, request: Request, mode: Mode) -> Iterator[Round]:
         """The request's rounds as they come, through the batched core.
 
         Raises UserError for a prompt that leaves no room in the target's context, or mode "dspark" without a drafter.
         """
-        return _rounds(self._engine(request, mode))
+        engine, caches = self._engine(request, mode)
+        return self._afterwards(_rounds(engine), caches)
 
     def answer(self, request: Request, mode: Mode) -> Completion:
         """The same, when it is done."""
-        (completion,) = self._engine(request, mode).run()
+        engine, caches = self._engine(request, mode)
+        (completion,) = self._afterwards(engine.run(), caches)
         return completion
 
     def reference(self, request: Request, mode: Mode) -> Iterator[Round]:
@@ -77,19 +84,38 @@ class Decoder:
             coupling=request.coupling(self.target.vocab_size),
         )
 
-    def _engine(self, request: Request, mode: Mode) -> Engine:
+    def _engine(self, request: Request, mode: Mode) -> tuple[Engine, Caches]:
         positions = min(len(request.prompt_ids) + request.max_tokens, self.target.max_positions)
-        return Engine(
+        limits = Limits(slots=1, cache_tokens=positions + BLOCK)  # drafts may reach beyond the answer's end
+        caches = self._caches(-(-limits.cache_tokens // BLOCK))
+        engine = Engine(
             self.target,
             [request],
-            Limits(slots=1, cache_tokens=positions + BLOCK),  # drafts may reach beyond the answer's end
+            limits,
             mode,
             self.drafter,
             lookup=self.lookup,
             greedy=self.greedy,
             sampled=self.sampled,
             observe=self.observe,
+            caches=caches,
         )
+        return engine, caches
+
+    def _caches(self, blocks: int) -> Caches:
+        """Those of an answer that is done, or new ones: of more blocks than are asked for, since programs are made for
+        the caches that they read, and the next answers will be about as long.
+        """
+        while self._spare:
+            caches = self._spare.pop()
+            if caches.count >= blocks:
+                return caches.emptied()
+        return Caches(self.target, self.drafter, 1 << (blocks - 1).bit_length(), BLOCK)
+
+    def _afterwards(self, found: Iterator[_Found], caches: Caches) -> Iterator[_Found]:
+        """What comes, and its caches to whoever asks next."""
+        yield from found
+        self._spare[:] = [caches]
 
 
 def _rounds(engine: Engine) -> Iterator[Round]:

@@ -18,10 +18,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
+from math import log
 from operator import attrgetter
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -59,7 +61,9 @@ class Load:
     laws_drafting: int = 0
 
 
-_parts = attrgetter(*(field.name for field in fields(Load)))
+# In the order of their prices: what has a curve comes before what is priced by the number.
+_of_step = attrgetter("tokens", "requests", "context", "reads", "laws")
+_of_drafts = attrgetter("drafting", "reads_drafting", "laws_drafting")
 
 
 @dataclass(frozen=True)
@@ -159,16 +163,17 @@ class CostModel:
         what decides is how the parts compare. By what each step took besides, its own parts move, the largest one most.
         """
         loads, seconds = zip(*taken, strict=True)
-        parts_MF = self._features(loads) * np.array(self.weights)
-        foretold_M = parts_MF.sum(axis=1)
-        if not (foretold_M > 0).all():
+        weights = np.array(self.weights)
+        parts_MF = self._features(loads) * weights
+        foretold_M = np.add.reduce(parts_MF, axis=1)
+        if not foretold_M.min() > 0:
             return self
         over_M = np.array(seconds) / foretold_M
-        level = np.median(over_M)
-        surprise_M = np.clip(over_M / level - 1, -_SURPRISE, _SURPRISE)
+        level = median(over_M.tolist())
+        surprise_M = np.minimum(np.maximum(over_M / level - 1, -_SURPRISE), _SURPRISE)
         moved_F = _LEARNING * (surprise_M / parts_MF.max(axis=1)) @ parts_MF
-        moved_F += (1 - (1 - _LEARNING) ** len(taken)) * np.log(level).clip(-_SURPRISE, _SURPRISE)
-        return replace(self, weights=tuple((np.array(self.weights) * np.exp(moved_F)).tolist()))
+        all_F = (1 - (1 - _LEARNING) ** len(taken)) * min(max(log(level), -_SURPRISE), _SURPRISE)
+        return replace(self, weights=tuple((weights * np.exp(moved_F + all_F)).tolist()))
 
     def asdict(self) -> dict[str, list[float]]:
         """What ``of`` reads."""
@@ -198,10 +203,9 @@ class CostModel:
 
     def _features(self, loads: Sequence[Load]) -> Numbers:
         """``[M, F]``: the parts of loads whose prices are the weights."""
-        parts = np.array([_parts(load) for load in loads]).T
-        tokens, requests, context, reads, drafting, reads_drafting, laws, laws_drafting = parts
-        step, draft = _rising(self._padded(tokens), self.tokens), _rising(drafting, self.drafts)
-        return np.column_stack((step, requests, context, reads, laws, draft, reads_drafting, laws_drafting))
+        step, draft = (np.array([parts(load) for load in loads]) for parts in (_of_step, _of_drafts))
+        rising = _rising(self._padded(step[:, 0]), self.tokens), _rising(draft[:, 0], self.drafts)
+        return np.concatenate((rising[0], step[:, 1:], rising[1], draft[:, 1:]), axis=1)
 
 
 def _rising(values: NDArray[np.int64], knots: tuple[int, ...]) -> Numbers:
@@ -213,8 +217,8 @@ def _rising(values: NDArray[np.int64], knots: tuple[int, ...]) -> Numbers:
     there = (values[:, None] > 0).astype(np.float64)
     if len(knots) == 1:
         return there
-    paid = ((values[:, None] - ends[:-1]) / np.diff(ends)).clip(min=0)
-    paid[:, :-1] = paid[:, :-1].clip(max=1)
+    paid = np.maximum((values[:, None] - ends[:-1]) / (ends[1:] - ends[:-1]), 0)
+    np.minimum(paid[:, :-1], 1, out=paid[:, :-1])
     return np.concatenate((there, paid), axis=1)
 
 
