@@ -44,8 +44,8 @@ class PromptLookup:
         self.min_ngram = min_ngram
         self.cautious = cautious
         self._doubt = _DOUBT + _BY_CHANCE * temperature**2
-        # n-gram -> position behind its last occurrence that has a token behind it.
-        self._continuation: dict[tuple[int, ...], int] = {}
+        # n-gram of the least length -> positions behind it that have a token, the latest last.
+        self._behind: dict[tuple[int, ...], list[int]] = {}
         self._indexed = 0
 
     def draft(self, ids: list[int], features: Tensor | None, sample: Sample, slots: int | None = None) -> Draft:
@@ -62,16 +62,21 @@ class PromptLookup:
         return Draft([ids[start + i % period] for i in range(length)], confidence=confidence, source="lookup")
 
     def _index(self, ids: list[int]) -> None:
-        """Note every n-gram that ends before the last id; each position once in the life of the request."""
-        for end in range(self._indexed + 1, len(ids)):
-            for n in range(self.min_ngram, min(self.max_ngram, end) + 1):
-                self._continuation[tuple(ids[end - n : end])] = end
+        """Note where the shortest n-grams end, before the last id; each position once in the life of the request."""
+        least = self.min_ngram
+        for end in range(max(self._indexed + 1, least), len(ids)):
+            self._behind.setdefault(tuple(ids[end - least : end]), []).append(end)
         self._indexed = max(self._indexed, len(ids) - 1)
 
     def _find(self, ids: list[int]) -> tuple[int, int]:
         """Where the copy begins, and how many ids matched (0: none did)."""
-        for n in range(min(self.max_ngram, len(ids)), self.min_ngram - 1, -1):
-            start = self._continuation.get(tuple(ids[-n:]))
-            if start is not None:
-                return start, n
-        return 0, 0
+        start = longest = 0
+        for end in reversed(self._behind.get(tuple(ids[-self.min_ngram :]), ())):
+            matched = self.min_ngram
+            while matched < min(self.max_ngram, end) and ids[end - matched - 1] == ids[-matched - 1]:
+                matched += 1
+            if matched > longest:
+                start, longest = end, matched
+            if longest == self.max_ngram:
+                break
+        return start, longest
