@@ -336,10 +336,10 @@ class TestGuard:
                 assert drafting or not resting.rests, "the next one drafts again"
                 plain += not drafting
             assert plain == 10 * row, "so many in a row"
-        early = [guard.next_step(0.4, Resting(drafted=drafted), 100)[0] for drafted in (47, 48)]
+        early = [guard.next_step(0.4, Resting(drafted=drafted), 90)[0] for drafted in (47, 48)]
         assert early == [True, False]
-        later = [guard.next_step(0.4, Resting(drafted=drafted), 400)[0] for drafted in (99, 100)]
-        assert later == [True, False], "a quarter of what has gone on"
+        later = [guard.next_step(0.4, Resting(drafted=drafted), 400)[0] for drafted in (199, 200)]
+        assert later == [True, False], "half of what has gone on"
         doubtful = self.drafted(Guard(credit=9.0), [-0.01] * 150)
         assert [step for step, drafting in enumerate(doubtful) if not drafting] == [
             step for step in range(150) if step % (48 + row) >= 48

@@ -73,7 +73,7 @@ class Guard:
             return True, Resting(probing=True, drafted=1)
         if resting.hears:
             return False, Resting(resting.lost, hears=resting.hears - 1)
-        if resting.drafted >= max(self.heard, min(step / 4, self.row * gain / self.listening)):
+        if resting.drafted >= max(self.heard, min(step / 2, self.row * gain / self.listening)):
             return False, Resting(resting.lost, hears=self.row - 1)
         lost, drafted = max(0.0, resting.lost + self.margin - gain), resting.drafted + 1
         if gain >= self.margin:
