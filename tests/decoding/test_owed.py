@@ -111,9 +111,8 @@ def same(a: Sequence[Draft], b: Sequence[Draft]) -> bool:
     def equal(x: Tensor | None, y: Tensor | None) -> bool:
         return x is y if x is None or y is None else torch.equal(x, y)
 
-    pairs = list(zip(a, b, strict=True))
-    tensors = [(getattr(x, name), getattr(y, name)) for x, y in pairs for name in ("probs", "confidence", "peaks")]
-    return all(x.tokens == y.tokens for x, y in pairs) and all(equal(*each) for each in tensors)
+    said = [[(draft.tokens, draft.confidence, draft.peaks) for draft in drafts] for drafts in (a, b)]
+    return said[0] == said[1] and all(equal(x.probs, y.probs) for x, y in zip(a, b, strict=True))
 
 
 @KINDS
