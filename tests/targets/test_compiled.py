@@ -12,10 +12,12 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from dspark.kernels.program import Program
+from dspark.kernels.rows import copy_call
 from dspark.kernels.tiles import can_tile
+from dspark.kernels.whole import can_count
 from dspark.nn import shelf as shelves
 from dspark.nn.forms import smallest
-from dspark.targets.compiled import FEW_ROWS
+from dspark.targets.compiled import FEW_ROWS, CompiledSteps, _StepProgram
 from dspark.targets.model import Forward, Target
 from dspark.targets.ragged import RaggedBatch
 from dspark.targets.session import TargetSession
@@ -115,6 +117,48 @@ def test_steps_of_all_sizes_share_one_room_for_rows_in_tiles() -> None:
         target.forward(torch.arange(3, 3 + rows) % VOCAB, RaggedBatch(cache, cache.tables(), [rows]))
         sizes.add(sum(room.nbytes for room in shelf._rooms._kept.values()))
     assert len(sizes) == 1
+
+
+@pytest.mark.parametrize(
+    "rounding",
+    [
+        None,
+        pytest.param(torch.int16, marks=pytest.mark.skipif(not can_count(), reason="no 8-bit products (VNNI)")),
+        pytest.param(torch.bfloat16, marks=pytest.mark.skipif(not can_tile(), reason="no bf16 products")),
+    ],
+)
+def test_one_program_is_for_all_long_steps(rounding: torch.dtype | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever their order, and it gives the numbers that a program for their size alone gives."""
+    made, init = [], _StepProgram.__init__
+
+    def counted(own: _StepProgram, steps: CompiledSteps, rows: int, *rest: Any) -> None:
+        made.append(rows)
+        init(own, steps, rows, *rest)
+
+    monkeypatch.setattr(_StepProgram, "__init__", counted)
+    target = tiny_target(tiny_llama(**SIZES), rounding=rounding)
+    cache = target.new_cache(1, 200)
+    steps = [(70, 3), (65, 0), (190, 3), (66, 0), (190, 0), (191, 0), (100, 0), (65, 0), (3, 1), (128, 0)]
+    for (rows, new), mode in zip(steps, (True, False) * 5, strict=True):  # 190 are more than there was room for
+        ids = torch.randint(0, VOCAB, (rows,), generator=torch.Generator().manual_seed(rows))
+        made.clear()
+        with torch.inference_mode(mode):
+            found = target.forward(ids, RaggedBatch(cache, cache.tables(), [rows]), (1, 3))
+        assert made == [rows - less for less in range(new)]
+        alone = target.new_cache(1, 200)
+        expected = target.forward(ids, RaggedBatch(alone, alone.tables(), [rows]), (1, 3))
+        assert torch.equal(found.hidden_TD, expected.hidden_TD)
+        assert found.features_TF is not None and expected.features_TF is not None
+        assert torch.equal(found.features_TF, expected.features_TF)
+        assert all(torch.equal(a[:, :rows], b[:, :rows]) for a, b in zip(cache.keys, alone.keys, strict=True))
+
+
+def test_control_numbers_that_do_not_grow_evenly_are_no_program_for_all() -> None:
+    kernel, _ = copy_call(*torch.zeros(2, 1, 64))
+    programs = [Program([(kernel, (number, 5))]) for number in (9, 7, 4)]
+    with pytest.raises(AssertionError, match="does not grow evenly"):
+        programs[0].by_row(programs[1:])
+    assert programs[0].by_row([programs[1], Program([(kernel, (5, 5))])]).tolist() == [0, 2, 0]
 
 
 @pytest.mark.parametrize("rows", [FEW_ROWS, FEW_ROWS + 1])

@@ -40,6 +40,16 @@ class Program:
         """Where the first ``count`` numbers of some calls lie in the table, a row for each."""
         return np.array([[self._starts[call] + i for i in range(count)] for call in calls], dtype=np.int64)
 
+    def by_row(self, fewer: Sequence[Program]) -> Places:
+        """What each number of the table grows by with a row, ``fewer`` being the same calls for one row less, two less
+        and so on, all as they were made. Kernels take any number of rows from a table, at addresses that stay.
+        """
+        found = self.table - fewer[0].table
+        for less, program in enumerate(fewer, start=1):
+            straight = bool((self.table - less * found == program.table).all())
+            assert straight and program._kernels == self._kernels, "some number does not grow evenly with the rows"
+        return found
+
     def run(self, first: int = 0, end: int | None = None) -> None:
         """Run calls ``first`` to ``end`` (to the last by default)."""
         end = len(self._kernels) if end is None else end

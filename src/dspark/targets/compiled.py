@@ -64,10 +64,15 @@ class CompiledSteps:
         least, most = min(ids), max(ids)
         if least < 0 or most >= len(self.embedding_Vd):
             raise IndexError(f"token ids go from {least} to {most}; the target has 0 to {len(self.embedding_Vd) - 1}")
+        few = rows <= FEW_ROWS
         with self._shelf.lock:
             prepared = self._shelf.get(
-                cache, rows, (rows, *taps), lambda rooms: _StepProgram(self, rows, taps, cache, rooms)
+                cache,
+                rows,
+                (rows if few else 0, *taps),
+                lambda rooms: (_StepProgram if few else _LongStep)(self, rows, taps, cache, rooms),
             )
+            prepared.resize(rows)
             prepared.ids_T.copy_(ids_T)
             prepared.stack.aim(rotations, rows_T, seen)
             prepared.stack.program.run()
@@ -80,13 +85,11 @@ class _StepProgram:
 
     def __init__(self, own: CompiledSteps, rows: int, taps: tuple[int, ...], cache: KVCache, rooms: Rooms) -> None:
         width, last = own.embedding_Vd.shape[1], len(own.stack.layers) - 1
-        self.ids_T, looked_T = (rooms.room(name, 1, rows, torch.int64) for name in ("ids", "looked up"))
-        self.hidden_Td = rooms.room("hidden", width, rows).view(rows, width)
-        self.features_TF: Tensor | None = None
-        places: list[tuple[int, Tensor]] = []
-        if taps:
-            self.features_TF = rooms.room("features", len(taps) * width, rows).view(rows, -1)
-            places = list(zip(taps, self.features_TF.split(width, dim=1), strict=True))
+        self._rooms, self._width, self._taps = rooms, width, taps
+        self._see(rows)
+        looked_T = rooms.room("looked up", 1, rows, torch.int64)
+        split = () if self.features_TF is None else self.features_TF.split(width, dim=1)
+        places = list(zip(taps, split, strict=True))
 
         def kept(tap: int, x_Td: Tensor) -> list[Call]:
             return [copy_call(x_Td, place) for each, place in places if each == tap]
@@ -98,6 +101,35 @@ class _StepProgram:
 
         inner = [(tap, place) for tap, place in places if 0 <= tap < last]
         self.stack = StackProgram(own.stack.layers, rows, cache, rooms, ends, inner)
+
+    def resize(self, rows: int) -> None:
+        """It is for so many rows from now on."""
+        assert rows == len(self.ids_T)
+
+    def _see(self, rows: int) -> None:
+        """What it reads and leaves, of so many rows."""
+        self.ids_T = self._rooms.room("ids", 1, rows, torch.int64)
+        self.hidden_Td = self._rooms.room("hidden", self._width, rows).view(rows, -1)
+        self.features_TF: Tensor | None = None
+        if self._taps:
+            self.features_TF = self._rooms.room("features", len(self._taps) * self._width, rows).view(rows, -1)
+
+
+class _LongStep(_StepProgram):
+    """The program for more than ``FEW_ROWS`` rows: prompts are of all lengths, and to make it takes longer than to say
+    how many there are.
+    """
+
+    def __init__(self, own: CompiledSteps, rows: int, taps: tuple[int, ...], cache: KVCache, rooms: Rooms) -> None:
+        super().__init__(own, rows, taps, cache, rooms)
+        fewer = [_StepProgram(own, rows - less, taps, cache, rooms) for less in (1, 2)]
+        self._by_row = self.stack.program.by_row([each.stack.program for each in fewer])
+
+    def resize(self, rows: int) -> None:
+        """As many as its rooms have room for."""
+        if more := rows - len(self.ids_T):
+            self.stack.program.table += more * self._by_row
+            self._see(rows)
 
 
 def compiled_steps(base: Any, scale: float) -> CompiledSteps | None:
