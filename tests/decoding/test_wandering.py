@@ -88,6 +88,14 @@ def test_control_who_hears_plain_steps_just_behind_drafts_drafts_at_a_loss(monke
     assert gain(adaptive(flattered, hasty), texts, calm=True, cold=0.25, lasts=5) < 0.97
 
 
+def test_plain_steps_that_are_heard_say_nothing_of_what_planning_resting_ones_takes() -> None:
+    served = Served(Adaptive(costs(), lengths=lengths_of(BLOCK)), Machine(costs(), calm=True), Texts(0.9))
+    served.run(200)
+    planner = served.planner
+    assert planner is not None and planner.ledger.resting >= 8 and not planner._memory.resting.rests
+    assert planner._pace.planning(True) > 0 == planner._pace.planning(False)
+
+
 @pytest.mark.parametrize("requests", [1, 16])
 def test_copies_are_made_while_they_pay(requests: int) -> None:
     rarely, often = (gain(adaptive(MACHINE[requests]), Texts(0.05, 0.3, each), requests) for each in (0.02, 0.6))

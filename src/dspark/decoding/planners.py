@@ -255,7 +255,8 @@ class Together:
         started, seconds = time.perf_counter(), seconds - self._making_up
         self._learn(rounds, load, seconds)
         planning = time.perf_counter() - started
-        self._pace.planned(bool(load.drafting), self._spent + planning)
+        if load.drafting or self._memory.resting.rests:  # who is heard between drafts is planned as these are
+            self._pace.planned(bool(load.drafting), self._spent + planning)
         self._copied(rounds, load, seconds + planning)
 
     def make_up(self) -> None:
