@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from statistics import fmean
 from typing import Any
@@ -88,7 +89,11 @@ def test_control_who_hears_plain_steps_just_behind_drafts_drafts_at_a_loss(monke
     assert gain(adaptive(flattered, hasty), texts, calm=True, cold=0.25, lasts=5) < 0.97
 
 
-def test_plain_steps_that_are_heard_say_nothing_of_what_planning_resting_ones_takes() -> None:
+def test_plain_steps_that_are_heard_say_nothing_of_what_planning_resting_ones_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ticks = itertools.count()
+    monkeypatch.setattr(planners.time, "perf_counter", lambda: 1e-5 * next(ticks))
     served = Served(Adaptive(costs(), lengths=lengths_of(BLOCK)), Machine(costs(), calm=True), Texts(0.9))
     served.run(200)
     planner = served.planner
