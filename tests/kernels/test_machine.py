@@ -76,11 +76,12 @@ def test_few_rows_are_shared_once_and_for_all(kernel: Kernel) -> None:
 def test_whoever_has_time_helps_a_thread_that_is_held_up() -> None:
     """The first thread, in its first run, waits until the second has done all that is not in that run (or for seconds).
 
-    The table is (things done by each thread, total)."""
+    What is its own the second does first. The table is (things done by each thread, and where its runs begin, kept at
+    the number of things that it had done before; total)."""
     module = ir.Module()
     code = Code(module, "wait", (POINTER,))
     build, number = code.build, code.team()[0]
-    done, total = (code.load(code.function.args[0], code.number(i), I64) for i in range(2))
+    done, begun, total = (code.load(code.function.args[0], code.number(i), I64) for i in range(3))
 
     def some(first: object, end: object) -> None:
         before, own = build.block, build.sub(end, first)
@@ -96,14 +97,17 @@ def test_whoever_has_time_helps_a_thread_that_is_held_up() -> None:
         looks.add_incoming(code.number(0), before)
         looks.add_incoming(again, look)
         build.position_at_end(work)
-        build.atomic_rmw("add", code.at(code.pointer(done), number, I64), own, "monotonic")
+        before_this = build.atomic_rmw("add", code.at(code.pointer(done), number, I64), own, "monotonic")
+        place = build.add(build.mul(number, total), before_this)
+        code.store(first, code.pointer(begun), place, I64)
 
     code.shared(total, code.number(40), some)
     build.ret_void()
     torch.set_num_threads(2)
-    done_by = torch.zeros(2, dtype=torch.int64)
-    Kernel(module, "wait")(done_by.data_ptr(), 128)
+    done_by, begun_T = torch.zeros(2, dtype=torch.int64), torch.full((256,), -1)
+    Kernel(module, "wait")(done_by.data_ptr(), begun_T.data_ptr(), 128)
     assert done_by.tolist() == [48, 80]
+    assert [first for first in begun_T[128:].tolist() if first >= 0] == [64, *range(112, 128, 2), *range(48, 64, 2)]
 
 
 def test_a_program_that_runs_again_shares_again(kernel: Kernel) -> None:
