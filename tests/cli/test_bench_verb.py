@@ -85,7 +85,7 @@ def test_control_a_changed_text_fails_it(
     [
         (["--concurrency", "1,x"], "--concurrency '1,x' is not understood; expected numbers from 1 on"),
         (["--concurrency", "0"], "--concurrency '0' is not understood"),
-        (["--modes", "off,fast"], "no mode 'fast'; expected off, ngram, adaptive, or fixedK"),
+        (["--modes", "off,fast"], "no mode 'fast'; expected off, ngram, adaptive, delayed, or fixedK"),
         (["--modes", "off,fixed9"], "mode fixed9 asks for 9 drafts, the drafter's blocks have 4"),
         (["--modes", "off,mtp1"], "mode mtp1 drafts with an MTP-1 checkpoint, and the drafter is of kind dspark"),
         (["--modes", "off,off"], "--modes off,off names one twice"),

@@ -9,7 +9,7 @@ import pytest
 
 from dspark.decoding.engine import Engine, Limits
 from dspark.decoding.named import Speculation
-from dspark.decoding.planners import Adaptive
+from dspark.decoding.planners import Adaptive, Together
 from dspark.decoding.request import Request
 from dspark.decoding.single import Decoder
 from dspark.foundation.errors import UserError
@@ -20,7 +20,7 @@ from dspark.speculation.sampling import Sampling
 from tiny import tiny_drafter, tiny_target
 
 COSTS = CostModel((1, 8, 32), (1, 8), (1.0, 0.2, 2.0, 0.0, 0.0, 0.0, 0.0, 0.05, 0.1, 0.0, 0.0))
-MODES = ["off", "fixed1", "fixed3", "ngram", "adaptive"]
+MODES = ["off", "fixed1", "fixed3", "ngram", "adaptive", "delayed"]
 
 
 def requests(count: int, name: str = "", tokens: int = 12) -> list[Request]:
@@ -64,7 +64,7 @@ def test_every_mode_answers_the_same_in_turn_and_users_are_always_as_many() -> N
     turns = [requests(6, f"{turn}/") for turn in range(4)]  # the last one is not measured
     Interleaved(target, drafter, modes, Adaptive(COSTS), ticking()).measure(3, turns, hear)
     assert sorted(heard) == sorted((mode, turn) for mode in MODES for turn in range(3))
-    assert [mode for mode, _ in heard[:6]] == [*MODES, "fixed1"], "another mode begins each turn"
+    assert [mode for mode, _ in heard[: len(MODES) + 1]] == [*MODES, "fixed1"], "another mode begins each turn"
     decoder = Decoder(target)
     plain = {each.id: decoder.answer(each, "plain").output_ids for turn in turns[:-1] for each in turn}
     assert all(texts(mine) == plain for mine in runs.values())
@@ -74,20 +74,33 @@ def test_every_mode_answers_the_same_in_turn_and_users_are_always_as_many() -> N
     decided = {name: sum(run.ledger[name] for run in runs["adaptive"]) for name in runs["adaptive"][0].ledger}
     assert decided["steps"] > 0 and decided["drafted"] >= decided["verified"] > 0
     assert decided["seconds"] > 0 and decided["foretold"] > 0
+    assert sum(run.ledger["drafted"] for run in runs["delayed"]) > 0
     assert shapes["off"]["planner"] == {}
 
 
 def test_modes_that_are_none_are_refused() -> None:
     for name in ("fixed", "fixed0", "fixed-1", "Off", "mtp"):
-        with pytest.raises(UserError, match=f"no mode '{name}'; expected off, ngram, adaptive, or fixedK"):
+        with pytest.raises(UserError, match=f"no mode '{name}'; expected off, ngram, adaptive, delayed, or fixedK"):
             Speculation.named(name, 4)
     with pytest.raises(UserError, match="asks for 5 drafts, the drafter's blocks have 4"):
         Speculation.named("fixed5", 4)
     with pytest.raises(UserError, match="mtp1 drafts with an MTP-1 checkpoint, and the drafter is of kind dspark"):
         Speculation.named("mtp1", 4, "dspark")
-    for name in ("fixed1", "adaptive", "mtp1"):
+    for name in ("fixed1", "adaptive", "delayed", "mtp1"):
         with pytest.raises(UserError, match="there is no drafter"):
             Speculation.named(name, None)
     assert Speculation.named("ngram", None).fixed is None
-    with pytest.raises(UserError, match="nobody has measured"):
-        Speculation.named("adaptive", 4).planner(None, 1, 4)
+    for name in ("adaptive", "delayed"):
+        with pytest.raises(UserError, match=f"mode {name} plans by what steps cost, and nobody has measured"):
+            Speculation.named(name, 4).planner(None, 1, 4)
+
+
+def test_delayed_is_adaptive_with_a_budget_from_two_steps_ago() -> None:
+    adaptive = Adaptive(COSTS, lengths=(1, 2, 4))
+    assert adaptive.delayed == Adaptive(COSTS, form="averaged", delay=2, lengths=(1, 2, 4))
+    for name, planned in (("adaptive", adaptive), ("delayed", adaptive.delayed)):
+        planner = Speculation.named(name, 4).planner(adaptive, 2, 4)
+        assert isinstance(planner, Together)
+        scheduler = planner._planning.scheduler
+        assert (scheduler.form, scheduler.delay) == (planned.form, planned.delay)
+        assert len(planner._memory.pasts) == planned.delay

@@ -120,7 +120,7 @@ def test_mistakes_are_one_line_before_anything_is_loaded(capfd: pytest.CaptureFi
             (["--mode", "warp"], "no mode 'warp'"),
             (["--port", 99999], "'--port'"),
             (["--host", "256.1.1.1"], "can't listen"),
-            (["--mode", "off", "--costs", "x"], "--costs is for mode adaptive"),
+            (["--mode", "off", "--costs", "x"], "--costs is for modes adaptive and delayed"),
             (["--max-waiting", -1], "'--max-waiting'"),
         ):
             assert main(["serve", "--target", "nowhere", "--port", "0", *map(str, wrong)]) == 2

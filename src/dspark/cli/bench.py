@@ -45,7 +45,7 @@ _FEWEST = 8  # prompts of a row
 
 ConcurrencyOption = Annotated[str, typer.Option("--concurrency", help="Users at once: one or several numbers.")]
 ModesOption = Annotated[
-    str, typer.Option("--modes", help="off, fixedK (K drafts), ngram, adaptive; the first is compared with.")
+    str, typer.Option("--modes", help="off, fixedK (K drafts), ngram, adaptive, delayed; the first is compared with.")
 ]
 PromptsOption = Annotated[
     list[Path] | None,
@@ -105,7 +105,7 @@ def bench(
     load, users, sampling = load_now(), numbers_of(concurrency), Sampling(temperature, top_k, top_p)
     asked = _named(modes, pair := load_pair(target, drafter, dtype, device))
     pair.target.chat.raw = raw
-    adaptive = adaptive_of(pair, max(users)) if any(mode.name == "adaptive" for mode in asked) else None
+    adaptive = adaptive_of(pair, max(users)) if any(mode.scheduled for mode in asked) else None
     measured = Interleaved(pair.target, pair.decoder.drafter, asked, adaptive, time.perf_counter, {} if trace else None)
     ids, rows = _prompt_ids(pair, prompts or []), []
     for count in users:

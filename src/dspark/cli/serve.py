@@ -45,7 +45,8 @@ ModeOption = Annotated[
     _option(
         _DECODING,
         "--mode",
-        help="off, fixedK (K drafts), ngram, adaptive. Requests may choose off or fixed themselves, unless it is off.",
+        help="off, fixedK (K drafts), ngram, adaptive, delayed (planned two steps ahead). Requests may choose off or"
+        " fixed themselves, unless it is off.",
     ),
 ]
 CostsOption = Annotated[
@@ -158,22 +159,23 @@ def _prepared(
     """The models that the mode needs, and how it plans; UserError where they do not go together."""
     from dspark.cli.bench import adaptive_of
     from dspark.cli.pair import Pair, load_drafting, load_pair
-    from dspark.decoding.named import ADAPTIVE, NGRAM, OFF, Speculation
+    from dspark.decoding.named import NGRAM, OFF, Speculation
     from dspark.decoding.single import Decoder
 
-    if costs is not None and mode != ADAPTIVE:
-        raise UserError(f"--costs is for mode adaptive, and --mode is {mode}; leave it out")
+    scheduled = Speculation.named(mode, _ANY_BLOCK).scheduled
+    if costs is not None and not scheduled:
+        raise UserError(f"--costs is for modes adaptive and delayed, and --mode is {mode}; leave it out")
     print(f"loading   {target}; 'listening' says when it may be asked", flush=True)
     if mode in (OFF, NGRAM):
         return load_pair(target, None, dtype, device), Speculation.named(mode, None), None
-    if mode != ADAPTIVE:
+    if not scheduled:
         pair = Pair(Decoder(*load_drafting(target, drafter, dtype, device)), drafter)
     else:
         pair = load_pair(target, drafter, dtype, device)
     assert pair.decoder.drafter is not None
     config = pair.decoder.drafter.config
     speculation = Speculation.named(mode, config.block_size, config.kind)
-    if mode != ADAPTIVE:
+    if not scheduled:
         return pair, speculation, None
     return pair, speculation, adaptive_of(pair, slots, None if costs is None else _read(costs))
 

@@ -1,4 +1,4 @@
-"""Modes as users name them: off, fixed1 ... fixedK, ngram, adaptive, mtp1."""
+"""Modes as users name them: off, fixed1 ... fixedK, ngram, adaptive, delayed, mtp1."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dspark.foundation.errors import UserError
 from dspark.speculation.planner.single import Planning
 from dspark.targets.model import Target
 
-OFF, NGRAM, ADAPTIVE, MTP1 = "off", "ngram", "adaptive", "mtp1"
+OFF, NGRAM, ADAPTIVE, DELAYED, MTP1 = "off", "ngram", "adaptive", "delayed", "mtp1"
 _FIXED = re.compile(r"fixed([1-9]\d*)")
 
 
@@ -26,8 +26,9 @@ class Speculation:
     """A mode by its name: what drafts, and how much of it is verified.
 
     ``off`` drafts nothing, ``fixedK`` drafts and verifies K tokens in every round, ``ngram`` copies what followed the
-    same words before, ``adaptive`` leaves it to the scheduler, ``mtp1`` is ``fixed1`` with an MTP-1 drafter, the usual
-    baseline. ``fixed``: that K.
+    same words before, ``adaptive`` leaves it to the scheduler, ``delayed`` as well, which then knows what was over two
+    steps ago (``Adaptive.delayed``), ``mtp1`` is ``fixed1`` with an MTP-1 drafter, the usual baseline. ``fixed``: that
+    K.
     """
 
     name: str
@@ -39,10 +40,10 @@ class Speculation:
         for drafters of another ``kind`` (None: not known yet).
         """
         found = _FIXED.fullmatch(name)
-        if found is None and name not in (OFF, NGRAM, ADAPTIVE, MTP1):
+        if found is None and name not in (OFF, NGRAM, ADAPTIVE, DELAYED, MTP1):
             raise UserError(
-                f"no mode {name!r}; expected off, ngram, adaptive, or fixedK with K drafts, like fixed4, or mtp1 with a"
-                " drafter of that kind"
+                f"no mode {name!r}; expected off, ngram, adaptive, delayed, or fixedK with K drafts, like fixed4, or"
+                " mtp1 with a drafter of that kind"
             )
         if block is None and name not in (OFF, NGRAM):
             raise UserError(
@@ -55,13 +56,18 @@ class Speculation:
             raise UserError(f"mode {name} asks for {fixed} drafts, the drafter's blocks have {block}")
         return cls(name, fixed)
 
+    @property
+    def scheduled(self) -> bool:
+        """Whether a scheduler plans its steps, by what these cost."""
+        return self.name in (ADAPTIVE, DELAYED)
+
     def planner(self, adaptive: Adaptive | None, slots: int, block: int) -> StepPlanner | None:
         """What plans its steps for up to ``slots`` requests and may outlive an engine; None where nothing has to."""
-        if self.name != ADAPTIVE:
+        if not self.scheduled:
             return None
         if adaptive is None:
-            raise UserError("mode adaptive plans by what steps cost, and nobody has measured that")
-        return Together(adaptive, slots, block)
+            raise UserError(f"mode {self.name} plans by what steps cost, and nobody has measured that")
+        return Together(adaptive.delayed if self.name == DELAYED else adaptive, slots, block)
 
     def choosing(self, adaptive: Adaptive | None, slots: int, block: int) -> StepPlanner:
         """The same for requests that may choose otherwise (``Request.drafts``)."""
@@ -87,7 +93,7 @@ class Speculation:
             limits,
             mode,
             drafter if mode == "dspark" else None,
-            lookup=self.name == ADAPTIVE,
+            lookup=self.scheduled,
             greedy=self._whole,
             sampled=self._whole,
             planner=planner,

@@ -135,6 +135,13 @@ class Adaptive:
     lengths: tuple[int, ...] = ()
     copies: bool = False
 
+    @property
+    def delayed(self) -> Adaptive:
+        """The same for a pipeline that lays out a step while the one before it runs: how many drafts are verified is
+        fixed by what was over two steps ago, which ones by their own confidence (section 5.3, averaged).
+        """
+        return replace(self, form="averaged", delay=2)
+
     def planning(self, seconds: RoundSeconds, slots: int) -> JointPlanning:
         """By what rounds take, for up to ``slots`` requests."""
         holds, rounds = HOLDS if self.form == "price" else 1, max(_ROUNDS, slots)  # a budget is made for its own step
