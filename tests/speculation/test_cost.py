@@ -57,7 +57,7 @@ def test_a_fit_through_noise_is_nearer_than_the_noise() -> None:
 def test_more_work_never_takes_less_time(weights: tuple[float, ...], load: Load, more: str) -> None:
     for padded in ((), (8, 64, 512)):
         model = CostModel(TOKENS, REQUESTS, weights, padded)
-        assert model.seconds(replace(load, **{more: getattr(load, more) + 1})) >= model.seconds(load) - 1e-9
+        assert model.seconds(load._replace(**{more: getattr(load, more) + 1})) >= model.seconds(load) - 1e-9
 
 
 def test_a_measurement_that_falls_is_fitted_by_one_that_does_not() -> None:
@@ -74,7 +74,7 @@ def test_rounds_are_steps_of_more_tokens(load: Load, drafts: int, padded: tuple[
     seconds = model.rounds(load, drafts)
     each = (TRUE.weights[7] * load.reads + TRUE.weights[8] * load.laws) / load.tokens
     for n in {0, drafts // 2, drafts}:
-        grown = replace(load, tokens=load.tokens + n)
+        grown = load._replace(tokens=load.tokens + n)
         expected = model.seconds(grown) + n * each
         assert seconds[n] == pytest.approx(expected, rel=1e-9)
 

@@ -247,6 +247,8 @@ class Together:
 
         A step with copies alone leaves the promise that there is.
         """
+        if self._planning.scheduler.delay < 2:
+            return
         drafts = () if self._planned is None else self._planned.drafts
         if not any(draft.slots and draft.source == "drafter" for draft in drafts):
             return
@@ -374,6 +376,6 @@ class Together:
         """
         base = self._base
         reads, laws = (drafted * each // max(1, base.requests) for each in (base.context, base.laws))
-        load = replace(base, drafting=drafted, reads_drafting=reads, laws_drafting=laws)
+        load = base._replace(drafting=drafted, reads_drafting=reads, laws_drafting=laws)
         seconds = self.costs.rounds(load, drafts)
         return seconds * (self._pace.dearer if drafted else 1.0) + self._pace.planning(bool(drafted))

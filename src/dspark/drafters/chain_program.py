@@ -47,7 +47,7 @@ class ChainProgram:
         """
         positions_KR, rows_KR, seen = places
         slots, requests = rows_KR.shape
-        rotations = self.compiled.rotations.at(positions_KR.flatten()).split(requests)
+        rotations = self.compiled.rotations.at(positions_KR.flatten().tolist()).split(requests)
         with self._shelf.lock:
             prepared = self.prepare(requests, slots, cache, chance is not None)
             prepared.choice.load(anchors, chance)

@@ -74,7 +74,7 @@ class CompiledBackbone(nn.Module):
 
     def take(self, features_TF: Tensor, positions_T: Tensor, rows_T: Tensor, cache: KVCache) -> None:
         """Write the context rows of committed positions to ``rows_T`` of every layer (Eq. 2 and 3)."""
-        rotation = self.rotations.at(positions_T)
+        rotation = self.rotations.at(positions_T.tolist(), positions_T)
         with self._shelf.lock:
             rows = len(features_TF)
             program = self._shelf.get(cache, rows, (rows,), lambda rooms: _TakeProgram(self, rows, cache, rooms))
@@ -84,7 +84,7 @@ class CompiledBackbone(nn.Module):
         """``h [R, K, d]`` after the final norm, T = R * K; the blocks' own rows go to ``rows_T``."""
         masks = [self.config.mask_token_id] * (len(positions_T) // len(anchors) - 1)
         ids_T = torch.tensor([token for anchor in anchors for token in (anchor, *masks)])
-        x_Td, rotations = self._embed(ids_T), (self.rotations.at(positions_T),)
+        x_Td, rotations = self._embed(ids_T), (self.rotations.at(positions_T.tolist(), positions_T),)
         hidden_Td: Tensor = self.norm(self.stack.run(x_Td, rotations, cache, rows_T, plan.seen))
         return hidden_Td.view(len(anchors), -1, hidden_Td.shape[-1])
 

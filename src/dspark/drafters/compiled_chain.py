@@ -92,7 +92,7 @@ class CompiledChain(nn.Module):
         ``places``: their positions and rows.
         """
         positions_T, rows_T = places
-        rotation, rows = self.rotations.at(positions_T), len(rows_T)
+        rotation, rows = self.rotations.at(positions_T.tolist(), positions_T), len(rows_T)
         with self._taken.lock:
             program = self._taken.get(
                 cache, rows, (rows,), lambda rooms: _TakeProgram(self, rows, cache, hidden_Sd, rooms)
@@ -107,7 +107,7 @@ class CompiledChain(nn.Module):
         ``places``: positions and rows of the pairs, and what they see.
         """
         positions_R, rows_R, seen = places
-        rotation, requests = self.rotations.at(positions_R), len(rows_R)
+        rotation, requests = self.rotations.at(positions_R.tolist(), positions_R), len(rows_R)
         with self._steps.lock:
             step = self._steps.get(
                 cache, requests, (requests,), lambda rooms: _StepProgram(self, requests, cache, rooms)

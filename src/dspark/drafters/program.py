@@ -64,18 +64,19 @@ class DraftProgram:
         is NaN.
         """
         positions, rows_T, seen = places
-        rotation = self.backbone.rotations.at(torch.tensor(positions), positions)
+        rotation = self.backbone.rotations.at(positions)
         with self._shelf.lock:
             prepared = self.prepare(len(anchors), slots, cache, chance is not None)
             prepared.choice.load(anchors, chance)
             masks = [self.backbone.config.mask_token_id] * (len(positions) - len(anchors))
-            prepared.tokens_T.copy_(torch.tensor([*anchors, *masks]))
+            prepared.tokens[:] = [*anchors, *masks]
             prepared.stack.aim((rotation,), rows_T, seen)
             prepared.stack.program.run()
             chosen = prepared.choice.chosen()
             confidence_KR = chosen.peaks_KR
             if self.confidence is not None:
-                confidence_KR = self.confidence.whole(prepared.confidence_KR, chosen.ids_KR[:-1])
+                by_id = self.confidence.by_id
+                confidence_KR = prepared.confidence + (by_id if len(by_id) == 1 else by_id[chosen.ids_KR[:-1]])
             return chosen.drafted(confidence_KR)
 
     def prepare(self, requests: int, slots: int, cache: KVCache, sampled: bool = False) -> _Program:
@@ -95,7 +96,8 @@ class _Program:
             return rooms.room(name, width, count).view(count, width)
 
         self.choice = choice = Choice(sizes, draft.head, draft.support, rooms)
-        self.tokens_T, looked_T = (rooms.room(name, 1, rows, torch.int64) for name in ("tokens", "looked up"))
+        tokens_T, looked_T = (rooms.room(name, 1, rows, torch.int64) for name in ("tokens", "looked up"))
+        self.tokens = tokens_T.numpy()
         """What the block reads: the anchors, then masks."""
         base_TV, hidden_Td = room("base", width), room("hidden", draft.head.in_features)
         embedded_Rr = room("embedded", draft.previous.shape[1], requests)
@@ -104,7 +106,7 @@ class _Program:
         if confidence is not None:
             assert isinstance(confidence.product, PanelLinear)
             confidence_TN = room("confidence", confidence.product.panels.padded)
-            self.confidence_KR = confidence_TN[:, 0].view(slots, requests)
+            self.confidence = confidence_TN[:, 0].view(slots, requests).numpy()
             calls.append(product_call(confidence.product, hidden_Td, confidence_TN, rooms))
         calls.append(product_call(draft.head, hidden_Td, base_TV, rooms))
         ahead, steps = steps_of(draft.markov, hidden_Td, embedded_Rr, rooms)
@@ -119,7 +121,7 @@ class _Program:
         calls.append(choice.look_up(slots, draft.previous, embedded_Rr))
 
         def ends(x_Td: Tensor) -> tuple[Sequence[Call], Sequence[Call]]:
-            embed = follow_call(self.tokens_T, None, looked_T, draft.embedding, x_Td, draft.embedding_scale)
+            embed = follow_call(tokens_T, None, looked_T, draft.embedding, x_Td, draft.embedding_scale)
             return [embed], [norm_call(x_Td, hidden_Td, norm.weight, norm.eps), *calls]
 
         self.stack = StackProgram(draft.backbone.stack.layers, rows, cache, rooms, ends)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from copy import copy
 from itertools import accumulate, chain, pairwise
 
+import numpy as np
 import torch
 
 from dspark.kernels.machine import NUMBER
@@ -49,10 +50,10 @@ class Seen:
         self._lay_out()
 
     def _lay_out(self) -> None:
-        """In one tensor: what a step is told in small pieces takes longer to make than to read."""
+        """In one array: what a step is told in small pieces takes longer to make than to read."""
         shares = _shares([end for _, _, end, _ in self._tokens], torch.get_num_threads())
-        self._numbers = torch.tensor([*self._blocks, *chain.from_iterable(self._tokens), *shares])
-        blocks = self._numbers.data_ptr()
+        self._numbers = np.array([*self._blocks, *chain.from_iterable(self._tokens), *shares], dtype=np.int64)
+        blocks: int = self._numbers.__array_interface__["data"][0]
         tokens = blocks + NUMBER * len(self._blocks)
         self.addresses = blocks, tokens, tokens + NUMBER * _OF_TOKEN * len(self._tokens)
         """What the kernel's table begins with."""

@@ -42,17 +42,18 @@ class RotationTable:
         self._compute = compute
         self._table = torch.empty(0)
 
-    def at(self, positions_T: Tensor, positions: Sequence[int] | None = None) -> Tensor:
-        """Of ``positions_T`` (int64, not empty), which are ``positions`` (None: they are read from it)."""
-        table, positions = self._table, positions_T.tolist() if positions is None else positions
-        first, last = positions[0], max(positions)
+    def at(self, positions: Sequence[int], positions_T: Tensor | None = None) -> Tensor:
+        """Of ``positions``, at least one; ``positions_T``: the same as a tensor on the table's device, if there is one
+        (None: on a CPU).
+        """
+        table, first, last = self._table, positions[0], max(positions)
         if last >= len(table):
-            rows = max(self._FIRST, 1 << last.bit_length())
+            rows, device = max(self._FIRST, 1 << last.bit_length()), None if positions_T is None else positions_T.device
             with torch.inference_mode(False), torch.no_grad():  # kept, and read in either mode
-                table = self._table = self._compute(torch.arange(rows, device=positions_T.device))
+                table = self._table = self._compute(torch.arange(rows, device=device))
         if positions == [*range(first, last + 1)]:  # of one request
             return table[first : last + 1]
-        return table.index_select(0, positions_T)
+        return table.index_select(0, torch.tensor(positions) if positions_T is None else positions_T)
 
 
 def rotate(x: Tensor, at: Rotary) -> Tensor:

@@ -24,7 +24,7 @@ from math import log
 from operator import attrgetter
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,8 +43,7 @@ _BASE = 4  # prices of a request, its context, positions read and laws
 _PRICES = _BASE + 2  # and of positions read and laws by drafts
 
 
-@dataclass(frozen=True)
-class Load:
+class Load(NamedTuple):
     """What a step works on: ``tokens`` of the target's pass (anchors, drafts that are verified, pieces of prompts) of
     ``requests``, whose cached positions are the ``context``, and the positions that these tokens' attention ``reads``;
     ``drafting``: tokens that the drafter drafts first, all of its blocks, and what its attention ``reads_drafting``.

@@ -73,7 +73,7 @@ class CompiledSteps:
                 lambda rooms: (_StepProgram if few else _LongStep)(self, rows, taps, cache, rooms),
             )
             prepared.resize(rows)
-            prepared.ids_T.copy_(ids_T)
+            prepared.ids[:] = ids
             prepared.stack.aim(rotations, rows_T, seen)
             prepared.stack.program.run()
             features_TF = prepared.features_TF
@@ -109,6 +109,7 @@ class _StepProgram:
     def _see(self, rows: int) -> None:
         """What it reads and leaves, of so many rows."""
         self.ids_T = self._rooms.room("ids", 1, rows, torch.int64)
+        self.ids = self.ids_T.numpy()
         self.hidden_Td = self._rooms.room("hidden", self._width, rows).view(rows, -1)
         self.features_TF: Tensor | None = None
         if self._taps:

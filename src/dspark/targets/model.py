@@ -268,7 +268,7 @@ class Target:
         and the last layer's is behind the final norm (as in transformers' hidden states).
         """
         if self._compiled is not None and (len(ids_T) <= FEW_ROWS or not batch.plan.hurried):
-            rotations = [each.at(batch.positions_T, batch.positions) for each in self._rotations]
+            rotations = [each.at(batch.positions, batch.positions_T) for each in self._rotations]
             where = batch.cache, batch.rows_T, batch.plan.seen
             found = Forward(*self._compiled.run(ids_T, rotations, *where, tuple(taps)))
         else:

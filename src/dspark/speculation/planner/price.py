@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -26,6 +27,11 @@ class Prices:
     steps: Numbers
     slopes: Numbers
 
+    @cached_property
+    def lists(self) -> tuple[list[float], list[float]]:
+        """Both as numbers, for few drafts."""
+        return self.slopes.tolist(), self.steps.tolist()
+
     @classmethod
     def of(cls, seconds: Numbers) -> Prices:
         """Of complete rounds that verify 0, 1, ... N drafts, ``[N+1]``."""
@@ -40,17 +46,18 @@ def worth_their_price(present: Present, rate: float, prices: Prices) -> Plan:
     lossless like Algorithm 1.
     """
     survival_N, whose_N = present.ranked()
-    drafts = _worth(survival_N, rate, prices.slopes)
-    drafts += _worth(survival_N[drafts:], rate, prices.steps[drafts:])
+    slopes, steps = prices.lists if isinstance(survival_N, list) else (prices.slopes, prices.steps)
+    drafts = _worth(survival_N, rate, slopes)
+    drafts += _worth(survival_N[drafts:], rate, steps[drafts:])
     return Plan.first(whose_N, drafts, present.requests)
 
 
-def _worth(survival_N: Ranked, rate: float, prices: Numbers) -> int:
+def _worth(survival_N: Ranked, rate: float, prices: Ranked) -> int:
     """How many of the first are above their price."""
-    if isinstance(survival_N, np.ndarray):
+    if isinstance(prices, np.ndarray):
         too_dear = np.flatnonzero(survival_N <= rate * prices[: len(survival_N)])
         return int(too_dear[0]) if len(too_dear) else len(survival_N)
-    each = zip(survival_N, prices.tolist(), strict=False)
+    each = zip(survival_N, prices, strict=False)
     return next((n for n, (survival, price) in enumerate(each) if survival <= rate * price), len(survival_N))
 
 
