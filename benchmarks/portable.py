@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 DIGITS = 6  # of a number: more than any measurement has
+RECORDED = "docs/results"  # in the repository: where records and their page go
 _LONG = ("identical_gaps", "ngram_identical_gaps")  # an entry a text that differs; the record counts them as well
 
 
@@ -44,9 +45,13 @@ def provenance(line: Sequence[str], minutes: float, load: float, repository: Pat
 
 
 def _commit(repository: Path) -> str | None:
-    """Of the code that measured, None where there is no git."""
-    command = ["git", "-C", str(repository), "describe", "--always", "--dirty", "--abbrev=12"]
+    """Of the code that measured, "-dirty" where it was changed since, by more than records of measurements; None where
+    there is no git.
+    """
+    git = ["git", "-C", str(repository)]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ".", f":!{RECORDED}"], check=False)
     except (OSError, subprocess.CalledProcessError):
         return None
+    return head.stdout.strip() + "-dirty" * bool(changed.returncode)

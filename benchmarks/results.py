@@ -25,7 +25,7 @@ from pathlib import Path
 
 from agreement import compare
 from measurements import MEASUREMENTS, Measurement, options_of, prompts_in
-from portable import portable, provenance
+from portable import RECORDED, portable, provenance
 
 from dspark.foundation.artifacts import read_json, write_json
 from dspark.foundation.errors import UserError
@@ -33,7 +33,7 @@ from dspark.foundation.errors import UserError
 Verb = Callable[[Sequence[str]], int]  # runs a command line's words; its exit code
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "docs" / "results"
+RESULTS = ROOT / RECORDED
 COMPARISON = "comparison.jsonl"  # hours of training, so shown where it lies and not made here (compare_drafters.py)
 BUSY = 0.5  # load of the last minute from which on nothing is measured
 PARTS = (*dict.fromkeys(each.verb for each in MEASUREMENTS), "report")

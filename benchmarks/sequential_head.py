@@ -33,13 +33,21 @@ from dspark.speculation.sampling import Sampling
 from dspark.targets.model import Target
 from dspark.training.validation import Validation, validate
 
+GREEDY = Sampling()
 OWN_PROMPTS = Path(__file__).parents[1] / "src" / "dspark" / "assets" / "demo" / "prompts.jsonl"
 
 
-def contexts(target: Target, drafter: DSparkDrafter, prompts: list[Path], limit: int, tokens: int) -> OnlineFeatures:
-    """Features of the target's greedy answers."""
+def contexts(
+    target: Target,
+    drafter: DSparkDrafter,
+    prompts: list[Path],
+    limit: int,
+    tokens: int,
+    sampling: Sampling = GREEDY,
+) -> OnlineFeatures:
+    """Features of the target's answers."""
     chosen = [target.chat.prompt_ids(p.first_messages()) for p in read_in_turn(prompts, limit)]
-    requests = [Request(f"{i}", ids, Sampling(), 0, tokens) for i, ids in enumerate(chosen)]
+    requests = [Request(f"{i}", ids, sampling, i, tokens) for i, ids in enumerate(chosen)]
     longest = max(map(len, chosen)) + tokens
     answered = Engine(target, requests, Limits(len(requests), len(requests) * (longest + 64))).run()
     examples = [Example(c.request.id, c.request.prompt_ids + c.output_ids, len(c.request.prompt_ids)) for c in answered]

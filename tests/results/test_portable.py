@@ -40,10 +40,25 @@ def test_how_a_record_was_made(tmp_path: Path) -> None:
 
 
 def test_the_commit_of_what_measured(tmp_path: Path) -> None:
-    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
-    for words in (["init", "-q"], [*who, "commit", "-q", "--allow-empty", "-m", "x"]):
-        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
-    found = subprocess.run(
-        ["git", "-C", str(tmp_path), "rev-parse", "HEAD"], check=True, capture_output=True, text=True
-    )
-    assert found.stdout.startswith(provenance([], 0, 0, tmp_path)["commit"])
+    def git(*words: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        command = ["git", "-C", str(tmp_path), *who, *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    def commit() -> str:
+        found: str = provenance([], 0, 0, tmp_path)["commit"]
+        return found
+
+    record, code = tmp_path / "docs" / "results" / "records" / "eval.json", tmp_path / "code.py"
+    record.parent.mkdir(parents=True)
+    record.write_text("before")
+    code.write_text("before")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "x")
+    head = git("rev-parse", "HEAD")[:12]
+    assert commit() == head
+    record.write_text("a later measurement")
+    assert commit() == head, "what is measured first does not change the code that measures the rest"
+    code.write_text("after")
+    assert commit() == f"{head}-dirty"

@@ -45,9 +45,10 @@ class Ledger:
     def came(self, rounds: Sequence[Round], expected: float) -> None:
         """Of its drafts."""
         self.rounds += len(rounds)
-        self.drafted += sum(round.drafted for round in rounds)
-        self.verified += sum(round.verified for round in rounds)
-        self.accepted += sum(round.accepted for round in rounds)
+        for round in rounds:
+            self.drafted += round.drafted
+            self.verified += round.verified
+            self.accepted += round.accepted
         self.expected += expected
 
     def took(self, seconds: float, foretold: float) -> None:

@@ -113,7 +113,9 @@ class CostModel:
 
     def seconds(self, load: Load) -> float:
         """Of one step."""
-        tokens = next((size for size in self.padded if size >= load.tokens), load.tokens)
+        tokens = load.tokens
+        if self.padded:
+            tokens = next((size for size in self.padded if size >= tokens), tokens)
         return self._rest(load) + _height(self._step_curve, tokens)
 
     def rounds(self, load: Load, drafts: int) -> Numbers:

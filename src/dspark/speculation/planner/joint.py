@@ -87,8 +87,12 @@ class JointPlanning:
         if not any(draft.slots for draft in drafts):
             return self.nothing(slots)
         kinds = [(sampling, *_kind(draft)) for sampling, draft in zip(samplings, drafts, strict=True)]
-        known = {kind: self._through(memory, *kind) for kind in dict.fromkeys(kinds)}
-        readings = tuple(_read(draft, *known[kind]) for kind, draft in zip(kinds, drafts, strict=True))
+        if kinds.count(kinds[0]) == len(kinds):  # mostly; hashing settings takes longer than comparing them
+            through = self._through(memory, *kinds[0])
+            readings = tuple(_read(draft, *through) for draft in drafts)
+        else:
+            known = {kind: self._through(memory, *kind) for kind in dict.fromkeys(kinds)}
+            readings = tuple(_read(draft, *known[kind]) for kind, draft in zip(kinds, drafts, strict=True))
         tilts = tuple(memory.tilts[i] for i in slots.tolist())
         # Broken slots are counted as drafted and will not stand: how many there are must not depend on what was drawn.
         present = Present.of([_survival(*each) for each in zip(drafts, readings, tilts, strict=True)])

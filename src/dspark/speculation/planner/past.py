@@ -51,24 +51,26 @@ class Past:
 
     def after(self, over: Present, slots: Counts) -> Past:
         """With a step that is over now; ``slots [R]`` of its requests."""
-        recent, sums, counts = [*self.recent], [0.0] * self.block, [0] * self.block
+        reach = min(self.block, max(map(len, over.rows), default=0))
+        if not reach:
+            return self.faded()
+        recent, sums, counts = [*self.recent], [0.0] * reach, [0] * reach
         for slot, survival in zip(slots.tolist(), over.rows, strict=True):
             if survival:
-                seen = survival[: self.block]
+                seen = survival[:reach]
                 recent[slot] = (seen, *recent[slot][: _REMEMBERED - 1])
                 for k, a in enumerate(seen):
                     sums[k] += a
                     counts[k] += 1
-        if not any(counts):
-            return self.faded()
-        # A step counts once, however many requests it had.
-        weight = [_FADING * w + (count > 0) for w, count in zip(self.weight, counts, strict=True)]
-        total = [_FADING * t + a / max(1, count) for t, a, count in zip(self.total, sums, counts, strict=True)]
-        reach = sum(count > 0 for count in counts) - 1
-        before = self.total[reach] / self.weight[reach] if self.weight[reach] else 0.0
+        weight, total = ([_FADING * each for each in of] for of in (self.weight, self.total))
+        for k in range(reach):  # a step counts once, however many requests it had
+            weight[k] += 1
+            total[k] += sums[k] / counts[k]
+        last = reach - 1
+        before = self.total[last] / self.weight[last] if self.weight[last] else 0.0
         if before > _NOTHING:  # behind it a draft stands as often as it did once those before it stand
-            moved = total[reach] / weight[reach] / before
-            total[reach + 1 :] = [moved * t for t in total[reach + 1 :]]
+            moved = total[last] / weight[last] / before
+            total[reach:] = [moved * t for t in total[reach:]]
         return Past(tuple(recent), tuple(weight), tuple(total))
 
     def faded(self, steps: int = 1) -> Past:
