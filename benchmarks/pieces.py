@@ -127,11 +127,11 @@ def parts_of(stack: Stack, batch: RaggedBatch, repeats: int) -> dict[str, float]
     prepared = stack.prepare(rows, batch.cache)
     rotation = torch.zeros(rows, 1, 4096, dtype=torch.complex64)
     prepared.aim((rotation,), batch.rows_T, batch.plan.seen)
-    table, starts, kernels = prepared.program.table, prepared.program.starts, prepared.program._kernels
+    table, starts, kernels = prepared.program.table, prepared.program._starts, prepared.program._kernels
     found, calls = {}, len(kernels) // len(stack.layers)
     for name, places in PARTS.items():
         chosen = [i for i in range(len(kernels)) if i % calls in places]
-        part = Program([(kernels[i], tuple(table[starts[i] : starts[i + 1]].tolist())) for i in chosen])
+        part = Program([(kernels[i], tuple(table[starts[i] : starts[i + 1] - 1].tolist())) for i in chosen])
         found[name] = timed(part.run, repeats)
     return found
 

@@ -104,7 +104,7 @@ def round_times(drafter: str, repeats: int, dtype: str = "auto") -> RoundTimes:
     slots = model.config.block_size
     program = model.program.prepare(1, slots, engine._drafter.cache).stack.program
     # A lookup, a product, a sum and a search a slot, and the last token's id.
-    first = len(program.starts) - 1 - (4 * slots + 1)
+    first = len(program._kernels) - (4 * slots + 1)
 
     def part(first: int, end: int | None = None) -> Callable[[], None]:
         return lambda: program.run(first, end)
