@@ -36,8 +36,8 @@ from dspark.training.anchors import blocks_at, choose_anchors
 from dspark.training.losses import Slots
 from dspark.training.objective import supervised_slots
 
-_ANCHORS, _SEQUENCES, _ROWS, _LARGEST = 32, 8, 512, 8
-_WIDTH, _STEPS, _EVERY, _PATIENCE, _BATCH = 64, 4000, 100, 8, 1024
+_SEQUENCES, _ROWS, _LARGEST = 8, 512, 8
+_WIDTH, _STEPS, _EVERY, _PATIENCE, _BATCH = 256, 20000, 100, 12, 1024
 _SCALARS = ("head", "peak", "largest", "entropy", "anchor")
 # What is read, and whether by a network or by one weight each.
 READS: dict[str, tuple[tuple[str, ...], bool]] = {
@@ -54,17 +54,19 @@ READS: dict[str, tuple[tuple[str, ...], bool]] = {
 @dataclass(frozen=True)
 class Known:
     """Of N drafts of one slot, all of which were reached: what was known ``[N, ...]`` by name, c* ``[N]`` (greedy: its
-    fate), what became of each and the number of its answer.
+    fate), c* at temperature 1 (what the head is taught), what became of each and the number of its answer.
     """
 
     of: dict[str, Tensor]
     chance: Tensor
+    label: Tensor
     stood: Tensor
     answer: Tensor
 
     def at(self, rows: Tensor) -> Known:
         """Some of them."""
-        return Known({n: x[rows] for n, x in self.of.items()}, self.chance[rows], self.stood[rows], self.answer[rows])
+        of = {name: x[rows] for name, x in self.of.items()}
+        return Known(of, self.chance[rows], self.label[rows], self.stood[rows], self.answer[rows])
 
     def inputs(self, names: Sequence[str]) -> Tensor:
         """``[N, w]``."""
@@ -72,25 +74,27 @@ class Known:
 
 
 @torch.no_grad()
-def known_of(target: Target, drafter: DSparkDrafter, source: OnlineFeatures, sampling: Sampling) -> list[Known]:
+def known_of(
+    target: Target, drafter: DSparkDrafter, source: OnlineFeatures, sampling: Sampling, anchors: int
+) -> list[Known]:
     """By slot."""
     slots, generator = drafter.config.block_size, torch.Generator().manual_seed(0)
     found: list[list[Known]] = [[] for _ in range(slots)]
     for first in range(0, len(source), _SEQUENCES):
         batch = source.batch(range(first, min(first + _SEQUENCES, len(source))))
-        positions_BA, valid_BA = choose_anchors(batch.supervised, _ANCHORS, generator)
+        positions_BA, valid_BA = choose_anchors(batch.supervised, anchors, generator)
         blocks = blocks_at(batch.ids, batch.supervised, positions_BA, valid_BA, slots)
         given, embedded_Nr = supervised_slots(drafter, batch, blocks)
         row_N, anchor_N, _ = blocks.supervised.nonzero(as_tuple=True)
         at_N = positions_BA[row_N, anchor_N]
         parts = []
         for c in torch.arange(len(row_N)).split(_ROWS):
-            of, chance = _laws(target, drafter, given, c, sampling)
+            of, chance, label = _laws(target, drafter, given, c, sampling)
             of |= _of_anchor(target, batch, row_N[c], at_N[c])
             of |= {"hidden": given.hidden[c], "markov": given.summed[c]}
             of["head"] = drafter.taught_confidence(given.hidden[c], embedded_Nr[c])
             stood = torch.rand(len(c), generator=generator) < chance
-            parts.append(Known(of, chance, stood, first + row_N[c]))
+            parts.append(Known(of, chance, label, stood, first + row_N[c]))
         whole = _joined(parts)
         reached = _reached(given.places, whole.stood)
         for slot in range(slots):
@@ -100,8 +104,8 @@ def known_of(target: Target, drafter: DSparkDrafter, source: OnlineFeatures, sam
 
 def _laws(
     target: Target, drafter: DSparkDrafter, given: Slots, c: Tensor, sampling: Sampling
-) -> tuple[dict[str, Tensor], Tensor]:
-    """What the drafter's laws of some slots say of themselves, and the chances of drafts from them."""
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """What the drafter's laws of some slots say of themselves, the chances of drafts from them, and the labels."""
     bias = given.summed[c] @ drafter.markov_head.output.T
     logits = with_bias(given.hidden[c] @ drafter.head.float().T, bias, drafter.markov_top_k)
     law = logits.log_softmax(dim=-1)
@@ -114,11 +118,10 @@ def _laws(
         "likeliest": drafter.embed(ids),
     }
     truth = given.target_hidden[c] @ target.ends.head.float().T
-    if sampling.greedy:
-        return of, (ids == truth.argmax(dim=-1)).float()
     true_law = truth.softmax(dim=-1)
     inside = true_law if drafter.support is None else true_law[:, drafter.support]
-    return of, torch.minimum(law.exp(), inside).sum(dim=-1)
+    label = torch.minimum(law.exp(), inside).sum(dim=-1)
+    return of, (ids == truth.argmax(dim=-1)).float() if sampling.greedy else label, label
 
 
 def _of_anchor(target: Target, batch: FeatureBatch, row: Tensor, at: Tensor) -> dict[str, Tensor]:
@@ -135,7 +138,7 @@ def _entropy(law: Tensor) -> Tensor:
 
 def _joined(parts: Sequence[Known]) -> Known:
     of = {name: torch.cat([each.of[name] for each in parts]) for name in parts[0].of}
-    rest = (torch.cat([getattr(each, name) for each in parts]) for name in ("chance", "stood", "answer"))
+    rest = (torch.cat([getattr(each, name) for each in parts]) for name in ("chance", "label", "stood", "answer"))
     return Known(of, *rest)
 
 
@@ -197,7 +200,9 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--fit", type=Path, nargs="+", required=True)
     parser.add_argument("--judge", type=Path, nargs="+", required=True)
-    parser.add_argument("--limit", type=int, default=330, help="prompts to fit to, and to judge")
+    parser.add_argument("--limit", type=int, default=330, help="prompts to judge, and to fit to")
+    parser.add_argument("--fit-limit", type=int, help="prompts to fit to, if not as many")
+    parser.add_argument("--anchors", type=int, default=32, help="blocks of an answer")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--slots", type=int, default=3)
     parser.add_argument("--temperature", type=float, default=0.0)
@@ -207,12 +212,20 @@ def main() -> None:
     folder = resolve_drafter(options.drafter)
     drafter = load_drafter(folder, target.identity, target.ends, torch.float32, target.device)
     drafter.config = replace(drafter.config, block_size=options.slots)
-    fit, judge = (
-        known_of(target, drafter, contexts(target, drafter, files, options.limit, options.tokens, sampling), sampling)
-        for files in (options.fit, options.judge)
-    )
+
+    def known(files: list[Path], limit: int) -> list[Known]:
+        source = contexts(target, drafter, files, limit, options.tokens, sampling)
+        return known_of(target, drafter, source, sampling, options.anchors)
+
+    fit, judge = known(options.fit, options.fit_limit or options.limit), known(options.judge, options.limit)
     print(f"drafts to fit to {[len(each.chance) for each in fit]}, to judge {[len(each.chance) for each in judge]}")
-    found = {"oracle c*": [auc(each.chance.double().numpy(), each.stood.numpy()) for each in judge]}
+    found = {
+        name: [auc(each.double().numpy(), slot.stood.numpy()) for each, slot in zip(chances, judge, strict=True)]
+        for name, chances in (
+            ("oracle c*", [each.chance for each in judge]),
+            ("c* at temperature 1, the head's label", [each.label for each in judge]),
+        )
+    }
     for name, (reads, network) in READS.items():
         readers = [fitted(each, reads, network) for each in fit]
         pairs = list(zip(readers, judge, strict=True))

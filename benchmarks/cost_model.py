@@ -46,7 +46,7 @@ def main() -> None:
     alone = time.perf_counter() - started
     checks = check_settings(block, options.requests, contexts, options.checks)
     steps = time_steps(target, drafter, [*grid, *checks], contexts)
-    model = fit_costs(steps[: len(grid)])
+    model = fit_costs(steps[: len(grid)], target.sizes)
     judged = steps[len(grid) :]
     errors = np.array([model.seconds(load) / seconds - 1 for load, seconds in judged])
     found = {

@@ -35,6 +35,7 @@ from dspark.training.validation import Validation, validate
 
 GREEDY = Sampling()
 OWN_PROMPTS = Path(__file__).parents[1] / "src" / "dspark" / "assets" / "demo" / "prompts.jsonl"
+_TOGETHER = 128  # answers decoded at once
 
 
 def contexts(
@@ -49,7 +50,8 @@ def contexts(
     chosen = [target.chat.prompt_ids(p.first_messages()) for p in read_in_turn(prompts, limit)]
     requests = [Request(f"{i}", ids, sampling, i, tokens) for i, ids in enumerate(chosen)]
     longest = max(map(len, chosen)) + tokens
-    answered = Engine(target, requests, Limits(len(requests), len(requests) * (longest + 64))).run()
+    together = min(len(requests), _TOGETHER)
+    answered = Engine(target, requests, Limits(together, together * (longest + 64))).run()
     examples = [Example(c.request.id, c.request.prompt_ids + c.output_ids, len(c.request.prompt_ids)) for c in answered]
     taps = drafter.config.target_layer_ids
     return OnlineFeatures(target, [e for e in examples if len(e.ids) > e.start + 1], taps, memory_bytes=1e11)

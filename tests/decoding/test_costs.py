@@ -121,3 +121,19 @@ def test_the_model_of_a_measurement_foretells_it() -> None:
     model = fit_costs([(load, truth(load)) for load in loads])
     assert max(abs(model.seconds(load) / truth(load) - 1) for load in loads) < 1e-6
     assert model.drafts == (1, 2, 4, 8) and model.tokens[-1] == 64
+
+
+def test_steps_of_fixed_sizes_cost_what_the_next_size_does() -> None:
+    sizes = (1, 2, 4, 8, 16)
+
+    def truth(load: Load) -> float:
+        size = next((size for size in sizes if size >= load.tokens), load.tokens)
+        return 4e-3 + 1e-3 * size
+
+    loads = [Load(tokens, 1) for tokens in (1, 2, 3, 5, 6, 9, 16, 24, 32)]
+    model = fit_costs([(load, truth(load)) for load in loads], sizes)
+    assert model.padded == sizes and model.tokens == (1, 2, 4, 8, 16, 24, 32)
+    for tokens in (1, 3, 4, 7, 11, 13, 28):
+        assert model.seconds(Load(tokens, 1)) == pytest.approx(truth(Load(tokens, 1)))
+    unpadded = fit_costs([(load, truth(load)) for load in loads])
+    assert unpadded.seconds(Load(7, 1)) > 1.1 * truth(Load(7, 1)), "control: the stair is seen"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dspark.kernels.seen import _BESIDES, _shares
 from dspark.nn.block_attention import attend
-from dspark.nn.blocks import BlockTable, Plan
+from dspark.nn.blocks import BlockTable, FixedPlan, Plan
 
 HEADS, GROUPS, WIDTH = 2, 3, 8
 
@@ -61,6 +61,15 @@ def steps(draw: st.DrawFn) -> tuple[int, list[BlockTable], list[int]]:
     return size, tables, counts
 
 
+def fixed_plan(tables: list[BlockTable], counts: list[int], size: int) -> FixedPlan:
+    """Every token with as many blocks as the longest request has, its own first one in place of those it lacks."""
+    most = max(len(table.blocks) for table in tables)
+    each = zip(tables, counts, strict=True)
+    places = [(table.blocks, table.length + i) for table, count in each for i in range(count)]
+    blocks_TM = torch.tensor([blocks + blocks[:1] * (most - len(blocks)) for blocks, _ in places])
+    return FixedPlan(blocks_TM, torch.tensor([position for _, position in places]), size)
+
+
 @given(
     step=steps(),
     causal=st.booleans(),
@@ -100,6 +109,10 @@ def test_every_request_sees_exactly_its_own_rows(
         expected.append(written_out(part, keys[:, own], values[:, own], table.length, causal, window, softcap, sinks_Q))
     tolerance = 1e-5 if dtype == torch.float32 else 3e-2
     torch.testing.assert_close(found.double(), torch.cat(expected), rtol=tolerance, atol=tolerance)
+    if causal:
+        fixed = fixed_plan(tables, counts, size)
+        found = attend(query.transpose(0, 1), keys, values, fixed, window=window, softcap=softcap, sinks_Q=sinks_Q)
+        torch.testing.assert_close(found.double(), torch.cat(expected), rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("compiled", [True, False])

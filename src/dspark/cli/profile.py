@@ -64,7 +64,7 @@ def profile(
     checks = check_settings(block, requests, contexts, _CHECKS)
     steps = time_steps(loaded, model, [*settings, *checks], contexts)
     measured, checked = steps[: len(settings)], steps[len(settings) :]
-    costs = fit_costs(measured)
+    costs = fit_costs(measured, loaded.sizes)
     figures = _figures(costs, measured, block) | {"median_error": _error(costs, checked)}
     figures["timed"] = _timed(costs, measured, fitted=True) + _timed(costs, checked, fitted=False)
     figures |= {"target": loaded.name, "drafter": drafter, "machine": machine_facts(loaded.device, load)}

@@ -152,18 +152,20 @@ def measured_costs(target: Target, drafter: Drafter, requests: int, context: int
     if contexts is None:
         raise UserError(f"{memory / 1e9:.1f} GB have no room for the caches of {requests} requests")
     grid = settings_of(drafter.config.block_size, requests, contexts)
-    return fit_costs(time_steps(target, drafter, grid, contexts))
+    return fit_costs(time_steps(target, drafter, grid, contexts), target.sizes)
 
 
-def fit_costs(measured: Sequence[tuple[Load, float]]) -> CostModel:
+def fit_costs(measured: Sequence[tuple[Load, float]], sizes: Sequence[int] = ()) -> CostModel:
     """The model of what was measured, with a knot at every round size that was, and at sizes of drafts that are not
-    too near to each other.
+    too near to each other; ``sizes`` that steps are padded to (``Target.sizes``).
     """
-    tokens, drafts = {load.tokens for load, _ in measured}, [1]
+    tokens = {next((size for size in sizes if size >= load.tokens), load.tokens) for load, _ in measured}
+    drafts = [1]
     for count in sorted(load.drafting for load, _ in measured):
         if count >= _APART * drafts[-1]:
             drafts.append(count)
-    return CostModel.fit(measured, [knot for knot in _MOST_KNOTS if knot == 1 or knot in tokens], drafts)
+    knots = [knot for knot in _MOST_KNOTS if knot == 1 or knot in tokens]
+    return CostModel.fit(measured, knots, drafts, sizes)
 
 
 class _Bench:

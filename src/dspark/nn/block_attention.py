@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from dspark.kernels.attention import attend_compiled, can_attend
-from dspark.nn.blocks import Group, Plan
+from dspark.nn.blocks import FixedPlan, Group, Plan
 
 
 def attend(
     query_TQD: Tensor,
     keys_HSD: Tensor,
     values_HSD: Tensor,
-    plan: Plan,
+    plan: Plan | FixedPlan,
     *,
     scale: float | None = None,
     window: int | None = None,
@@ -37,6 +37,8 @@ def attend(
     """
     heads = keys_HSD.shape[0]
     scale = query_TQD.shape[-1] ** -0.5 if scale is None else scale
+    if isinstance(plan, FixedPlan):
+        return _attend_fixed(query_TQD, keys_HSD, values_HSD, plan, scale, window, softcap, sinks_Q)
     if can_attend(query_TQD, keys_HSD, scale) and not plan.hurried:
         return attend_compiled(query_TQD, keys_HSD, values_HSD, plan.seen, plan.size, scale, window, softcap, sinks_Q)
     queries = query_TQD.shape[1] // heads
@@ -57,6 +59,27 @@ def attend(
             merged_RHXD = _merge(partials, group, sinks_HX)
         parts.append(_unfold(merged_RHXD, queries))
     return parts[0] if plan.in_order else torch.cat(parts).index_select(0, plan.places_T)
+
+
+def _attend_fixed(
+    query_TQD: Tensor,
+    keys_HSD: Tensor,
+    values_HSD: Tensor,
+    plan: FixedPlan,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks_Q: Tensor | None,
+) -> Tensor:
+    """The same in shapes that the step's contents have no part in."""
+    heads, dtype = keys_HSD.shape[0], query_TQD.dtype
+    mask = plan.mask(window, dtype).expand(-1, -1, query_TQD.shape[1] // heads, -1)
+    k_THSD, v_THSD = (plan.view(each).to(dtype) for each in (keys_HSD, values_HSD))
+    out_THGD, mass_THG = _partial(query_TQD.unflatten(1, (heads, -1)), k_THSD, v_THSD, mask, scale, softcap)
+    if sinks_Q is not None:
+        share_THG = (mass_THG - sinks_Q.view(heads, -1).to(mass_THG.dtype)).sigmoid()
+        out_THGD = (out_THGD * share_THG[..., None]).to(dtype)
+    return out_THGD.flatten(1, 2)
 
 
 def _partial(

@@ -6,7 +6,7 @@ blocks of many requests of unequal lengths are one batch for an attention kernel
 neighbours is one piece, and keys and values are never copied.
 
 Legend: N blocks, R requests of a group, n tokens of one request (padded), A = R * n or R * M, G query heads per
-key/value head, P items, M items of one request (padded), S rows of an item.
+key/value head, P items, M items of one request (padded) or blocks of a token, S rows of an item.
 """
 
 from __future__ import annotations
@@ -198,6 +198,36 @@ class Plan:
             mask.masked_fill_(~seen, torch.finfo(dtype).min / 4)
             self._masks[key] = None if bool(seen.all()) else mask.repeat(1, groups, 1)[:, None]
         return self._masks[key]
+
+
+class FixedPlan:
+    """The same for a step whose tokens all have as many blocks, of which each sees what is its own and not behind it:
+    ``blocks_TM`` of positions ``0 ... M*size-1`` (any where a token has no more) and ``positions_T`` may be written
+    anew, and no shape depends on them.
+    """
+
+    def __init__(self, blocks_TM: Tensor, positions_T: Tensor, size: int) -> None:
+        self.blocks_TM, self.size = blocks_TM, size
+        self._positions_T = positions_T
+        self._masks: dict[tuple[int | None, torch.dtype], Tensor] = {}
+
+    def view(self, cached_HSD: Tensor) -> Tensor:
+        """``[T, H, M*size, D]``, a copy."""
+        heads, _, width = cached_HSD.shape
+        blocks = cached_HSD.unflatten(1, (-1, self.size)).transpose(0, 1)
+        gathered_TMHSD: Tensor = blocks[self.blocks_TM]
+        return gathered_TMHSD.transpose(1, 2).reshape(len(self.blocks_TM), heads, -1, width)
+
+    def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """Additive mask ``[T, 1, 1, M*size]``, as a ``Plan``'s."""
+        if (window, dtype) not in self._masks:
+            row_S = torch.arange(self.blocks_TM.shape[1] * self.size, device=self.blocks_TM.device)
+            seen_TS = row_S <= self._positions_T[:, None]
+            if window is not None:
+                seen_TS &= row_S > self._positions_T[:, None] - window
+            mask_TS = torch.zeros(seen_TS.shape, dtype=dtype, device=seen_TS.device)
+            self._masks[window, dtype] = mask_TS.masked_fill_(~seen_TS, torch.finfo(dtype).min / 4)[:, None, None]
+        return self._masks[window, dtype]
 
 
 def _pieces(tables: Sequence[BlockTable], ends: Sequence[int], size: int) -> list[Piece]:

@@ -32,6 +32,7 @@ from dspark.nn.packed import (
 )
 from dspark.nn.rope import RotationTable
 from dspark.targets.attention import SEAM
+from dspark.targets.captured import SIZES, CapturedSteps, captured_steps
 from dspark.targets.card import recommended_of, stop_ids_of
 from dspark.targets.chat import Chat
 from dspark.targets.compiled import FEW_ROWS, CompiledSteps, compiled_steps, rotations_of
@@ -47,7 +48,7 @@ from dspark.targets.lean import (
     watch,
 )
 from dspark.targets.probe import probe, probe_ids
-from dspark.targets.ragged import RaggedBatch, complex_of
+from dspark.targets.ragged import RaggedBatch, Step, complex_of
 from dspark.targets.rounding import round_weights, rounds_weights, rows_of
 from dspark.targets.sources import Source, resolve_source
 from dspark.targets.taps import tapped
@@ -106,6 +107,7 @@ class Target:
         self._scales = scales_of(config)
         self._kv_layers = kv_layers(config)
         self._compiled: CompiledSteps | None = None
+        self._captured: CapturedSteps | None = None
         packs = (self.device.type, self.dtype) == ("cpu", torch.float32)
         self._rounds = rows_of(rounding) if packs else None
         self.weights_hash  # noqa: B018  # hashed before rounding, and before packing replaces the head
@@ -134,6 +136,11 @@ class Target:
     def precision(self) -> torch.dtype:
         """What it multiplies in: what rows are rounded to, or its dtype."""
         return self.rounds or self.dtype
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Tokens that steps are padded to, as far as these go; none where they take what they take."""
+        return () if self._captured is None else SIZES
 
     @property
     def agreement(self) -> torch.dtype:
@@ -183,7 +190,12 @@ class Target:
 
     @torch.inference_mode()
     def _compile(self) -> None:
-        """Run steps as one program where that gives the numbers of the modules to the bit."""
+        """Run steps as one program where that gives the numbers of the modules to the bit; on a GPU as recorded ones
+        (not run there yet).
+        """
+        if self.device.type == "cuda":
+            ids_T = probe_ids(self.vocab_size).to(self.device)
+            self._captured = captured_steps(self._run, self.new_cache(1, len(ids_T)), ids_T, (-1, 0), record=True)
         compiled = compiled_steps(self._base, self._scales.embedding)
         if compiled is None or self.device.type != "cpu" or self.dtype != torch.float32:
             return
@@ -270,22 +282,21 @@ class Target:
         if self._compiled is not None and (len(ids_T) <= FEW_ROWS or not batch.plan.hurried):
             rotations = [each.at(batch.positions, batch.positions_T) for each in self._rotations]
             where = batch.cache, batch.rows_T, batch.plan.seen
-            found = Forward(*self._compiled.run(ids_T, rotations, *where, tuple(taps)))
+            left = self._compiled.run(ids_T, rotations, *where, tuple(taps))
         else:
-            with tapped(self._base.layers, taps) as rows:
-                last_1Td = self._run(ids_T, batch)
-            left = {tap: each[0] for tap, each in rows.items()} | {self.num_layers - 1: last_1Td[0]}
-            features_TF = torch.cat([left[tap] for tap in taps], dim=-1) if taps else None
-            found = Forward(last_1Td[0], features_TF)
+            found = None if self._captured is None else self._captured.run(ids_T, batch, tuple(taps))
+            left = found or self._run(ids_T, batch, taps)
         batch.commit()
-        return found
+        return Forward(*left)
 
-    def _run(self, ids_T: Tensor, batch: RaggedBatch) -> Tensor:
-        """Hidden states ``[1, T, d]`` behind the final norm."""
+    def _run(self, ids_T: Tensor, batch: Step, taps: Sequence[int] = ()) -> tuple[Tensor, Tensor | None]:
+        """The model's modules: what ``forward`` leaves."""
         positions_1T = batch.positions_T[None]
-        out = self._base(input_ids=ids_T[None], position_ids=positions_1T, use_cache=False, ragged_batch=batch)
-        last: Tensor = out.last_hidden_state
-        return last
+        with tapped(self._base.layers, taps) as rows:
+            out = self._base(input_ids=ids_T[None], position_ids=positions_1T, use_cache=False, ragged_batch=batch)
+        last_Td: Tensor = out.last_hidden_state[0]
+        left = {tap: each[0] for tap, each in rows.items()} | {self.num_layers - 1: last_Td}
+        return last_Td, torch.cat([left[tap] for tap in taps], dim=-1) if taps else None
 
     @cached_property
     def _rotations(self) -> list[RotationTable]:
