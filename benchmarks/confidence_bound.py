@@ -9,13 +9,17 @@ likeliest token, and of the anchor what the target thought: its last hidden stat
 anchor's own probability. Never x_k. Contexts are the target's own answers, teacher-forced; a slot counts where all
 before it stood. Fates at a temperature are drawn from c* once, the same for all that are judged; fits see c* itself.
 A network stops where prompts that are left out of its fit (one in five) say so.
+
+Beside the AUC of each slot stands what it is worth: the speed over plain decoding of one user whose every block is
+verified as far as that estimate of its chances says, at the prices of ``--prices`` (a plain step, a block's draft, a
+verified draft: any unit), where each round of a block earns what c* expects of it.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -37,8 +41,9 @@ from dspark.training.losses import Slots
 from dspark.training.objective import supervised_slots
 
 _SEQUENCES, _ROWS, _LARGEST = 8, 512, 8
-_WIDTH, _STEPS, _EVERY, _PATIENCE, _BATCH = 256, 20000, 100, 12, 1024
+_WIDTH, _STEPS, _EVERY, _PATIENCE, _BATCH = 128, 20000, 50, 8, 1024
 _SCALARS = ("head", "peak", "largest", "entropy", "anchor")
+_EACH = ("chance", "label", "stood", "reached", "answer", "block")
 # What is read, and whether by a network or by one weight each.
 READS: dict[str, tuple[tuple[str, ...], bool]] = {
     "confidence head, logistic": (("head",), False),
@@ -53,20 +58,22 @@ READS: dict[str, tuple[tuple[str, ...], bool]] = {
 
 @dataclass(frozen=True)
 class Known:
-    """Of N drafts of one slot, all of which were reached: what was known ``[N, ...]`` by name, c* ``[N]`` (greedy: its
-    fate), c* at temperature 1 (what the head is taught), what became of each and the number of its answer.
+    """Of N drafts of one slot: what was known ``[N, ...]`` by name, c* ``[N]`` (greedy: its fate), c* at temperature 1
+    (what the head is taught), what became of each, whether all before it stood, and the numbers of answer and block.
     """
 
     of: dict[str, Tensor]
     chance: Tensor
     label: Tensor
     stood: Tensor
+    reached: Tensor
     answer: Tensor
+    block: Tensor
 
     def at(self, rows: Tensor) -> Known:
         """Some of them."""
         of = {name: x[rows] for name, x in self.of.items()}
-        return Known(of, self.chance[rows], self.label[rows], self.stood[rows], self.answer[rows])
+        return Known(of, *(getattr(self, name)[rows] for name in _EACH))
 
     def inputs(self, names: Sequence[str]) -> Tensor:
         """``[N, w]``."""
@@ -94,11 +101,12 @@ def known_of(
             of |= {"hidden": given.hidden[c], "markov": given.summed[c]}
             of["head"] = drafter.taught_confidence(given.hidden[c], embedded_Nr[c])
             stood = torch.rand(len(c), generator=generator) < chance
-            parts.append(Known(of, chance, label, stood, first + row_N[c]))
+            block = (first + row_N[c]) * anchors + anchor_N[c]
+            parts.append(Known(of, chance, label, stood, torch.ones_like(stood), first + row_N[c], block))
         whole = _joined(parts)
-        reached = _reached(given.places, whole.stood)
+        whole = replace(whole, reached=_reached(given.places, whole.stood))
         for slot in range(slots):
-            found[slot].append(whole.at(((given.places == slot) & reached).nonzero()[:, 0]))
+            found[slot].append(whole.at((given.places == slot).nonzero()[:, 0]))
     return [_joined(each) for each in found]
 
 
@@ -138,8 +146,7 @@ def _entropy(law: Tensor) -> Tensor:
 
 def _joined(parts: Sequence[Known]) -> Known:
     of = {name: torch.cat([each.of[name] for each in parts]) for name in parts[0].of}
-    rest = (torch.cat([getattr(each, name) for each in parts]) for name in ("chance", "label", "stood", "answer"))
-    return Known(of, *rest)
+    return Known(of, *(torch.cat([getattr(each, name) for each in parts]) for name in _EACH))
 
 
 def _reached(places: Tensor, stood: Tensor) -> Tensor:
@@ -194,6 +201,40 @@ def fitted(known: Known, names: Sequence[str], network: bool) -> Reader:
     return read
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What estimates of chances come to: AUC by slot, speed over plain decoding, and drafts verified in a round."""
+
+    auc: list[float]
+    speed: float
+    verified: float
+
+    def __str__(self) -> str:
+        return " ".join(f"{each:.3f}" for each in self.auc) + f"   {self.speed:.3f} ({self.verified:.1f})"
+
+
+def judged(judge: Sequence[Known], chances: Sequence[Tensor], prices: tuple[float, ...]) -> Judged:
+    """``chances``: of every slot ``[N]`` that each draft stands if reached."""
+    reached = [each.reached for each in judge]
+    aucs = [
+        auc(c[r].double().numpy(), each.stood[r].numpy()) for c, r, each in zip(chances, reached, judge, strict=True)
+    ]
+    whole = judge[-1].block  # blocks that have all slots
+    at = [torch.isin(each.block, whole) for each in judge]
+    believed, true = (
+        torch.stack([c[rows].double() for c, rows in zip(each, at, strict=True)], dim=1).cumprod(dim=1)
+        for each in (chances, [each.chance for each in judge])
+    )
+    tokens, earned = (torch.cat((torch.ones(len(x), 1), 1 + x.cumsum(dim=1)), dim=1) for x in (believed, true))
+    plain, draft, row = prices
+    takes = plain + draft + row * torch.arange(tokens.shape[1])
+    rate, count = 1 / plain, torch.arange(len(tokens))
+    for _ in range(20):  # the rate that verifying by it earns
+        length = (tokens - rate * takes).argmax(dim=1)
+        rate = float(earned[count, length].sum() / takes[length].sum())
+    return Judged(aucs, rate * plain, float(length.double().mean()))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--drafter", default="smollm2-135m")
@@ -206,6 +247,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--slots", type=int, default=3)
     parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--prices", type=float, nargs=3, default=(4.0, 1.3, 0.5))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     target, sampling = load_quietly("smollm2-135m", options.dtype), Sampling(options.temperature)
@@ -218,22 +260,23 @@ def main() -> None:
         return known_of(target, drafter, source, sampling, options.anchors)
 
     fit, judge = known(options.fit, options.fit_limit or options.limit), known(options.judge, options.limit)
-    print(f"drafts to fit to {[len(each.chance) for each in fit]}, to judge {[len(each.chance) for each in judge]}")
+    counts = [[int(each.reached.sum()) for each in of] for of in (fit, judge)]
+    print(f"drafts that are reached: to fit to {counts[0]}, to judge {counts[1]}", flush=True)
+    prices = tuple(options.prices)
     found = {
-        name: [auc(each.double().numpy(), slot.stood.numpy()) for each, slot in zip(chances, judge, strict=True)]
-        for name, chances in (
-            ("oracle c*", [each.chance for each in judge]),
-            ("c* at temperature 1, the head's label", [each.label for each in judge]),
-        )
+        "oracle c*": judged(judge, [each.chance for each in judge], prices),
+        "c* at temperature 1, the head's label": judged(judge, [each.label for each in judge], prices),
+        "nothing: a constant for each slot": judged(judge, [0 * e.chance + e.chance.mean() for e in judge], prices),
     }
     for name, (reads, network) in READS.items():
         readers = [fitted(each, reads, network) for each in fit]
-        pairs = list(zip(readers, judge, strict=True))
-        found[name] = [auc(read(each).double().numpy(), each.stood.numpy()) for read, each in pairs]
-    for name, values in found.items():
-        print(f"{name:44s}", " ".join(f"{each:.3f}" for each in values), flush=True)
+        chances = [read(each).sigmoid() for read, each in zip(readers, judge, strict=True)]
+        found[name] = judged(judge, chances, prices)
+    for name, each in found.items():
+        print(f"{name:44s} {each}", flush=True)
     if options.json:
-        write_json(options.json, {"temperature": options.temperature, "auc": found})
+        readings = {name: asdict(each) for name, each in found.items()}
+        write_json(options.json, {"temperature": options.temperature, "prices": prices, "readings": readings})
 
 
 if __name__ == "__main__":

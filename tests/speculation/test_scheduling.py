@@ -451,6 +451,21 @@ class TestScheduler:
                 memory = scheduler.after(memory, present, slots, ended=slots[:0])
             assert lengths == [2] * (delay + 1) + [0] * (3 - delay)
 
+    @pytest.mark.parametrize("form", ["averaged", "literal"])
+    @pytest.mark.parametrize(("stood", "verified"), [(0.9, 2), (0.01, 0)])
+    def test_a_budget_has_room_for_copies_where_drafts_have_stood(
+        self, form: Form, stood: float, verified: int
+    ) -> None:
+        """Whoever copies is not asked to draft; all of a step, or one of two."""
+        scheduler, slots = self.scheduler(form=form, delay=2), np.arange(2)
+        memory = scheduler.begin(2, 2)
+        for _ in range(8):
+            memory = scheduler.after(memory, Present.of([[stood, stood**2]] * 2), slots, slots[:0])
+        copies = Present.of([[0.9, 0.9]] * 2)
+        for present, asked in ((copies, slots[:0]), (copies, slots[:1]), (Present.of([[], [0.9, 0.9]]), slots[:0])):
+            plan = scheduler.plan(memory, present, slots, asked)
+            assert plan.drafts == min(present.drafts, verified * sum(map(bool, present.rows)))
+
     @pytest.mark.parametrize("form", ["price", "averaged", "literal"])
     def test_what_is_worked_out_ahead_is_what_would_have_been_found_in_time(self, form: Form) -> None:
         """With rests, requests that end and blocks of several lengths; without a delay nothing is known ahead."""

@@ -266,10 +266,10 @@ class Scheduler:
         drafts = present.drafts  # no more, or a price would hold what nobody can buy
         if not drafts:
             return Plan.chains([0] * present.requests)
+        if self.form in ("averaged", "literal"):
+            return admit(present, self._allowed(memory, present, slots, asked))
         all_asked = memory.promise is not None and len(asked) == len(slots) == memory.promise.requests
         promise = memory.promise if all_asked else None
-        if self.form in ("averaged", "literal"):
-            return admit(present, promise.budget if promise else self._capacity(memory, slots, asked, memory.asks))
         prices = promise and promise.prices
         if prices and len(prices.steps) == drafts:
             return worth_their_price(present, self._rate(memory, slots, asked), prices)
@@ -277,6 +277,17 @@ class Scheduler:
         if self.form == "algorithm 1":
             return early_stopped(present, seconds)
         return worth_their_price(present, self._rate(memory, slots, asked), Prices.of(seconds))
+
+    def _allowed(self, memory: Memory, present: Present, slots: Counts, asked: Counts) -> Budget:
+        """What the past says of a step with drafts of these: what it promised to all, where all have some and anybody
+        was ``asked`` (who copies in place of drafting will draft again). Of copies it knows no more than that they are
+        drafts, so these count as such that take no time to make.
+        """
+        having, promise = slots[[bool(row) for row in present.rows]], memory.promise
+        if promise and len(asked) and len(having) == len(slots) == promise.requests:
+            return promise.budget
+        seconds = self.seconds(len(slots), len(asked) * memory.asks, len(having) * memory.asks)
+        return self._budget(memory, having, seconds, memory.asks, len(slots) - len(having))
 
     def _rate(self, memory: Memory, slots: Counts, asked: Counts) -> float:
         """Tokens a second that steps earn where ``asked`` of the slots draft, no fewer than plain ones: nobody would
