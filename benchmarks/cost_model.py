@@ -3,7 +3,8 @@
     python benchmarks/cost_model.py [--requests 64] [--context 1024] [--memory-gb 8] [--checks 120] [--json FILE]
 
 Steps of any number of requests, verified lengths and contexts between those of the grid are timed in turn with it, so
-that what else the machine does is in both. Nothing else should run.
+that what else the machine does is in both; steps on shorter contexts than any fitted to come behind. Nothing else
+should run.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--memory-gb", type=float, default=8.0)
     parser.add_argument("--checks", type=int, default=120)
+    parser.add_argument("--shorter", type=int, default=64, help="contexts below those fitted to, judged behind them")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     target, drafter = load_drafting(options.target, options.drafter, options.dtype, "auto")
@@ -48,6 +51,8 @@ def main() -> None:
     steps = time_steps(target, drafter, [*grid, *checks], contexts)
     model = fit_costs(steps[: len(grid)], target.sizes)
     judged = steps[len(grid) :]
+    nearer = check_settings(block, options.requests, contexts, options.checks // 2, seed=1)
+    shorter = time_steps(target, drafter, nearer, replace(contexts, near=options.shorter))
     errors = np.array([model.seconds(load) / seconds - 1 for load, seconds in judged])
     found = {
         "weights": target.weights,
@@ -56,6 +61,9 @@ def main() -> None:
         "seconds": alone,
         "all": _figures(errors),
         "fitted": _figures(np.array([model.seconds(load) / seconds - 1 for load, seconds in steps[: len(grid)]])),
+        f"contexts from {options.shorter}": _figures(
+            np.array([model.seconds(load) / seconds - 1 for load, seconds in shorter])
+        ),
     } | {name: _by(bounds, _SIZES[name], checks, judged, errors) for name, bounds in _BOUNDS.items()}
     for name, value in found.items():
         print(f"{name}: {value}")
