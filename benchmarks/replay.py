@@ -32,9 +32,10 @@ from dspark.foundation.artifacts import read_json, write_json
 from dspark.speculation.confidence import Logistic
 from dspark.speculation.cost import CostModel, Load
 from dspark.speculation.planner.guard import Guard
-from dspark.speculation.planner.plan import Counts, Numbers, Present
+from dspark.speculation.planner.plan import Present
 from dspark.speculation.planner.scheduler import Form, Memory, Scheduler
 from dspark.speculation.recalibration import Outcome, Recalibration
+from dspark.speculation.rows import Counts, Numbers
 from dspark.speculation.sampling import Sampling
 
 _CONTEXT = 256

@@ -12,7 +12,7 @@ import torch
 from dspark.decoding.copying import Copying
 from dspark.decoding.engine import Engine, Limits
 from dspark.decoding.modes import lookup_of
-from dspark.decoding.pace import Pace
+from dspark.decoding.pace import SETTLED, Pace
 from dspark.decoding.planners import Adaptive, Together
 from dspark.decoding.request import Request
 from dspark.decoding.single import Decoder
@@ -25,8 +25,8 @@ from dspark.speculation.cost import CostModel, Load
 from dspark.speculation.draws import SeededDraws
 from dspark.speculation.loop import OneRequest
 from dspark.speculation.planner.guard import Guard
-from dspark.speculation.planner.plan import Numbers
 from dspark.speculation.planner.scheduler import Form
+from dspark.speculation.rows import Numbers
 from dspark.speculation.sampling import Sampling, distribution
 from dspark.speculation.together import generate_together
 from dspark.targets.model import Target
@@ -181,7 +181,7 @@ def as_in_the_reference_loop(settings: Adaptive, lookup: bool, planner: Together
         )
         for each in requests
     ]
-    assert list(generate_together(alone, settings.planning(seconds, 1), drafter.config.block_size))
+    assert list(generate_together(alone, settings.planning(seconds, len(alone)), drafter.config.block_size))
     assert answers == {f"{i}": request.rounds for i, request in enumerate(alone)}
     planner.make_up()
     return list(answers.values())
@@ -260,3 +260,17 @@ def test_costs_follow_the_machine() -> None:
     load = Load(6, 6)
     assert planner.costs.seconds(load) > 2 * settings.costs.seconds(load), "steps took far longer than foretold"
     assert torch.isfinite(torch.tensor(planner.costs.weights)).all()
+
+
+def test_a_plain_step_is_heard_behind_others_that_read_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where many are served, hardly a step reads none; those behind drafts are not heard, whatever they read."""
+    heard: list[bool] = []
+    monkeypatch.setattr(Pace, "after", lambda self, drafting, over_foretold: heard.append(drafting))
+    planner, without = Together(Adaptive(COSTS), 2, 4), [Round(1, (5,), 0, 0, 0, None)] * 2
+    drafted, plain, reading = Load(4, 2, drafting=8), Load(2, 2), Load(34, 3)
+    for load in (drafted, drafted, *[reading] * SETTLED[False], reading, plain):
+        planner._timed(without, load, 1.0, 0.0)
+    assert heard == [True, False]
+    for load in (drafted, reading, plain):
+        planner._timed(without, load, 1.0, 0.0)
+    assert heard == [True, False]

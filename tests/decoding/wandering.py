@@ -15,7 +15,7 @@ from dspark.speculation.acceptance import Round, Source
 from dspark.speculation.cost import CostModel, Load
 from dspark.speculation.draws import SeededDraws
 from dspark.speculation.loop import Draft
-from dspark.speculation.planner.plan import Numbers
+from dspark.speculation.rows import Numbers
 from dspark.speculation.sampling import Sampling
 
 BLOCK, ANSWER, _CONTEXT, _COPIED = 5, 64, 100, 4

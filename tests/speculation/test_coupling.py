@@ -20,8 +20,9 @@ from dspark.speculation.draws import SeededDraws
 from dspark.speculation.loop import Draft, DrafterState, OneRequest, Sample, generate
 from dspark.speculation.planner.algorithm import rates_of
 from dspark.speculation.planner.joint import JointPlanning
-from dspark.speculation.planner.plan import Counts, Plan, Present
+from dspark.speculation.planner.plan import Plan, Present
 from dspark.speculation.planner.scheduler import Memory, Scheduler
+from dspark.speculation.rows import Counts
 from dspark.speculation.sampling import Sampling, distribution
 from dspark.speculation.together import generate_together
 from enumeration import PROMPT, Logits, TableDrafter, TableTarget, constant_logits, mixed, random_logits

@@ -25,9 +25,10 @@ from dspark.speculation.planner.algorithm import rates_of
 from dspark.speculation.planner.guard import Guard
 from dspark.speculation.planner.joint import JointPlanning
 from dspark.speculation.planner.past import Past
-from dspark.speculation.planner.plan import Counts, Plan, Present
+from dspark.speculation.planner.plan import Plan, Present
 from dspark.speculation.planner.scheduler import Form, Memory, RoundSeconds, Scheduler
 from dspark.speculation.recalibration import LEVEL, Tilt
+from dspark.speculation.rows import Counts
 from dspark.speculation.sampling import Sampling
 from dspark.speculation.together import generate_together, step
 from enumeration import (
@@ -316,8 +317,11 @@ class Headless(TableDrafter):
 @pytest.mark.parametrize("drafter", [TableDrafter, Headless])
 @pytest.mark.parametrize("form", FORMS)
 def test_confidence_that_is_learned_on_the_way_and_rounds_that_explore(
-    form: Form, drafter: type[TableDrafter], learn_from: int
+    form: Form, drafter: type[TableDrafter], learn_from: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if learn_from == 2:  # as for many requests
+        for module in ("joint", "plan", "past", "price", "budget"):
+            monkeypatch.setattr(f"dspark.speculation.planner.{module}.FEW", 0)
     target = random_logits(2, "learned")
     case = Case([target], [mixed(target, random_logits(2, "its"))], 2, confidence_of("learned"), drafter=drafter)
     scheduler = Scheduler(timed(CURVES["curve"]), form, 1, HASTY, explore_every=3, learn_from=learn_from)

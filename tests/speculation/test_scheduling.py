@@ -19,10 +19,11 @@ from dspark.speculation.planner.algorithm import early_stopped, rates_of
 from dspark.speculation.planner.budget import Budget, admit, capacity
 from dspark.speculation.planner.guard import DRAFTING, Guard, Resting
 from dspark.speculation.planner.past import Past
-from dspark.speculation.planner.plan import Numbers, Plan, Present
+from dspark.speculation.planner.plan import Plan, Present
 from dspark.speculation.planner.price import Prices, convex_slopes, worth_their_price
 from dspark.speculation.planner.scheduler import Form, Memory, Scheduler
 from dspark.speculation.recalibration import LEVEL, Tilt
+from dspark.speculation.rows import Numbers
 
 Rows = list[list[float]]
 HASTY = Guard(credit=0.0, doubt=0.0, forgiven=0.07)

@@ -27,14 +27,14 @@ from dspark.speculation.cost import CostModel, Load
 from dspark.speculation.loop import Draft
 from dspark.speculation.planner.guard import Guard
 from dspark.speculation.planner.joint import JointPlanning, Planned
-from dspark.speculation.planner.plan import Counts, Numbers
 from dspark.speculation.planner.scheduler import Form, RoundSeconds, Scheduler
 from dspark.speculation.planner.single import Planning
 from dspark.speculation.recalibration import EXPLORING
+from dspark.speculation.rows import Counts, Numbers
 
-# Steps that costs, and rounds (of so many requests, or one of each) that confidence learns from at once: each by itself
-# would take longer than it tells. And steps for which a rate that the past promises is good.
-_STEPS, _ROUNDS, HOLDS = 16, 16, 4
+# Steps that costs, and rounds (or steps of all requests, if those are more) that confidence learns from at once: each
+# by itself would take longer than it tells. And steps for which a rate that the past promises is good.
+_STEPS, _ROUNDS, _TAUGHT, HOLDS = 16, 16, 4, 4
 _LENGTHS = (1, 2, 3, 5, 7, 10)
 _NOBODY: Counts = np.zeros(0, dtype=np.int64)
 
@@ -144,7 +144,8 @@ class Adaptive:
 
     def planning(self, seconds: RoundSeconds, slots: int) -> JointPlanning:
         """By what rounds take, for up to ``slots`` requests."""
-        holds, rounds = HOLDS if self.form == "price" else 1, max(_ROUNDS, slots)  # a budget is made for its own step
+        holds = HOLDS if self.form == "price" else 1  # a budget is made for its own step
+        rounds = max(_ROUNDS, _TAUGHT * slots)
         scheduler = Scheduler(seconds, self.form, self.delay, self.guard, EXPLORING, rounds, self.lengths, holds)
         return JointPlanning(scheduler, self.calibrations, LOOKUP_BLOCK)
 
@@ -171,7 +172,7 @@ class Together:
         self._taken: list[tuple[Load, float]] = []
         self._pace, self._spent = Pace(), 0.0
         self._kind = False, 0
-        """Whether the last step drafted, and how many of its kind there were in a row (``pace.SETTLED``)."""
+        """Whether the last step of rounds drafted, and how many of its kind there were in a row (``pace.SETTLED``)."""
         self._copying, self._copies = Copying(), settings.copies
         self._base = Load(0, 0)
         self._priced = self.costs, self._base, 0.0
@@ -279,8 +280,8 @@ class Together:
         self._passed = []
         self.ledger.rested(len(passed), sum(len(rounds) for rounds, _, _ in passed))
         for rounds, load, seconds in passed:
+            self._timed(rounds, load, seconds, 0.0)
             if load.requests == len(rounds):
-                self._timed(load, seconds, 0.0)
                 self._copying.after(False, 0.0, seconds / self._foretold(load), 1.0, len(rounds))
         self._memory = self._planning.scheduler.rested(self._memory, len(passed))
         if len(ended := self._ended(passed[-1][0])):  # nobody did before, or others would have come
@@ -310,31 +311,40 @@ class Together:
 
     def _learn(self, rounds: Sequence[Round], load: Load, seconds: float) -> None:
         """From a step that is over, and was planned."""
-        if load.requests == len(rounds):
-            self._timed(load, seconds, self._spent)
+        self._timed(rounds, load, seconds, self._spent)
         if self._planned is not None and len(rounds):
             self.ledger.came(rounds, self._planned.expected)
             self._memory = self._planning.after(self._memory, self._planned, rounds, self._ended(rounds))
 
-    def _timed(self, load: Load, seconds: float, spent: float) -> None:
-        """What a step of rounds took, in which so much was ``spent`` on planning."""
+    def _timed(self, rounds: Sequence[Round], load: Load, seconds: float, spent: float) -> None:
+        """What a step took, in which so much was ``spent`` on planning; of one that read prompts as well only its kind
+        counts.
+        """
         drafting = bool(load.drafting)
+        copies = not drafting and any(round.verified for round in rounds)  # alone: of neither kind
+        settled = bool(rounds) and not copies and self._in_a_row(drafting) >= SETTLED[drafting]
+        if load.requests != len(rounds):
+            return
         foretold, working = self._foretold(load), seconds - spent
         dearer = self._pace.dearer if drafting else 1.0
         self.ledger.took(seconds, foretold * dearer + self._pace.planning(drafting))
-        kind, row = self._kind
-        if not drafting and load.tokens > load.requests:  # copies alone, which are of neither kind
+        if settled:
+            self._taken.append((load, working / dearer))  # or all parts would follow what is dearer of drafts
+            self._pace.after(drafting, working / foretold)
+        elif copies:
             self._taken.append((load, working))
-        else:
-            if drafting == kind and row >= SETTLED[drafting]:
-                self._taken.append((load, working / dearer))  # or all parts would follow what is dearer of drafts
-                self._pace.after(drafting, working / foretold)
-            self._kind = drafting, row + 1 if drafting == kind else 1
         if len(self._taken) == _STEPS:
             self.costs = self.costs.refined(self._taken)
             self._taken.clear()
             self._pace.anew()
             self._copying.anew()
+
+    def _in_a_row(self, drafting: bool) -> int:
+        """How many steps of its kind came before this one, with none of the other kind between them."""
+        kind, row = self._kind
+        before = row if drafting == kind else 0
+        self._kind = drafting, before + 1
+        return before
 
     def _ended(self, rounds: Sequence[Round]) -> Counts:
         """Seats of requests whose last rounds these were."""

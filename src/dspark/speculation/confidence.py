@@ -15,12 +15,11 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dspark.foundation.errors import UserError
+from dspark.speculation.rows import Numbers, as_long, side_by_side
 from dspark.speculation.sampling import Sampling
 
-Numbers = NDArray[np.float64]
 CLAMP = 15.0  # beyond, a logit says nothing more
 _FARTHEST = 700.0  # of what has an exponential
 
@@ -259,6 +258,18 @@ def chances(
         return through.of_round(logits, peaks)
     found: list[float] = through.conditional(np.array(logits), None if peaks is None else np.array(peaks)).tolist()
     return found
+
+
+def chances_of_many(
+    through: ConfidenceMap | None, logits: Sequence[Sequence[float]], peaks: Sequence[Sequence[float]] | None = None
+) -> list[list[float]]:
+    """``chances`` of the blocks of many rounds at once, ``[N][k]``."""
+    logits_NK, lengths = side_by_side(logits)
+    if through is None:
+        with np.errstate(over="ignore"):  # comes to 0, as it should
+            return as_long(sigmoid(logits_NK), lengths)
+    peaks_NK = None if peaks is None else side_by_side(peaks)[0]
+    return as_long(through.conditional(logits_NK, peaks_NK), lengths)
 
 
 def _chance(x: float) -> float:

@@ -6,7 +6,8 @@ token, verifies further (``explores``).
 
 The same serves a drafter without a confidence head, whose confidence is the log-odds of the largest p_d of each slot.
 
-Legend: N rounds of a step, K slots of a block; the three inputs of a slot are its confidence logit, its peak and 1.
+Legend: N rounds of a step, R requests, K slots of a block; the three inputs of a slot are its confidence logit, its
+peak and 1.
 """
 
 from __future__ import annotations
@@ -18,11 +19,9 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dspark.speculation.confidence import Logistic, clamped, sigmoid
-
-Numbers = NDArray[np.float64]
+from dspark.speculation.rows import Counts, Numbers, side_by_side
 
 # What a step leaves of what was known before it, how much the map that was fitted beforehand keeps counting (in rounds
 # of the average kind), and the farthest that a slope or offset moves in one step.
@@ -78,16 +77,12 @@ class Recalibration:
 
     def with_outcomes(self, outcomes: Sequence[Outcome]) -> Recalibration:
         """``after`` rounds of drafts of any lengths up to K."""
-        known = np.zeros((2, len(outcomes), self.block))
-        for n, each in enumerate(outcomes):
-            known[:, n, : len(each.logits)] = each.logits, each.peaks
+        logits_NK, _ = side_by_side([each.logits for each in outcomes], self.block)
+        peaks_NK, _ = side_by_side([each.peaks for each in outcomes], self.block)
         observed, accepted = np.array([(each.observed, each.accepted) for each in outcomes], dtype=np.int64).T
-        logits, peaks = known
-        return self.after(logits, peaks, observed, accepted)
+        return self.after(logits_NK, peaks_NK, observed, accepted)
 
-    def after(
-        self, logits: Numbers, peaks: Numbers, verified: NDArray[np.int64], accepted: NDArray[np.int64]
-    ) -> Recalibration:
+    def after(self, logits: Numbers, peaks: Numbers, verified: Counts, accepted: Counts) -> Recalibration:
         """With rounds that are over: confidence logits and peaks ``[N, K]`` of their drafts, and how many each verified
         and accepted ``[N]``.
 
@@ -110,8 +105,7 @@ class Recalibration:
         return replace(self, weights=self.weights + step_K3.clip(-_FARTHEST, _FARTHEST), curvature=curvature)
 
 
-@dataclass(frozen=True)
-class Tilt:
+class Tilt(NamedTuple):
     """How much better or worse a request's drafts fare than they are believed to, in log-odds: learned from its own
     rounds that are over, so that a text of another kind than those of the fit is soon seen for what it is.
 
@@ -142,3 +136,26 @@ class Tilt:
 
 LEVEL = Tilt()
 """Of a request that nothing is known of."""
+
+
+def all_tilted(tilts: Sequence[Tilt], believed_RK: Numbers) -> Numbers:
+    """``Tilt.tilted`` of many requests at once, ``[R, K]``."""
+    odds_R1 = np.exp([tilt.log_odds for tilt in tilts])[:, None]
+    kept = believed_RK.clip(_SUREST, 1 - _SUREST)
+    gained = kept * odds_R1
+    tilted: Numbers = gained / (gained + (1 - kept))
+    return tilted
+
+
+def all_after(
+    tilts: Sequence[Tilt], believed: Sequence[Sequence[float]], observed: Sequence[int], accepted: Sequence[int]
+) -> list[Tilt]:
+    """``Tilt.after`` of many requests at once: what each was ``believed [R][k]``, what is known of it ``[R]``."""
+    believed_RK, lengths_R = side_by_side(believed)
+    log_odds_R, precision_R = np.array(tilts).reshape(-1, 2).T  # of none, too
+    seen_RK = np.arange(believed_RK.shape[1]) < np.minimum(np.array(observed, dtype=np.int64), lengths_R)[:, None]
+    c_RK = np.where(seen_RK, all_tilted(tilts, believed_RK), 0.0)
+    told_R = _KEPT * precision_R + (1 - _KEPT) / _SPREAD + (c_RK * (1 - c_RK)).sum(axis=1)
+    moved_R = log_odds_R + (np.array(accepted) - c_RK.sum(axis=1)) / told_R
+    moved = zip(tilts, observed, moved_R.tolist(), told_R.tolist(), strict=True)
+    return [Tilt(log_odds, told) if seen else tilt for tilt, seen, log_odds, told in moved]

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dspark.speculation.planner.plan import Numbers, Plan, Present
+from dspark.speculation.planner.plan import Plan, Present
+from dspark.speculation.rows import Numbers
 
 
 def early_stopped(present: Present, seconds: Numbers) -> Plan:

@@ -13,7 +13,8 @@ from itertools import accumulate
 
 from dspark.speculation.planner.algorithm import checked, rates_of
 from dspark.speculation.planner.past import Past
-from dspark.speculation.planner.plan import FEW, Counts, Numbers, Plan, Present
+from dspark.speculation.planner.plan import FEW, Plan, Present
+from dspark.speculation.rows import Counts, Numbers
 
 
 @dataclass(frozen=True)

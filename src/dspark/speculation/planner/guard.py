@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dspark.speculation.planner.plan import Counts
+from dspark.speculation.rows import Counts
 
 
 @dataclass(frozen=True)

@@ -6,22 +6,25 @@ Legend: R requests of a step, N of them whose drafts are read alike, K drafts of
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
+from typing import NamedTuple
+
+import numpy as np
 
 from dspark.speculation.acceptance import Round, Source
-from dspark.speculation.confidence import Calibrations, ConfidenceMap, Logistic, chances, nearest
+from dspark.speculation.confidence import Calibrations, ConfidenceMap, Logistic, chances, chances_of_many, nearest
 from dspark.speculation.loop import Draft
-from dspark.speculation.planner.plan import Counts, Present
+from dspark.speculation.planner.plan import FEW, Present
 from dspark.speculation.planner.scheduler import Memory, Regime, Scheduler
-from dspark.speculation.recalibration import Outcome, Recalibration, Tilt
+from dspark.speculation.recalibration import Outcome, Recalibration, Tilt, all_after, all_tilted
+from dspark.speculation.rows import Counts, as_long, side_by_side
 from dspark.speculation.sampling import Sampling
 
 
-@dataclass(frozen=True)
-class Reading:
+class Reading(NamedTuple):
     """What a request's drafts say of themselves: ``logits`` and ``peaks [k]`` (0 where there are none), and the
     conditional ``chances [k]`` that these are believed to mean. ``regime``: whose map goes on learning from them, None
     where none does; ``own``: they are the drafter's.
@@ -88,17 +91,20 @@ class JointPlanning:
             return self.nothing(slots)
         kinds = [(sampling, *_kind(draft)) for sampling, draft in zip(samplings, drafts, strict=True)]
         if kinds.count(kinds[0]) == len(kinds):  # mostly; hashing settings takes longer than comparing them
-            through = self._through(memory, *kinds[0])
-            readings = tuple(_read(draft, *through) for draft in drafts)
+            readings = _read(drafts, *self._through(memory, *kinds[0]))
         else:
-            known = {kind: self._through(memory, *kind) for kind in dict.fromkeys(kinds)}
-            readings = tuple(_read(draft, *known[kind]) for kind, draft in zip(kinds, drafts, strict=True))
+            readings = [None] * len(drafts)
+            for kind in dict.fromkeys(kinds):
+                mine = [i for i, each in enumerate(kinds) if each == kind]
+                of_kind = _read([drafts[i] for i in mine], *self._through(memory, *kind))
+                for i, reading in zip(mine, of_kind, strict=True):
+                    readings[i] = reading
         tilts = tuple(memory.tilts[i] for i in slots.tolist())
         # Broken slots are counted as drafted and will not stand: how many there are must not depend on what was drawn.
-        present = Present.of([_survival(*each) for each in zip(drafts, readings, tilts, strict=True)])
+        present = Present.of(_survival(drafts, readings, tilts))
         own = [bool(draft.slots) and draft.source == "drafter" for draft in drafts]
         lengths = self.scheduler.plan(memory, present, slots, slots if all(own) else slots[own]).lengths
-        return Planned(slots, tuple(drafts), readings, tilts, present, lengths)
+        return Planned(slots, tuple(drafts), tuple(readings), tilts, present, lengths)
 
     def nothing(self, slots: Counts) -> Planned:
         """Of a step in which nobody drafts."""
@@ -108,15 +114,12 @@ class JointPlanning:
         """When the step is over, ``rounds`` being what became of its drafts; ``ended``: slots that are free now."""
         if not planned.drafts:
             return self.scheduler.after(memory, _NOTHING, planned.slots, ended)
-        tilts, outcomes = list(planned.tilts), defaultdict[Regime, list[Outcome]](list)
-        for i, (reading, round) in enumerate(zip(planned.readings, rounds, strict=True)):
-            if reading is None:
-                continue
-            if reading.own:
-                tilts[i] = tilts[i].after(reading.chances, round.observed, round.accepted)
-            if reading.regime is not None:
+        outcomes = defaultdict[Regime, list[Outcome]](list)
+        for reading, round in zip(planned.readings, rounds, strict=True):
+            if reading is not None and reading.regime is not None:
                 became = Outcome(reading.logits, reading.peaks, round.observed, round.accepted)
                 outcomes[reading.regime].append(became)
+        tilts = _tilted_by(planned, rounds)
         own = [draft.source == "drafter" for draft in planned.drafts]
         over = planned.present
         if not all(own):  # copies come unasked
@@ -138,21 +141,57 @@ def _kind(draft: Draft) -> tuple[Source, bool]:
     return draft.source, draft.peaks is not None
 
 
-def _read(draft: Draft, regime: Regime | None, through: ConfidenceMap | None) -> Reading | None:
-    """What it says of itself; None for one that says nothing."""
-    if draft.confidence is None:
-        return None
-    logits, peaks = draft.confidence, draft.peaks
-    none = [0.0] * len(logits)
-    own = draft.source == "drafter"
-    found = chances(through, logits, none if peaks is None and regime is not None else peaks)
-    return Reading(own, regime, logits, none if peaks is None else peaks, found)
+def _many(drafts: Sequence[Draft]) -> bool:
+    """Whether arrays take less time than numbers one by one: by what was asked for, not by what came of it."""
+    return sum(draft.slots for draft in drafts) > FEW
 
 
-def _survival(draft: Draft, reading: Reading | None, tilt: Tilt) -> list[float]:
-    """``a [k]`` of all its slots. Of a draft that says nothing of itself nothing is known: it counts as certain."""
-    broken = [0.0] * (draft.slots - len(draft.tokens))
-    if reading is None:
-        return [1.0] * len(draft.tokens) + broken
-    believed = tilt.tilted(reading.chances) if reading.own else reading.chances
-    return [*accumulate(believed, mul), *broken]
+def _read(drafts: Sequence[Draft], regime: Regime | None, through: ConfidenceMap | None) -> list[Reading | None]:
+    """What drafts of a kind say of themselves; None for one that says nothing."""
+    said = [(i, draft.confidence, draft.peaks) for i, draft in enumerate(drafts) if draft.confidence is not None]
+    readings: list[Reading | None] = [None] * len(drafts)
+    if not said:
+        return readings
+    logits = [each for _, each, _ in said]
+    shown = [[0.0] * len(each) if peaks is None else peaks for _, each, peaks in said]
+    peaks = shown if regime is not None or said[0][2] is not None else [None] * len(said)
+    if _many(drafts):
+        found = chances_of_many(through, logits, None if peaks[0] is None else shown)
+    else:
+        found = [chances(through, *both) for both in zip(logits, peaks, strict=True)]
+    for (i, _, _), *known in zip(said, logits, shown, found, strict=True):
+        readings[i] = Reading(drafts[i].source == "drafter", regime, *known)
+    return readings
+
+
+def _survival(
+    drafts: Sequence[Draft], readings: Sequence[Reading | None], tilts: Sequence[Tilt]
+) -> Iterable[Sequence[float]]:
+    """``a [k]`` of all slots of each. Of a draft that says nothing of itself nothing is known: it counts as certain."""
+    each = zip(drafts, readings, strict=True)
+    believed = [[1.0] * len(draft.tokens) if reading is None else reading.chances for draft, reading in each]
+    own = [reading is not None and reading.own for reading in readings]
+    found: Iterable[Iterable[float]]
+    if _many(drafts):
+        c_RK, lengths = side_by_side(believed)
+        c_RK = np.where(np.array(own)[:, None], all_tilted(tilts, c_RK), c_RK)
+        found = as_long(c_RK.cumprod(axis=1), lengths)
+    else:
+        tilted = (tilt.tilted(c) if mine else c for mine, tilt, c in zip(own, tilts, believed, strict=True))
+        found = (accumulate(c, mul) for c in tilted)
+    return [[*row, *[0.0] * draft.broken] for row, draft in zip(found, drafts, strict=True)]
+
+
+def _tilted_by(planned: Planned, rounds: Sequence[Round]) -> list[Tilt]:
+    """Tilts ``[R]`` behind the step: of those who drafted by what became of it."""
+    tilts = list(planned.tilts)
+    mine = [(i, reading.chances) for i, reading in enumerate(planned.readings) if reading is not None and reading.own]
+    before, believed = [tilts[i] for i, _ in mine], [c for _, c in mine]
+    observed, accepted = ([getattr(rounds[i], known) for i, _ in mine] for known in ("observed", "accepted"))
+    if _many(planned.drafts):
+        moved = all_after(before, believed, observed, accepted)
+    else:
+        moved = [tilt.after(*told) for tilt, *told in zip(before, believed, observed, accepted, strict=True)]
+    for (i, _), tilt in zip(mine, moved, strict=True):
+        tilts[i] = tilt
+    return tilts

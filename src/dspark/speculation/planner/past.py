@@ -14,7 +14,8 @@ from itertools import accumulate
 
 import numpy as np
 
-from dspark.speculation.planner.plan import FEW, Counts, Numbers, Present, Survival
+from dspark.speculation.planner.plan import FEW, Present, Survival
+from dspark.speculation.rows import Counts, Numbers, side_by_side
 
 # Rounds of a request that are remembered, and what is left of a step's weight in the average of all a step later.
 _REMEMBERED, _FADING = 4, 0.98
@@ -129,9 +130,17 @@ class Past:
         return found
 
     def _many(self, slots: list[int]) -> Numbers:
-        """The same as an array."""
+        """The same at once, as an array ``[M, R, K]``."""
         if (found := self._arrays.get(asked := tuple(slots))) is None:
-            found = self._arrays[asked] = np.array(self._filled(slots))
+            known = [self.recent[slot] for slot in slots]
+            rounds = [each[i] if i < len(each) else () for i in range(_REMEMBERED) for each in known]
+            seen_NK, lengths = side_by_side(rounds, self.block)
+            mean, ends, empty_N = self.mean(), lengths - 1, lengths == 0
+            last_N = np.where(empty_N, 1.0, seen_NK[np.arange(len(rounds)), ends])
+            ratio_N = np.where(empty_N, 1.0, last_N / np.maximum(mean[ends], 1e-300))
+            goes_on_NK = np.minimum(ratio_N[:, None] * mean, last_N[:, None])
+            filled = np.where(np.arange(self.block) < lengths[:, None], seen_NK, goes_on_NK)
+            found = self._arrays[asked] = filled.reshape(_REMEMBERED, len(slots), -1)
         return found
 
     @cached_property

@@ -15,10 +15,9 @@ from functools import cache
 from itertools import chain
 
 import numpy as np
-from numpy.typing import NDArray
 
-Numbers = NDArray[np.float64]
-Counts = NDArray[np.int64]
+from dspark.speculation.rows import Counts, Numbers
+
 Ranked = list[float] | Numbers
 Whose = list[int] | Counts
 Survival = tuple[float, ...]

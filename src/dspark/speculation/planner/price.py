@@ -15,7 +15,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from dspark.speculation.planner.plan import FEW, Numbers, Plan, Present, Ranked
+from dspark.speculation.planner.plan import FEW, Plan, Present, Ranked
+from dspark.speculation.rows import Numbers
 
 
 @dataclass(frozen=True, eq=False)

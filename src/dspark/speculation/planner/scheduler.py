@@ -21,9 +21,10 @@ from dspark.speculation.planner.algorithm import early_stopped
 from dspark.speculation.planner.budget import Budget, admit, capacity
 from dspark.speculation.planner.guard import DRAFTING, Guard, Resting
 from dspark.speculation.planner.past import Past
-from dspark.speculation.planner.plan import Counts, Numbers, Plan, Present
+from dspark.speculation.planner.plan import Plan, Present
 from dspark.speculation.planner.price import Prices, worth_their_price
 from dspark.speculation.recalibration import LEVEL, Outcome, Recalibration, Tilt
+from dspark.speculation.rows import Counts, Numbers
 from dspark.speculation.sampling import Sampling
 
 Form = Literal["price", "averaged", "literal", "algorithm 1"]

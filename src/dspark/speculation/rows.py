@@ -1,0 +1,29 @@
+"""Rows of different lengths as one array, for steps of many requests.
+
+Legend: N rows, K numbers of the longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+
+Numbers = NDArray[np.float64]
+Counts = NDArray[np.int64]
+
+
+def side_by_side(rows: Sequence[Sequence[float]], width: int | None = None) -> tuple[Numbers, Counts]:
+    """Rows ``[N, K]``, 0 behind their ends, and how long each is ``[N]``; ``width``: K, that of the longest if None."""
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    width = int(lengths.max(initial=0)) if width is None else width
+    beside = np.zeros((len(rows), width))
+    beside[np.arange(width) < lengths[:, None]] = np.fromiter(chain.from_iterable(rows), np.float64, int(lengths.sum()))
+    return beside, lengths
+
+
+def as_long(beside: Numbers, lengths: Counts) -> list[list[float]]:
+    """The rows again, ``lengths [N]`` of ``beside [N, K]``."""
+    return [row[:length] for row, length in zip(beside.tolist(), lengths.tolist(), strict=True)]
