@@ -34,7 +34,7 @@ from dspark.speculation.rows import Counts, Numbers
 
 # Steps that costs, and rounds (or steps of all requests, if those are more) that confidence learns from at once: each
 # by itself would take longer than it tells. And steps for which a rate that the past promises is good.
-_STEPS, _ROUNDS, _TAUGHT, HOLDS = 16, 16, 4, 4
+_STEPS, _ROUNDS, _TAUGHT, HOLDS = 16, 64, 4, 4
 _LENGTHS = (1, 2, 3, 5, 7, 10)
 _NOBODY: Counts = np.zeros(0, dtype=np.int64)
 

@@ -89,15 +89,15 @@ class Recalibration:
         One step of Newton's method on the likelihood of what was observed, older rounds fading.
         """
         slots = np.arange(len(self.weights))
-        known = [clamped(np.nan_to_num(each)) for each in (logits, peaks)]  # behind a shorter block there is none
         observed_NK = (slots < verified[:, None]) & (slots <= accepted[:, None])
         if not observed_NK.any():
             return self
-        stood_NK = slots < accepted[:, None]
-        inputs_NK3 = np.stack((*known, np.ones_like(known[0])), axis=-1)
-        p_NK = sigmoid((inputs_NK3 * self.weights).sum(axis=-1))
-        uphill_K3 = np.einsum("nk,nki->ki", np.where(observed_NK, stood_NK - p_NK, 0.0), inputs_NK3)
-        told_K33 = np.einsum("nk,nki,nkj->kij", observed_NK * p_NK * (1 - p_NK), inputs_NK3, inputs_NK3)
+        observed_KN, stood_KN = observed_NK.T, (slots < accepted[:, None]).T
+        known = [clamped(np.nan_to_num(each.T)) for each in (logits, peaks)]  # behind a shorter block there is none
+        inputs_KN3 = np.stack((*known, np.ones_like(known[0])), axis=-1)
+        p_KN = sigmoid((inputs_KN3 @ self.weights[..., None])[..., 0])
+        uphill_K3 = (np.where(observed_KN, stood_KN - p_KN, 0.0)[:, None] @ inputs_KN3)[:, 0]
+        told_K33 = (inputs_KN3 * (observed_KN * p_KN * (1 - p_KN))[..., None]).swapaxes(1, 2) @ inputs_KN3
         seen_K11 = np.asarray(observed_NK.any(axis=0)).reshape(-1, 1, 1)
         kept = np.where(seen_K11, _FADING * self.curvature + (1 - _FADING) * _LEAST, self.curvature)
         curvature = kept + told_K33

@@ -17,10 +17,14 @@ Counts = NDArray[np.int64]
 
 def side_by_side(rows: Sequence[Sequence[float]], width: int | None = None) -> tuple[Numbers, Counts]:
     """Rows ``[N, K]``, 0 behind their ends, and how long each is ``[N]``; ``width``: K, that of the longest if None."""
-    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-    width = int(lengths.max(initial=0)) if width is None else width
-    beside = np.zeros((len(rows), width))
-    beside[np.arange(width) < lengths[:, None]] = np.fromiter(chain.from_iterable(rows), np.float64, int(lengths.sum()))
+    counts = [*map(len, rows)]
+    numbers = np.fromiter(chain.from_iterable(rows), np.float64, sum(counts))
+    most = max(counts, default=0)
+    width, lengths = most if width is None else width, np.array(counts, dtype=np.int64)
+    if counts and most == width == min(counts):  # mostly
+        return numbers.reshape(len(counts), width), lengths
+    beside = np.zeros((len(counts), width))
+    beside[np.arange(width) < lengths[:, None]] = numbers
     return beside, lengths
 
 

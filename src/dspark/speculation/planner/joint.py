@@ -87,22 +87,25 @@ class JointPlanning:
 
     def plan(self, memory: Memory, slots: Counts, samplings: Sequence[Sampling], drafts: Sequence[Draft]) -> Planned:
         """How many drafts of each request are verified; none for a request that drafts nothing."""
-        if not any(draft.slots for draft in drafts):
+        drafted = [draft.slots for draft in drafts]
+        if not any(drafted):
             return self.nothing(slots)
+        many = sum(drafted) > FEW  # by what was asked for, not by what came of it
         kinds = [(sampling, *_kind(draft)) for sampling, draft in zip(samplings, drafts, strict=True)]
-        if kinds.count(kinds[0]) == len(kinds):  # mostly; hashing settings takes longer than comparing them
-            readings = _read(drafts, *self._through(memory, *kinds[0]))
-        else:
-            readings = [None] * len(drafts)
-            for kind in dict.fromkeys(kinds):
-                mine = [i for i, each in enumerate(kinds) if each == kind]
-                of_kind = _read([drafts[i] for i in mine], *self._through(memory, *kind))
-                for i, reading in zip(mine, of_kind, strict=True):
-                    readings[i] = reading
+        distinct: list[tuple[Sampling, Source, bool]] = []
+        for kind in kinds:
+            if kind not in distinct:  # to hash settings takes longer than to compare them
+                distinct.append(kind)
+        readings: list[Reading | None] = [None] * len(drafts)
+        for kind in distinct:
+            mine = [i for i, each in enumerate(kinds) if each == kind]
+            of_kind = _read([drafts[i] for i in mine], many, *self._through(memory, *kind))
+            for i, reading in zip(mine, of_kind, strict=True):
+                readings[i] = reading
         tilts = tuple(memory.tilts[i] for i in slots.tolist())
         # Broken slots are counted as drafted and will not stand: how many there are must not depend on what was drawn.
-        present = Present.of(_survival(drafts, readings, tilts))
-        own = [bool(draft.slots) and draft.source == "drafter" for draft in drafts]
+        present = Present.of(_survival(drafts, many, readings, tilts))
+        own = [count > 0 and draft.source == "drafter" for count, draft in zip(drafted, drafts, strict=True)]
         lengths = self.scheduler.plan(memory, present, slots, slots if all(own) else slots[own]).lengths
         return Planned(slots, tuple(drafts), tuple(readings), tilts, present, lengths)
 
@@ -115,10 +118,13 @@ class JointPlanning:
         if not planned.drafts:
             return self.scheduler.after(memory, _NOTHING, planned.slots, ended)
         outcomes = defaultdict[Regime, list[Outcome]](list)
+        last: Regime | None = None
         for reading, round in zip(planned.readings, rounds, strict=True):
-            if reading is not None and reading.regime is not None:
-                became = Outcome(reading.logits, reading.peaks, round.observed, round.accepted)
-                outcomes[reading.regime].append(became)
+            if reading is None or reading.regime is None:
+                continue
+            if reading.regime is not last:  # to hash settings takes longer than all else
+                last, those = reading.regime, outcomes[reading.regime]
+            those.append(Outcome(reading.logits, reading.peaks, round.observed, round.accepted))
         tilts = _tilted_by(planned, rounds)
         own = [draft.source == "drafter" for draft in planned.drafts]
         over = planned.present
@@ -141,12 +147,12 @@ def _kind(draft: Draft) -> tuple[Source, bool]:
     return draft.source, draft.peaks is not None
 
 
-def _many(drafts: Sequence[Draft]) -> bool:
-    """Whether arrays take less time than numbers one by one: by what was asked for, not by what came of it."""
-    return sum(draft.slots for draft in drafts) > FEW
+# Of ``many`` drafts what is asked of each is done in arrays, which takes less time than numbers one by one.
 
 
-def _read(drafts: Sequence[Draft], regime: Regime | None, through: ConfidenceMap | None) -> list[Reading | None]:
+def _read(
+    drafts: Sequence[Draft], many: bool, regime: Regime | None, through: ConfidenceMap | None
+) -> list[Reading | None]:
     """What drafts of a kind say of themselves; None for one that says nothing."""
     said = [(i, draft.confidence, draft.peaks) for i, draft in enumerate(drafts) if draft.confidence is not None]
     readings: list[Reading | None] = [None] * len(drafts)
@@ -155,7 +161,7 @@ def _read(drafts: Sequence[Draft], regime: Regime | None, through: ConfidenceMap
     logits = [each for _, each, _ in said]
     shown = [[0.0] * len(each) if peaks is None else peaks for _, each, peaks in said]
     peaks = shown if regime is not None or said[0][2] is not None else [None] * len(said)
-    if _many(drafts):
+    if many:
         found = chances_of_many(through, logits, None if peaks[0] is None else shown)
     else:
         found = [chances(through, *both) for both in zip(logits, peaks, strict=True)]
@@ -165,14 +171,14 @@ def _read(drafts: Sequence[Draft], regime: Regime | None, through: ConfidenceMap
 
 
 def _survival(
-    drafts: Sequence[Draft], readings: Sequence[Reading | None], tilts: Sequence[Tilt]
+    drafts: Sequence[Draft], many: bool, readings: Sequence[Reading | None], tilts: Sequence[Tilt]
 ) -> Iterable[Sequence[float]]:
     """``a [k]`` of all slots of each. Of a draft that says nothing of itself nothing is known: it counts as certain."""
     each = zip(drafts, readings, strict=True)
     believed = [[1.0] * len(draft.tokens) if reading is None else reading.chances for draft, reading in each]
     own = [reading is not None and reading.own for reading in readings]
     found: Iterable[Iterable[float]]
-    if _many(drafts):
+    if many:
         c_RK, lengths = side_by_side(believed)
         c_RK = np.where(np.array(own)[:, None], all_tilted(tilts, c_RK), c_RK)
         found = as_long(c_RK.cumprod(axis=1), lengths)
@@ -187,11 +193,12 @@ def _tilted_by(planned: Planned, rounds: Sequence[Round]) -> list[Tilt]:
     tilts = list(planned.tilts)
     mine = [(i, reading.chances) for i, reading in enumerate(planned.readings) if reading is not None and reading.own]
     before, believed = [tilts[i] for i, _ in mine], [c for _, c in mine]
-    observed, accepted = ([getattr(rounds[i], known) for i, _ in mine] for known in ("observed", "accepted"))
-    if _many(planned.drafts):
+    observed, accepted = [rounds[i].observed for i, _ in mine], [rounds[i].accepted for i, _ in mine]
+    if planned.present.drafts > FEW:
         moved = all_after(before, believed, observed, accepted)
     else:
-        moved = [tilt.after(*told) for tilt, *told in zip(before, believed, observed, accepted, strict=True)]
+        each = zip(before, believed, observed, accepted, strict=True)
+        moved = [tilt.after(c, known, stood) for tilt, c, known, stood in each]
     for (i, _), tilt in zip(mine, moved, strict=True):
         tilts[i] = tilt
     return tilts

@@ -55,14 +55,11 @@ class Past:
         reach = min(self.block, max(map(len, over.rows), default=0))
         if not reach:
             return self.faded()
-        recent, sums, counts = [*self.recent], [0.0] * reach, [0] * reach
+        recent = [*self.recent]
         for slot, survival in zip(slots.tolist(), over.rows, strict=True):
             if survival:
-                seen = survival[:reach]
-                recent[slot] = (seen, *recent[slot][: _REMEMBERED - 1])
-                for k, a in enumerate(seen):
-                    sums[k] += a
-                    counts[k] += 1
+                recent[slot] = (survival[:reach], *recent[slot][: _REMEMBERED - 1])
+        sums, counts = _by_slot(over, reach)
         weight, total = ([_FADING * each for each in of] for of in (self.weight, self.total))
         for k in range(reach):  # a step counts once, however many requests it had
             weight[k] += 1
@@ -150,6 +147,19 @@ class Past:
     @cached_property
     def _arrays(self) -> dict[tuple[int, ...], Numbers]:
         return {}
+
+
+def _by_slot(over: Present, reach: int) -> tuple[list[float], list[int]]:
+    """Survival of all drafts summed by slot, and how many there are of each ``[reach]``."""
+    if over.drafts > FEW:
+        seen, lengths = side_by_side([row[:reach] for row in over.rows], reach)
+        return np.add.reduce(seen).tolist(), np.add.reduce(np.arange(reach) < lengths[:, None]).tolist()
+    sums, counts = [0.0] * reach, [0] * reach
+    for survival in over.rows:
+        for k, a in enumerate(survival[:reach]):
+            sums[k] += a
+            counts[k] += 1
+    return sums, counts
 
 
 def _as_long(survival: Survival, mean: Sequence[float]) -> list[float]:
