@@ -185,7 +185,7 @@ def _survival(
     else:
         tilted = (tilt.tilted(c) if mine else c for mine, tilt, c in zip(own, tilts, believed, strict=True))
         found = (accumulate(c, mul) for c in tilted)
-    return [[*row, *[0.0] * draft.broken] for row, draft in zip(found, drafts, strict=True)]
+    return [[*row, *[0.0] * (draft.slots - len(draft.tokens))] for row, draft in zip(found, drafts, strict=True)]
 
 
 def _tilted_by(planned: Planned, rounds: Sequence[Round]) -> list[Tilt]:
